@@ -1,0 +1,22 @@
+"""The built-in model: a small Stable Diffusion pipeline of its own world, for demos, tests and benchmarks.
+
+It is used by the command line, by `load_pipeline("demo")` and by tests, never by the core.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["judge_dir", "weights_dir"]
+
+_HERE = Path(__file__).parent
+
+
+def weights_dir() -> Path:
+    """Folder of the built-in pipeline in diffusers format."""
+    return _HERE / "weights" / "pipeline"
+
+
+def judge_dir() -> Path:
+    """Folder of the judge and of the contrastive image tower, for evaluation only."""
+    return _HERE / "weights" / "judge"

@@ -1,0 +1,154 @@
+"""One training loop for every stage: schedule, progress, average of weights, checkpoints, exact resume.
+
+It does not know what is trained: a stage hands it modules and a function from step to loss. All chance of
+step k comes from (seed, k), so a resumed run sees the same batches and the same noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sagediff.errors import InputError
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, how fast, where to."""
+
+    name: str
+    out: Path
+    steps: int
+    learning_rate: float
+    seed: int = 0
+    warmup: float = 0.05  # part of the steps
+    ema: float = 0.0  # decay of the weights' running mean; 0 keeps the last weights
+    weight_decay: float = 0.01
+    save_every: int = 250
+    device: str = "cpu"
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps must be at least 1, got {self.steps}")
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then linear decay to nothing."""
+        ramp = max(1, round(self.warmup * self.steps))
+        return self.learning_rate * min((step + 1) / ramp, max(0.0, (self.steps - step) / (self.steps - ramp + 1)))
+
+
+LossFunction = Callable[[int, np.random.Generator, torch.Generator], Mapping[str, Tensor]]
+
+
+def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Module:
+    """Run (or go on with) the stage; returns the module to keep, on `config.device`, in eval mode.
+
+    `losses(step, numpy rng, torch rng)` returns named terms; their sum is minimised.
+    """
+    config.out.mkdir(parents=True, exist_ok=True)
+    model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    average = copy.deepcopy(model) if config.ema else model
+    checkpoint = config.out / f"{config.name}.checkpoint.safetensors"
+    start = _restore(checkpoint, model, average, optimizer) if config.resume and checkpoint.is_file() else 0
+
+    columns = (
+        TextColumn(config.name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
+    )
+    console = Console(stderr=True)
+    running: dict[str, float] = {}
+    model.train()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(config.name, total=config.steps, completed=start, terms="")
+        for step in range(start, config.steps):
+            rng = np.random.default_rng([config.seed, step])
+            noise = torch.Generator(config.device).manual_seed(int(rng.integers(2**62)))
+            with torch.autocast(config.device, torch.bfloat16):
+                terms = losses(step, rng, noise)
+            total = torch.stack([term.float() for term in terms.values()]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if config.ema:
+                _blend(average, model, min(config.ema, (1 + step) / (10 + step)))
+            for name, term in terms.items():
+                value = float(term.detach())
+                running[name] = value if name not in running else 0.98 * running[name] + 0.02 * value
+            progress.update(task, advance=1, terms=" ".join(f"{k} {v:.4f}" for k, v in running.items()))
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                _save(checkpoint, step + 1, model, average, optimizer)
+                if not console.is_terminal:
+                    words = " ".join(f"{k} {v:.4f}" for k, v in running.items())
+                    console.print(f"{config.name} {step + 1}/{config.steps} {words}", highlight=False)
+    return average.eval()
+
+
+@torch.no_grad()
+def _blend(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - decay)
+    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    if average is not model:
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    write_tensors(path, tensors, {"step": str(step)})
+
+
+def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        step = int(file.metadata()["step"])
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    if average is not model:
+        average.load_state_dict(part("average."))
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for key, value in part("optimizer.").items():
+        index, name = key.split(".", 1)
+        state["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(state)
+    return step
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Save as safetensors under a temporary name, then rename: a kill leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
+    os.replace(partial, path)

@@ -1,0 +1,70 @@
+"""What a group's denoiser call is conditioned on: the members' conditions made into one.
+
+A strategy gets all conditions and masks of one node at once, because what is chosen for one argument must fit the others (a
+pooled embedding and the token embeddings of the same member, say).  Pure tensors: it knows no pipeline and no denoiser.
+
+Add a strategy by putting it into `GROUP_CONDITIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from torch import Tensor, stack
+
+from .errors import InputError
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+GroupCondition: TypeAlias = Callable[[Tensors, Tensors], dict[str, Tensor]]
+"""(conditions, masks), each name -> (n, ...) with n members, to name -> (1, ...) for every name of both."""
+
+
+def mean_condition(conditions: Tensors, masks: Tensors) -> dict[str, Tensor]:
+    """The mean over the members; of masks the union, so that no member's tokens are hidden.
+
+    Taken about the first member and in float32: the mean of equal rows is then exactly that row, also in half precision.
+    """
+    merged: dict[str, Tensor] = {}
+    for name, rows in conditions.items():
+        wide = rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows
+        merged[name] = (wide[:1] + (wide - wide[:1]).mean(dim=0, keepdim=True)).to(rows.dtype)  # (1, ...)
+    for name, rows in masks.items():
+        merged[name] = rows.amax(dim=0, keepdim=True)  # also right for additive masks: 0 shows, -10000 hides
+    return merged
+
+
+def medoid_condition(conditions: Tensors, masks: Tensors) -> dict[str, Tensor]:
+    """The member nearest to all others, the same one for every argument; the first of equals.
+
+    Each argument counts the same whatever its size: its squared distances are divided by their largest.
+    """
+    best = 0
+    total: Tensor | None = None
+    for rows in conditions.values():
+        flat = rows.flatten(1).float()  # (n, d)
+        # row by row: an (n, n, d) array of long token embeddings would not fit
+        distances = stack([(flat - row).square().sum(dim=1) for row in flat])  # (n, n)
+        largest = distances.max()
+        scaled = distances / largest if bool(largest > 0) else distances
+        total = scaled if total is None else total + scaled
+    if total is not None:
+        best = int(total.sum(dim=1).argmin())
+    return {name: rows[best : best + 1] for name, rows in {**conditions, **masks}.items()}
+
+
+GROUP_CONDITIONS: dict[str, GroupCondition] = {"mean": mean_condition, "medoid": medoid_condition}
+
+
+def group_condition_named(condition: str | GroupCondition) -> GroupCondition:
+    """The strategy of that name, or the callable itself.
+
+    Raises:
+        InputError: no strategy has that name.
+    """
+    if callable(condition):
+        return condition
+    if condition not in GROUP_CONDITIONS:
+        names = ", ".join(sorted(GROUP_CONDITIONS))
+        raise InputError(f"group_condition is {condition!r}; known are {names}, or give a callable")
+    return GROUP_CONDITIONS[condition]

@@ -1,0 +1,32 @@
+"""Every error that sagediff raises on purpose.
+
+    SagediffError
+    |-- InputError (also a ValueError)   what the user gave cannot work; nothing has run, nothing was written
+    |   |-- PlanError                    a share plan that is not one
+    |   `-- UnsupportedPipelineError     a pipeline, denoiser or scheduler that sharing does not know
+    `-- OutputError                      the work itself failed: disk full, folder not writable
+
+The command line exits with 2 for an InputError and with 1 for any other SagediffError.
+"""
+
+from __future__ import annotations
+
+
+class SagediffError(Exception):
+    """Root of the tree."""
+
+
+class InputError(SagediffError, ValueError):
+    """What the user gave cannot work; the message says what, where, and what to do."""
+
+
+class PlanError(InputError):
+    """A share plan whose partitions do not refine, or that does not cover every prompt once."""
+
+
+class UnsupportedPipelineError(InputError):
+    """A pipeline, denoiser or scheduler that shared sampling does not know."""
+
+
+class OutputError(SagediffError):
+    """Writing results failed; what was finished before is kept."""

@@ -1,0 +1,345 @@
+"""The hook on the denoiser: gather one row a node, run, spread the output over the members again.
+
+`Layout` says which rows of a call are run and where each output goes; `DenoiserHook` does it with real tensors; `HookInstalled`
+puts it on a module and takes it off, leaving no trace.  What is particular to a model is in `families.py`, what step it is in
+`run.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor
+
+from .condition import GroupCondition
+from .errors import InputError, UnsupportedPipelineError
+from .families import Family, family_of
+from .plan import SharePlan
+from .run import SharedRun
+
+HOOK_NAME = "sagediff_shared_sampling"
+REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's HookRegistry; tests/test_hook.py guards the name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which rows of a denoiser call are run, and which output each row of the call gets.
+
+    Attributes:
+        sources: for every row run, the rows of the call that it stands for (the members of a node, in one half of the batch).
+        spread: (rows,) for every row of the call the row run that it takes its output from; -1: it is not run, and takes the
+            output that the first call of the step gave it.
+    """
+
+    sources: tuple[tuple[int, ...], ...]
+    spread: tuple[int, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row of the call is run for itself."""
+        return self.spread == tuple(range(len(self.sources)))
+
+    @classmethod
+    def of(cls, plan: SharePlan, step: int, halves: int, second: bool) -> Layout:
+        """The layout of a call at a step.
+
+        Args:
+            halves: 2 when the call carries negative rows, then conditional ones; 1 when it carries one row a prompt.
+            second: the call is a step's second, negative one.
+        """
+        nodes = [int(node) for node in plan.partition(step)]
+        shared = [bool(flag) for flag in plan.shared(step)]
+        members: dict[int, list[int]] = {}
+        for prompt, node in enumerate(nodes):
+            members.setdefault(node, []).append(prompt)
+        unguided = plan.shared_guidance == 1.0
+        sources: list[tuple[int, ...]] = []
+        spread: list[int] = []
+        conditional: dict[int, int] = {}
+        negative_skipped: list[tuple[int, int]] = []  # (row of the call, node) of the rows that take the conditional output
+        for half in range(halves):
+            is_negative = second or (halves == 2 and half == 0)
+            run_as: dict[int, int] = {}
+            for node, of_node in members.items():
+                if is_negative and unguided and shared[of_node[0]]:
+                    continue
+                run_as[node] = len(sources)
+                sources.append(tuple(half * len(nodes) + prompt for prompt in of_node))
+            if not is_negative:
+                conditional = run_as
+            for node in nodes:
+                if node not in run_as:
+                    negative_skipped.append((len(spread), node))
+                spread.append(run_as.get(node, -1))
+        for row, node in negative_skipped:
+            spread[row] = conditional.get(node, -1)
+        return cls(tuple(sources), tuple(spread))
+
+
+class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
+    """Runs a denoiser call on one row a node.
+
+    Args:
+        pipe: asked for its guidance scale and for its scheduler.
+        module: the denoiser as the pipeline holds it.
+        run: told of every call.
+        condition: makes the members' conditions into the group's.
+        micro_batch_size: most rows in one run of the module; None for all at once.
+    """
+
+    def __init__(
+        self, pipe: Any, module: torch.nn.Module, run: SharedRun, condition: GroupCondition, micro_batch_size: int | None
+    ) -> None:
+        super().__init__()
+        inner = _unwrapped(module)
+        self._pipe = pipe
+        self._scheduler = pipe.scheduler
+        self._class_name = type(inner).__name__
+        self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
+        self.family: Family = family_of(inner)
+        self._run = run
+        self._condition = condition
+        self._micro_batch_size = micro_batch_size
+        self._layouts: dict[tuple[bytes, int, bool], Layout] = {}
+        self._first: Any = None  # output of the step's first call, for pipelines that make two
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the denoiser's forward; same arguments, same output."""
+        if self._pipe.scheduler is not self._scheduler:
+            raise UnsupportedPipelineError(
+                "the pipeline's scheduler was replaced inside shared_sampling; set it before entering the context"
+            )
+        forward: Callable[..., Any] = self.fn_ref.original_forward
+        named = dict(zip(self._parameters, args, strict=False)) | kwargs
+        tensors = self.family.tensors(named, self._class_name)
+        rows = len(tensors[self.family.sample])
+        second = self._run.enter_denoiser(rows, self.family.guidance, self._guided(), self._scheduler)
+        plan, step = self._run.plan, self._run.step
+        shared: npt.NDArray[np.bool_] = np.asarray(plan.shared(step))
+        factor = self._guidance_factor(plan, shared, rows, second)
+        layout = self._layout(plan, step, rows, second)
+        self._check(tensors, rows, layout)
+
+        output: Any
+        if layout.is_whole and (self._micro_batch_size is None or rows <= self._micro_batch_size):
+            output = forward(*args, **kwargs)
+        else:
+            output, kept = self._run_rows(forward, named, tensors, layout)
+            spread = self._spread(kept, layout, tensors[self.family.sample].device)
+            if factor is not None:
+                spread = _reguide(spread, shared, factor)
+            form = self._first if output is None else output  # nothing run: answer in the form of the first call
+            output = (spread,) if isinstance(form, tuple) else type(form)(sample=spread)
+        if self.family.guidance == "two calls":
+            self._first = None if second else output
+        self._run.leave_denoiser(len(layout.sources))
+        return output
+
+    def _guided(self) -> bool | None:
+        """Whether the pipeline says that it carries negative rows; None when it cannot say (a loop of the user's own)."""
+        try:
+            return bool(self._pipe.do_classifier_free_guidance)
+        except AttributeError:
+            return None
+
+    def _guidance_factor(
+        self, plan: SharePlan, shared: npt.NDArray[np.bool_], rows: int, second: bool
+    ) -> float | None:
+        """(1 - shared guidance) / (1 - pipeline's guidance), where a shared guidance other than 1 applies.
+
+        Raises:
+            UnsupportedPipelineError: the pipeline does not say its own guidance scale.
+        """
+        guidance = plan.shared_guidance
+        if guidance is None or guidance == 1.0 or not shared.any():
+            return None
+        if second:
+            raise UnsupportedPipelineError(
+                f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which {type(self._pipe).__name__} does "
+                f"not tell; only None (as the pipeline's) and 1.0 work with pipelines that call the denoiser twice a step"
+            )
+        if rows == plan.num_prompts:
+            return None  # no negative rows: there is no guidance to change
+        scale = getattr(self._pipe, "guidance_scale", None)
+        if not isinstance(scale, int | float) or scale == 1.0:
+            raise UnsupportedPipelineError(
+                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` as a number other than 1, but "
+                f"{type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
+            )
+        return (1.0 - guidance) / (1.0 - float(scale))
+
+    def _layout(self, plan: SharePlan, step: int, rows: int, second: bool) -> Layout:
+        key = (np.asarray(plan.partition(step)).tobytes(), rows, second)
+        if key not in self._layouts:
+            self._layouts[key] = Layout.of(plan, step, rows // plan.num_prompts, second)
+        return self._layouts[key]
+
+    def _check(self, tensors: Mapping[str, Tensor], rows: int, layout: Layout) -> None:
+        """Sizes fit, and members hold the same rows.
+
+        Raises:
+            UnsupportedPipelineError: an argument's first size is not the number of rows.
+            InputError: members of a group started from different noise.
+        """
+        for name, tensor in tensors.items():
+            role = self.family.arguments[name]
+            if role == "neither" or (role == "row" and _is_broadcast(tensor)):
+                continue
+            if tensor.ndim == 0 or len(tensor) != rows:
+                raise UnsupportedPipelineError(
+                    f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it should begin with {rows}"
+                )
+            if role == "row" and self._run.first_call:
+                for members in layout.sources:
+                    if len(members) > 1 and not (tensor[list(members[1:])] == tensor[members[0]]).all():
+                        prompts = [member % self._run.plan.num_prompts for member in members]
+                        raise InputError(
+                            f"prompts {prompts} share their first steps, but `{name}` differs between them: members of a group "
+                            f"must start from the same noise and size (generator=plan.generators(seed), or equal latents)"
+                        )
+
+    def _run_rows(
+        self, forward: Callable[..., Any], named: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+    ) -> tuple[Any, Tensor | None]:
+        """Gather the layout's rows and run them, in micro-batches if asked.  Returns (last output, (rows run, ...))."""
+        count = len(layout.sources)
+        if count == 0:
+            return None, None
+        gathered = self._gather(tensors, layout.sources)
+        size = self._micro_batch_size or count
+        kept: list[Tensor] = []
+        output: Any = None
+        for start in range(0, count, size):
+            batch = {name: rows[start : start + size] for name, rows in gathered.items()}
+            output = forward(**_with_tensors(named, batch))
+            kept.append(_sample_of(output, self._class_name))
+        return output, kept[0] if len(kept) == 1 else torch.cat(kept)
+
+    def _gather(self, tensors: Mapping[str, Tensor], sources: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        """One row for every source, of each argument that has rows."""
+        roles = self.family.arguments
+        per_row = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if roles[name] != "neither" and not (roles[name] == "row" and _is_broadcast(tensor))
+        }
+        device = tensors[self.family.sample].device
+        firsts = torch.tensor([members[0] for members in sources], device=device)
+        gathered = {name: tensor.index_select(0, firsts.to(tensor.device)) for name, tensor in per_row.items()}
+        conditions = {name: tensor for name, tensor in per_row.items() if roles[name] == "condition"}
+        masks = {name: tensor for name, tensor in per_row.items() if roles[name] == "mask"}
+        for place, members in enumerate(sources):
+            if len(members) > 1:
+                merged = self._condition(_take(conditions, members), _take(masks, members))
+                for name, row in merged.items():
+                    gathered[name][place : place + 1] = row
+        return gathered
+
+    def _spread(self, kept: Tensor | None, layout: Layout, device: torch.device) -> Tensor:
+        """(rows run, ...) to (rows of the call, ...)."""
+        places = torch.tensor(layout.spread, device=device)
+        if -1 not in layout.spread:
+            assert kept is not None
+            return kept.index_select(0, places)
+        spread = _sample_of(self._first, self._class_name).clone()  # only a step's second call leaves rows out
+        if kept is not None:
+            run = places >= 0
+            spread[run] = kept.index_select(0, places[run])
+        return spread
+
+
+class HookInstalled:
+    """Context manager: the hook is on the module inside, and the module is as it was found afterwards.
+
+    Raises:
+        InputError: the module carries such a hook already.
+    """
+
+    def __init__(self, module: torch.nn.Module, hook: DenoiserHook) -> None:
+        self._module = module
+        self._hook = hook
+
+    def __enter__(self) -> DenoiserHook:
+        module = self._module
+        self._had_registry = hasattr(module, REGISTRY)
+        self._had_forward = "forward" in vars(module)
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        if registry.get_hook(HOOK_NAME) is not None:
+            raise InputError(
+                "shared_sampling is already active on this pipeline's denoiser; leave that context before entering another"
+            )
+        registry.register_hook(self._hook, HOOK_NAME)
+        self._forward = vars(module)["forward"]
+        return self._hook
+
+    def __exit__(self, *exc: object) -> None:
+        module = self._module
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        found = vars(module).get("forward")
+        registry.remove_hook(HOOK_NAME, recurse=False)
+        if found is not self._forward and not registry.hooks:
+            # Someone replaced the forward meanwhile (offloading does, at the end of a pipeline's run): theirs stays
+            if found is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = found
+        elif not self._had_forward and not registry.hooks:
+            vars(module).pop("forward", None)  # the class's own shows again
+        if not self._had_registry and not registry.hooks:
+            for home in (module, _unwrapped(module)):  # a compiled module keeps attributes on the module inside
+                vars(home).pop(REGISTRY, None)
+
+
+def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside a `torch.compile` wrapper."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _is_broadcast(tensor: Tensor) -> bool:
+    """Whether a row argument is one value for all rows (a 0-dim timestep)."""
+    return tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
+
+
+def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:
+    return {name: tensor[list(members)] for name, tensor in tensors.items()}
+
+
+def _with_tensors(named: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
+    """The arguments with those tensors (by dotted name) put in; nothing of the caller's is changed."""
+    replaced: dict[str, Any] = {}
+    for name, value in named.items():
+        path = f"{prefix}{name}"
+        if path in tensors:
+            replaced[name] = tensors[path]
+        elif isinstance(value, dict):
+            replaced[name] = _with_tensors(value, tensors, f"{path}.")
+        else:
+            replaced[name] = value
+    return replaced
+
+
+def _sample_of(output: Any, class_name: str) -> Tensor:
+    """The prediction in a denoiser's output, a one-entry tuple or a dataclass with `sample`."""
+    sample = output[0] if isinstance(output, tuple) and len(output) == 1 else getattr(output, "sample", None)
+    if not isinstance(sample, Tensor):
+        raise UnsupportedPipelineError(f"{class_name} returned a {type(output).__name__} without one `sample`")
+    return sample
+
+
+def _reguide(prediction: Tensor, shared: npt.NDArray[np.bool_], factor: float) -> Tensor:
+    """Move the negative half of shared prompts so that the pipeline's guidance s comes out as the shared guidance g.
+
+    With u' = c + (1 - g) / (1 - s) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The conditional half stays,
+    so that a guidance rescaling that looks at it sees the model's own.
+    """
+    negative, conditional = prediction.chunk(2)
+    flags = torch.from_numpy(shared).to(prediction.device).view(-1, *[1] * (prediction.ndim - 1))
+    moved = torch.where(flags, conditional + factor * (negative - conditional), negative)
+    return torch.cat([moved, conditional])

@@ -1,0 +1,180 @@
+"""Where a shared run stands: which step of the plan it is in, and what it has cost.
+
+The hook (`hook.py`) reports denoiser calls, the wrapped scheduler (`solver.py`) reports scheduler calls; neither knows the other.
+Steps are counted by scheduler calls, never read from timesteps: pipelines scale those each in its own way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .errors import PlanError, UnsupportedPipelineError
+from .families import GuidanceKind
+from .plan import SharePlan
+
+
+class SharedRun:
+    """What `shared_sampling` yields; describes the pipeline's latest run inside the context.
+
+    Attributes:
+        plan: the share plan, costed as the pipeline runs it (rows a prompt, denoiser calls a step) once a run has begun; so
+            `evaluations == plan.evaluations` at the end of every run.
+        evaluations: denoiser rows really run so far, guidance rows included.
+    """
+
+    def __init__(self, plan: SharePlan) -> None:
+        self.plan = plan
+        self.begin()
+
+    @property
+    def step(self) -> int:
+        """The plan's step that is being worked on; `plan.num_steps` when all are done."""
+        return self._steps[self._call] if self._call < len(self._steps) else (self.plan.num_steps if self._steps else 0)
+
+    def begin(self) -> None:
+        """A new run of the pipeline: all counts at zero."""
+        self.evaluations = 0
+        self._call = 0  # scheduler calls finished
+        self._denoiser_calls = 0  # denoiser calls since the last scheduler call
+        self._steps: list[int] = []  # plan step of every scheduler call
+        self._rows_per_prompt = 0  # 0 until seen
+
+    # -- reported by the hook -------------------------------------------------------------------------------------------
+
+    def enter_denoiser(self, rows: int, guidance: GuidanceKind, guided: bool | None, scheduler: Any) -> bool:
+        """A denoiser call with so many rows is about to run.  Returns True for the negative call of a two-call step.
+
+        Args:
+            guided: whether the pipeline says that it guides without a classifier; None when it does not say.
+
+        Raises:
+            PlanError: the scheduler's steps are not the plan's.
+            UnsupportedPipelineError: rows or calls that sharing cannot assign to prompts.
+        """
+        prompts = self.plan.num_prompts
+        if not self._steps:
+            calls = calls_per_step(scheduler, self.plan.num_steps)
+            self.plan = self.plan.recost(calls_per_step=calls)
+            self._steps = [step for step, count in enumerate(calls) for _ in range(count)]
+        if self._call >= len(self._steps):
+            raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
+        second = self._denoiser_calls == 1
+        if second and guidance == "batched" or self._denoiser_calls > 1:
+            raise UnsupportedPipelineError(
+                f"the pipeline called its denoiser {self._denoiser_calls + 1} times in one step, which sharing cannot assign: "
+                f"switch off the guidance that makes the further call (skip-layer, perturbed attention)"
+            )
+        per_prompt = self._count_rows(rows, prompts, guidance, guided, second)
+        if self._rows_per_prompt == 0 or (second and self._call == 0):
+            self._rows_per_prompt = per_prompt
+            self.plan = self.plan.recost(rows_per_prompt=per_prompt)
+        elif guidance == "batched" and per_prompt != self._rows_per_prompt or second and self._rows_per_prompt != 2:
+            raise UnsupportedPipelineError(
+                f"guidance changed on the way: {self._rows_per_prompt} denoiser rows a prompt at first, {per_prompt} at step {self.step}"
+            )
+        return second
+
+    def leave_denoiser(self, rows_run: int) -> None:
+        """A denoiser call has ended, having run so many rows."""
+        self.evaluations += rows_run
+        self._denoiser_calls += 1
+
+    # -- reported by the wrapped scheduler ------------------------------------------------------------------------------
+
+    @property
+    def first_call(self) -> bool:
+        """Whether the scheduler has not been called yet in this run."""
+        return self._call == 0
+
+    @property
+    def scheduler_call(self) -> int:
+        """Number of the scheduler call being worked on, from 0."""
+        return self._call
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the scheduler call being worked on is the last one of its step."""
+        return self._call + 1 >= len(self._steps) or self._steps[self._call + 1] != self._steps[self._call]
+
+    def enter_scheduler(self, guidance: GuidanceKind) -> None:
+        """A scheduler call is about to run.
+
+        Raises:
+            UnsupportedPipelineError: the denoiser ran past the hook, or not as often as in the steps before.
+        """
+        if self._denoiser_calls == 0:
+            raise UnsupportedPipelineError(
+                "the scheduler was called without a denoiser call that shared sampling saw: something replaced the denoiser's "
+                "forward inside the context (enable offloading and compile before entering, and enter once for each run)"
+            )
+        if guidance == "two calls" and self._denoiser_calls != self._rows_per_prompt:
+            raise UnsupportedPipelineError(
+                f"guidance changed on the way: {self._rows_per_prompt} denoiser calls a step at first, "
+                f"{self._denoiser_calls} at step {self.step}"
+            )
+
+    def leave_scheduler(self) -> None:
+        """A scheduler call has ended."""
+        self._call += 1
+        self._denoiser_calls = 0
+
+    @staticmethod
+    def _count_rows(rows: int, prompts: int, guidance: GuidanceKind, guided: bool | None, second: bool) -> int:
+        """Denoiser rows a prompt: 1 without classifier-free guidance, 2 with it."""
+        if guidance == "two calls":
+            expected, per_prompt = prompts, 2 if second else 1
+        else:
+            # Ask the pipeline rather than the number: with 2 prompts planned, 2 rows may also be one guided prompt
+            per_prompt = (2 if rows == 2 * prompts else 1) if guided is None else (2 if guided else 1)
+            expected = per_prompt * prompts
+        if rows != expected:
+            raise UnsupportedPipelineError(
+                f"the pipeline calls its denoiser with {rows} rows, but the share plan has {prompts} prompts ({expected} rows "
+                f"expected): give exactly the plan's prompts, with num_images_per_prompt=1 (repeat a prompt in the plan instead)"
+            )
+        return per_prompt
+
+
+def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
+    """Denoiser calls of every step, read from the scheduler's timesteps after `set_timesteps`.
+
+    Raises:
+        PlanError: the scheduler was set to another number of steps than the plan has.
+    """
+    begin = getattr(scheduler, "begin_index", None) or 0  # image-to-image pipelines begin later
+    timesteps = len(scheduler.timesteps) - begin
+    pndm = any(cls.__name__ == "PNDMScheduler" for cls in type(scheduler).__mro__)
+    if pndm and begin == 0 and scheduler.config.skip_prk_steps:
+        calls = (2,) + (1,) * (num_steps - 1) if num_steps > 1 else (1,)  # the first step is taken twice
+    elif pndm and begin == 0:
+        calls = (4, 4, 4) + (1,) * (num_steps - 3)  # three Runge-Kutta steps to start with
+    elif getattr(scheduler, "order", 1) == 2:
+        calls = (2,) * (num_steps - 1) + (1,)  # the last step of Heun's method is Euler's
+    else:
+        calls = (1,) * num_steps
+    if sum(calls) != timesteps:
+        raise PlanError(
+            f"the share plan has {num_steps} steps ({sum(calls)} calls of {type(scheduler).__name__}), but the pipeline's "
+            f"scheduler is set to {timesteps} calls; make them equal, e.g. num_inference_steps=plan.num_steps (with an "
+            f"image-to-image strength, plan only the steps that it leaves)"
+        )
+    return calls
+
+
+def check_first_timestep(scheduler: Any, timestep: Any) -> None:
+    """The first scheduler call must be at the first timestep.
+
+    Raises:
+        PlanError: it is not; the pipeline skips steps in a way that the scheduler does not tell beforehand.
+    """
+    begin = getattr(scheduler, "begin_index", None) or 0
+    first = scheduler.timesteps[begin]
+    if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
+        return
+    if float(timestep) != float(first):
+        raise PlanError(
+            f"the pipeline begins at timestep {float(timestep):g}, not at the scheduler's first, {float(first):g}: it skips "
+            f"steps that the share plan counts (image-to-image strength below 1 with {type(scheduler).__name__})"
+        )

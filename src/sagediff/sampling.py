@@ -1,0 +1,83 @@
+"""`shared_sampling`: a share plan carried out by any supported diffusers pipeline, which stays in charge of its own loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from .condition import GroupCondition, group_condition_named
+from .errors import InputError, UnsupportedPipelineError
+from .families import denoiser_of
+from .hook import DenoiserHook, HookInstalled
+from .plan import SharePlan
+from .run import SharedRun
+from .solver import SchedulerTap
+
+
+@contextmanager
+def shared_sampling(
+    pipe: Any,
+    plan: SharePlan,
+    *,
+    group_condition: str | GroupCondition = "mean",
+    micro_batch_size: int | None = None,
+    fresh_noise: float = 0.0,
+    fresh_noise_rows: Sequence[bool] | None = None,
+    member_noise: Sequence[int] | None = None,
+) -> Iterator[SharedRun]:
+    """Inside the context, the pipeline called with the plan's prompts, in their order, shares steps as planned.
+
+    Call it with `num_inference_steps=plan.num_steps` and equal noise within groups (`generator=plan.generators(seed)`).
+    Afterwards the pipeline is as it was found, also after an error.
+
+    Args:
+        pipe: a diffusers pipeline whose denoiser class `families.FAMILIES` knows.
+        plan: which prompts share which steps.
+        group_condition: "mean" (default) or "medoid" (the member nearest to the others), or a callable (`condition.py`).
+        micro_batch_size: most denoiser rows run at once, None (default) for all.  Smaller takes less memory and changes
+            no image beyond rounding.
+        fresh_noise: part, in [0, 1], of the state's noise that is replaced at a prompt's branch point, variance kept.  Higher
+            sets members of a group further apart, which equal prompts need; 0 (default) hands the state over as it is.
+        fresh_noise_rows: for which prompts, one flag each; None (default) for all.
+        member_noise: a seed for each prompt.  Past its branch point a prompt's stochastic solver, and its fresh noise, draw
+            from a generator of its own.  None (default): solvers go on with the pipeline's generators, fresh noise is
+            torch's.
+
+    Yields:
+        What was run: `evaluations`, `plan` as costed for this pipeline, `step`.
+
+    Raises:
+        UnsupportedPipelineError: a denoiser, scheduler or feature that sharing does not know.
+        InputError: an option out of range; or the context is entered twice on a pipeline; or members start from different noise.
+        PlanError: the pipeline is run with another number of steps than planned.
+    """
+    _check_options(plan, micro_batch_size, fresh_noise, fresh_noise_rows, member_noise)
+    condition = group_condition_named(group_condition)
+    module = denoiser_of(pipe)
+    if not hasattr(getattr(pipe, "scheduler", None), "step"):
+        raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
+    run = SharedRun(plan)
+    hook = DenoiserHook(pipe, module, run, condition, micro_batch_size)
+    tap = SchedulerTap(pipe.scheduler, run, hook.family.guidance, fresh_noise, fresh_noise_rows, member_noise)
+    with HookInstalled(module, hook), tap:
+        yield run
+
+
+def _check_options(
+    plan: SharePlan,
+    micro_batch_size: int | None,
+    fresh_noise: float,
+    fresh_noise_rows: Sequence[bool] | None,
+    member_noise: Sequence[int] | None,
+) -> None:
+    if not isinstance(plan, SharePlan):
+        raise InputError(f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups, num_steps))")
+    if micro_batch_size is not None and (isinstance(micro_batch_size, bool) or micro_batch_size < 1):
+        raise InputError(f"micro_batch_size should be at least 1, or None for all rows at once; got {micro_batch_size!r}")
+    if not (math.isfinite(fresh_noise) and 0.0 <= fresh_noise <= 1.0):
+        raise InputError(f"fresh_noise should be in [0, 1], got {fresh_noise!r}")
+    for name, values in (("fresh_noise_rows", fresh_noise_rows), ("member_noise", member_noise)):
+        if values is not None and len(values) != plan.num_prompts:
+            raise InputError(f"{name} should hold one entry a prompt ({plan.num_prompts}), got {len(values)}")
