@@ -1,0 +1,126 @@
+"""The two properties that hold exactly, on every family and solver: nothing shared, and equal prompts, change no image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import Tiny, tiny
+
+from sagediff.plan import SharePlan
+from sagediff.sampling import shared_sampling
+
+CASES = [
+    *(("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc", "pndm", "pndm_prk")),
+    *(("sdxl", name) for name in ("dpmpp_2m", "euler", "heun", "euler_a", "unipc")),
+    ("sd3", "flow"),
+    ("flux", "flow"),
+]
+STEPS = 5
+GROUPS = [[0, 2, 3], [1]]
+EQUAL = [7, 8, 7, 7]  # the members of each group have the same prompt
+DIFFERENT = [3, 4, 5, 6]
+TOLERANCE = 1e-5
+
+
+def run_shared(case: Tiny, plan: SharePlan, prompts: list[int], guided: bool, **options: Any) -> torch.Tensor:
+    """Latents under sharing; the cost is checked in three ways: the plan's, the run's, and rows seen inside the denoiser."""
+    seen = 0
+
+    def count(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal seen
+        seen += len(args[0])
+
+    handle = case.counted.register_forward_pre_hook(count)
+    try:
+        with shared_sampling(case.pipe, plan, **options) as run:
+            images = case(prompts, plan.num_steps, plan.generators(0), guided)
+    finally:
+        handle.remove()
+    assert run.evaluations == run.plan.evaluations == seen
+    assert run.plan.evaluations_independent >= run.evaluations
+    assert run.step == plan.num_steps
+    return images
+
+
+def make_plan(ratio: float, shared_guidance: float | None = None) -> SharePlan:
+    return SharePlan.from_groups(GROUPS, num_steps=STEPS, share_ratio=ratio, shared_guidance=shared_guidance)
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
+@pytest.mark.parametrize(("family", "scheduler"), CASES)
+def test_equal_to_the_untouched_pipeline(family: str, scheduler: str, guided: bool) -> None:
+    case = tiny(family, scheduler)
+
+    nothing = make_plan(0.0)
+    expected = case(DIFFERENT, STEPS, nothing.generators(0), guided)
+    torch.testing.assert_close(run_shared(case, nothing, DIFFERENT, guided), expected, rtol=0, atol=TOLERANCE)
+
+    expected = case(EQUAL, STEPS, make_plan(0.4).generators(0), guided)
+    for ratio in (0.4, 1.0):
+        images = run_shared(case, make_plan(ratio), EQUAL, guided)
+        torch.testing.assert_close(images, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("family", "scheduler"), CASES)
+def test_micro_batches_and_guidance_off_cost_what_the_plan_says(family: str, scheduler: str) -> None:
+    case = tiny(family, scheduler)
+    plan = make_plan(0.4, shared_guidance=1.0)
+    images = run_shared(case, plan, DIFFERENT, True)
+    for size in (1, 3):
+        torch.testing.assert_close(
+            run_shared(case, plan, DIFFERENT, True, micro_batch_size=size), images, rtol=0, atol=TOLERANCE
+        )
+    assert not torch.allclose(images[0], images[2], atol=1e-3)  # members part after the branch point
+    unshared = case(DIFFERENT, STEPS, plan.generators(0))
+    torch.testing.assert_close(images[1], unshared[1], rtol=0, atol=TOLERANCE)  # the outsider is not affected
+
+
+def test_guidance_off_while_shared_is_the_cheapest() -> None:
+    case = tiny("sd", "ddim")
+    rows = []
+    for guidance in (None, 1.0, 2.0):
+        plan = make_plan(0.4, shared_guidance=guidance)
+        with shared_sampling(case.pipe, plan) as run:
+            case(DIFFERENT, STEPS, plan.generators(0))
+        rows.append(run.evaluations)
+    # 2 shared steps of 2 nodes, then 3 steps of 4 prompts, 2 rows each; guidance 1.0 drops the shared node's negative row
+    assert rows == [2 * 4 + 3 * 8, 2 * 3 + 3 * 8, 2 * 4 + 3 * 8]
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_shared_guidance_one_is_the_unguided_pipeline(family: str) -> None:
+    case = tiny(family)
+    plan = make_plan(1.0, shared_guidance=1.0)
+    guided = run_shared(case, plan, EQUAL, True)
+    unguided = case(EQUAL, STEPS, plan.generators(0), False)
+    torch.testing.assert_close(guided[[0, 2, 3]], unguided[[0, 2, 3]], rtol=0, atol=TOLERANCE)
+    alone = case(EQUAL, STEPS, plan.generators(0), True)
+    torch.testing.assert_close(guided[1], alone[1], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_another_shared_guidance_is_that_guidance(family: str) -> None:
+    case = tiny(family)
+    plan = make_plan(1.0, shared_guidance=2.0)
+    shared = run_shared(case, plan, EQUAL, True)
+    expected = case(EQUAL, STEPS, plan.generators(0), True, guidance_scale=2.0)
+    torch.testing.assert_close(shared[[0, 2, 3]], expected[[0, 2, 3]], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("family", "scheduler"), [("sd", "euler_a"), ("sd3", "flow"), ("flux", "flow")])
+def test_a_group_of_all_prompts(family: str, scheduler: str) -> None:
+    """No node is left that runs for itself: FLUX's negative call then runs nothing at all."""
+    case = tiny(family, scheduler)
+    plan = SharePlan.from_groups([[0, 1, 2, 3]], num_steps=STEPS, share_ratio=1.0, shared_guidance=1.0)
+    images = run_shared(case, plan, DIFFERENT, True)
+    assert (images == images[:1]).all()
+
+
+def test_medoid_is_one_members_own_run() -> None:
+    case = tiny("sdxl", "euler")
+    plan = SharePlan.from_groups([[0, 1, 2]], num_steps=STEPS, share_ratio=1.0)
+    images = run_shared(case, plan, [5, 6, 6], True, group_condition="medoid")
+    expected = case([6, 6, 6], STEPS, plan.generators(0))
+    torch.testing.assert_close(images, expected, rtol=0, atol=TOLERANCE)

@@ -1,0 +1,379 @@
+"""Shared sampling on real pipelines: what it refuses, what it leaves behind, and the noise of each member's own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from tiny import SCHEDULERS, embeddings, tiny
+
+from sagediff.condition import mean_condition, medoid_condition
+from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
+from sagediff.families import FAMILIES
+from sagediff.hook import REGISTRY, Layout
+from sagediff.plan import SharePlan
+from sagediff.sampling import shared_sampling
+from sagediff.solver import NOISE_LEVELS, noise_in
+
+STEPS = 5
+PROMPTS = [3, 4, 5, 6]
+
+
+def make_plan(ratio: float = 0.4, **options: Any) -> SharePlan:
+    return SharePlan.from_groups([[0, 2, 3], [1]], num_steps=STEPS, share_ratio=ratio, **options)
+
+
+def attributes(pipe: Any, denoiser: Any) -> list[Any]:
+    return [sorted(vars(pipe.scheduler)), sorted(vars(denoiser)), sorted(vars(pipe)), type(denoiser), denoiser.forward.__func__]
+
+
+# -- the pipeline is left as it was found --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_left_as_found(family: str, error: type[BaseException] | None) -> None:
+    case = tiny(family)
+    plan = make_plan()
+    before_images = case(PROMPTS, STEPS, plan.generators(0))
+    before = attributes(case.pipe, case.denoiser)
+
+    def stop(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if error is not None and step == 2:
+            raise error("stopped")
+        return values
+
+    try:
+        with shared_sampling(case.pipe, plan):
+            assert attributes(case.pipe, case.denoiser) != before or True
+            case(PROMPTS, STEPS, plan.generators(0), callback_on_step_end=stop)
+        assert error is None
+    except (RuntimeError, KeyboardInterrupt) as caught:
+        assert type(caught) is error
+    assert attributes(case.pipe, case.denoiser) == before
+    assert torch.equal(case(PROMPTS, STEPS, plan.generators(0)), before_images)
+
+
+def test_hooks_of_others_survive() -> None:
+    class Other(ModelHook):
+        calls = 0
+
+        def post_forward(self, module: torch.nn.Module, output: Any) -> Any:
+            self.calls += 1
+            return output
+
+    case = tiny("sd")
+    other = Other()
+    HookRegistry.check_if_exists_or_initialize(case.denoiser).register_hook(other, "other")
+    forward = case.denoiser.forward
+    plan = make_plan()
+    with shared_sampling(case.pipe, plan):
+        case(PROMPTS, STEPS, plan.generators(0))
+    assert other.calls == STEPS
+    assert case.denoiser.forward is forward
+    case(PROMPTS, STEPS, plan.generators(0))
+    assert other.calls == 2 * STEPS
+
+
+def test_names_of_diffusers_that_we_rely_on() -> None:
+    module = torch.nn.Linear(1, 1)
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    assert vars(module)[REGISTRY] is registry
+    assert registry.hooks == {}
+
+
+def test_scheduler_signatures_are_kept() -> None:
+    for name, make in SCHEDULERS.items():
+        case = tiny("sd", name)
+        plain = make()
+        with shared_sampling(case.pipe, make_plan()):
+            assert inspect.signature(case.pipe.scheduler.step) == inspect.signature(plain.step)
+            assert inspect.signature(case.pipe.scheduler.set_timesteps) == inspect.signature(plain.set_timesteps)
+
+
+# -- while it runs -------------------------------------------------------------------------------------------------------
+
+
+def test_members_are_equal_until_the_branch_point() -> None:
+    case = tiny("sd", "euler_a")
+    plan = make_plan(0.4)
+    equal = []
+
+    def look(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents = values["latents"]
+        equal.append(torch.equal(latents[0], latents[2]) and torch.equal(latents[0], latents[3]))
+        assert not torch.equal(latents[0], latents[1])
+        return values
+
+    with shared_sampling(case.pipe, plan):
+        images = case(PROMPTS, STEPS, plan.generators(0), callback_on_step_end=look)
+    assert equal == [True, True, False, False, False]
+    assert not torch.allclose(images[0], images[2], atol=1e-3)
+
+
+def test_one_generator_for_all_rows_still_shares() -> None:
+    """A stochastic solver then draws other noise for each row; while they share, members take their first one's."""
+    case = tiny("sd", "euler_a")
+    plan = make_plan(1.0)
+    latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
+    with shared_sampling(case.pipe, plan) as run:
+        images = case(PROMPTS, STEPS, torch.Generator().manual_seed(1), latents=latents)
+    assert torch.equal(images[0], images[2])
+    assert run.evaluations == run.plan.evaluations
+
+
+def test_two_runs_in_one_context_count_each_for_itself() -> None:
+    case = tiny("flux")
+    plan = make_plan()
+    with shared_sampling(case.pipe, plan) as run:
+        for guided in (True, False, True):
+            case(PROMPTS, STEPS, plan.generators(0), guided)
+            assert run.evaluations == run.plan.evaluations
+            assert run.plan.rows_per_prompt == (2 if guided else 1)
+
+
+def test_outputs_in_dataclass_form() -> None:
+    case = tiny("sd")
+    plan = make_plan()
+    case.pipe.scheduler.set_timesteps(STEPS)
+    sample = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
+    case.pipe._guidance_scale = 1.0
+    with shared_sampling(case.pipe, plan) as run:
+        out = case.denoiser(sample, torch.tensor(981), encoder_hidden_states=embeddings(PROMPTS, 3))
+    assert out.sample.shape == sample.shape
+    assert torch.equal(out.sample[0], out.sample[3])
+    assert run.evaluations == 2
+
+
+def test_outsiders_are_not_affected_by_a_group() -> None:
+    case = tiny("sd3")
+    plan = make_plan(0.6, shared_guidance=1.0)
+    images = []
+    for prompts in ([3, 4, 5, 6], [9, 4, 10, 11]):
+        with shared_sampling(case.pipe, plan):
+            images.append(case(prompts, STEPS, plan.generators(0))[1])
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-5)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_denoiser_is_refused_with_words_on_how_to_add_it() -> None:
+    case = tiny("sd")
+    case.pipe.unet = torch.nn.Linear(1, 1)
+    with pytest.raises(UnsupportedPipelineError, match=r"Linear.*FAMILIES"), shared_sampling(case.pipe, make_plan()):
+        pass
+
+
+def test_no_denoiser_is_refused() -> None:
+    with pytest.raises(UnsupportedPipelineError, match="unet"), shared_sampling(object(), make_plan()):
+        pass
+
+
+def test_nested_entry_is_refused_and_the_outer_one_lives_on() -> None:
+    case = tiny("sd")
+    plan = make_plan()
+    with shared_sampling(case.pipe, plan) as run:
+        with pytest.raises(InputError, match="already active"), shared_sampling(case.pipe, plan):
+            pass
+        case(PROMPTS, STEPS, plan.generators(0))
+        assert run.evaluations == run.plan.evaluations > 0
+    assert REGISTRY not in vars(case.denoiser)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "pndm"])
+def test_other_number_of_steps(name: str) -> None:
+    case = tiny("sd", name)
+    plan = make_plan()
+    with pytest.raises(PlanError, match=r"5 steps"), shared_sampling(case.pipe, plan) as run:
+        case(PROMPTS, 7, plan.generators(0))
+    assert run.evaluations == 0
+
+
+def test_other_number_of_images() -> None:
+    case = tiny("sd")
+    plan = make_plan()
+    generators = [g for g in plan.generators(0) for _ in range(2)]
+    with pytest.raises(UnsupportedPipelineError, match="num_images_per_prompt=1"), shared_sampling(case.pipe, plan):
+        case(PROMPTS, STEPS, generators, num_images_per_prompt=2)
+
+
+def test_one_guided_prompt_is_not_taken_for_two() -> None:
+    case = tiny("sd")
+    plan = SharePlan.from_groups([[0, 1]], num_steps=STEPS, share_ratio=0.4)
+    with pytest.raises(UnsupportedPipelineError, match="2 rows"), shared_sampling(case.pipe, plan):
+        case([3], STEPS, plan.generators(0)[:1])
+
+
+def test_members_must_start_from_equal_noise() -> None:
+    case = tiny("sd")
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    with pytest.raises(InputError, match="same noise"), shared_sampling(case.pipe, make_plan()) as run:
+        case(PROMPTS, STEPS, generators)
+    assert run.evaluations == 0
+
+
+def test_arguments_outside_the_table_are_refused() -> None:
+    case = tiny("sd")
+    case.pipe._guidance_scale = 1.0
+    case.pipe.scheduler.set_timesteps(STEPS)
+    residuals = {"mid_block_additional_residual": torch.zeros(4, 16, 4, 4)}
+    for extra in (residuals, {"cross_attention_kwargs": {"x": torch.zeros(4)}}, {"added_cond_kwargs": {"image_embeds": [torch.zeros(4)]}}):
+        with pytest.raises(UnsupportedPipelineError, match="FAMILIES"), shared_sampling(case.pipe, make_plan()):
+            case.denoiser(torch.randn(4, 4, 8, 8), 981, encoder_hidden_states=embeddings(PROMPTS, 3), **extra)
+
+
+def test_tables_name_real_arguments() -> None:
+    import diffusers
+
+    for name, family in FAMILIES.items():
+        parameters = inspect.signature(getattr(diffusers, name).forward).parameters
+        assert {argument.split(".")[0] for argument in family.arguments} <= set(parameters)
+        assert family.arguments[family.sample] == "row"
+
+
+def test_two_call_pipelines_refuse_a_guidance_between() -> None:
+    case = tiny("flux")
+    plan = make_plan(shared_guidance=2.0)
+    with pytest.raises(UnsupportedPipelineError, match="shared_guidance 2"), shared_sampling(case.pipe, plan):
+        case(PROMPTS, STEPS, plan.generators(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batch_size": 0},
+        {"fresh_noise": 1.5},
+        {"fresh_noise": float("nan")},
+        {"fresh_noise_rows": [True]},
+        {"member_noise": [1, 2]},
+        {"group_condition": "median"},
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError), shared_sampling(tiny("sd").pipe, make_plan(), **options):
+        pass
+
+
+def test_fresh_noise_refuses_unknown_solvers() -> None:
+    with pytest.raises(UnsupportedPipelineError, match="PNDM"), shared_sampling(
+        tiny("sd", "pndm").pipe, make_plan(), fresh_noise=0.5
+    ):
+        pass
+
+
+# -- noise of each member's own ------------------------------------------------------------------------------------------
+
+FRESH = [("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc")]
+FRESH += [("sd3", "flow"), ("flux", "flow")]
+
+
+@pytest.mark.parametrize(("family", "scheduler"), FRESH)
+def test_fresh_noise_sets_equal_prompts_apart(family: str, scheduler: str) -> None:
+    case = tiny(family, scheduler)
+    plan = make_plan(0.4)
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen[step] = values["latents"].clone()
+        return values
+
+    def sample(**options: Any) -> torch.Tensor:
+        with shared_sampling(case.pipe, plan, **options):
+            return case([7, 8, 7, 7], STEPS, plan.generators(0), callback_on_step_end=keep)
+
+    plain = sample()
+    options: dict[str, Any] = {"fresh_noise": 0.5, "fresh_noise_rows": [False, True, True, True], "member_noise": [1, 2, 3, 4]}
+    fresh = sample(**options)
+    if scheduler not in ("dpmpp_sde", "euler_a"):  # those draw per member after the branch point
+        assert torch.equal(fresh[0], plain[0])  # not asked for
+    assert torch.equal(fresh[1], plain[1])  # never shared
+    differences = [(fresh[i] - fresh[j]).abs().max() for i, j in ((0, 2), (0, 3), (2, 3))]
+    assert min(differences) > 1e-2
+    assert torch.equal(sample(**options), fresh)  # the seeds decide
+    assert torch.equal(sample(fresh_noise=0.0), plain)
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp_sde", "euler_a"])
+@pytest.mark.parametrize("kind", ["list", "one", "none"])
+def test_stochastic_solvers_draw_per_member_after_the_branch(scheduler: str, kind: str) -> None:
+    case = tiny("sd", scheduler)
+    plan = make_plan(0.4)
+    latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
+    generators = {"list": plan.generators(0), "one": torch.Generator().manual_seed(0), "none": None}[kind]
+    equal = []
+
+    def look(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        equal.append(torch.equal(values["latents"][0], values["latents"][2]))
+        return values
+
+    with shared_sampling(case.pipe, plan, member_noise=[1, 2, 3, 4]):
+        case([7, 8, 7, 7], STEPS, generators, latents=latents, callback_on_step_end=look)
+    assert equal[:2] == [True, True]
+    assert not any(equal[2:])
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"pndm", "pndm_prk"}))
+def test_noise_levels_are_the_schedulers_own(name: str) -> None:
+    """A perfect denoiser (it knows x0 and e) must stay on a x0 + s e at the table's levels, at every call."""
+    scheduler = SCHEDULERS[name]()
+    levels = NOISE_LEVELS[type(scheduler).__name__]
+    scheduler.set_timesteps(6)
+    if name in ("euler_a", "dpmpp_sde"):
+        return  # they renoise; covered by the deterministic members of their kind
+    x0, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    alpha, sigma, _ = levels(scheduler, 0)
+    state = alpha * x0 + sigma * noise
+    calls = len(scheduler.timesteps)
+    for call, timestep in enumerate(scheduler.timesteps):
+        alpha, sigma, following = levels(scheduler, call)
+        torch.testing.assert_close(state, alpha * x0 + sigma * noise, rtol=1e-3, atol=1e-3)
+        prediction = noise - x0 if name == "flow" else noise
+        state = scheduler.step(prediction, timestep, state).prev_sample
+        if call + 1 < calls:
+            assert following == pytest.approx(levels(scheduler, call + 1)[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_noise_in_reads_every_prediction(kind: str, alpha: float) -> None:
+    sigma = 0.8
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    norm = (alpha**2 + sigma**2) ** 0.5
+    velocity = (alpha * noise - sigma * x0) / norm
+    prediction = {"epsilon": noise, "sample": x0, "v_prediction": velocity}[kind]
+    torch.testing.assert_close(noise_in(alpha * x0 + sigma * noise, prediction, alpha, sigma, kind), noise)
+
+
+def test_noise_in_reads_flow() -> None:
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(noise_in(0.3 * x0 + 0.7 * noise, noise - x0, 0.3, 0.7, "flow_prediction"), noise)
+
+
+# -- layout and conditions -----------------------------------------------------------------------------------------------
+
+
+def test_layout_of_every_kind_of_call() -> None:
+    plan = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5)
+    off = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5, shared_guidance=1.0)
+    assert Layout.of(plan, 0, 1, False) == Layout(((0, 2), (1,)), (0, 1, 0))
+    assert Layout.of(plan, 0, 2, False) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
+    assert Layout.of(off, 0, 2, False) == Layout(((1,), (3, 5), (4,)), (1, 0, 1, 1, 2, 1))
+    assert Layout.of(off, 0, 1, True) == Layout(((1,),), (-1, 0, -1))
+    assert Layout.of(off, 1, 2, False).is_whole
+
+
+def test_conditions() -> None:
+    rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+    other = torch.tensor([[1.0], [2.0], [3.0]])
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    mean = mean_condition({"a": rows, "b": other}, {"m": mask})
+    assert mean["a"].tolist() == [[2.0, 0.0]]
+    assert mean["m"].tolist() == [[True, True]]
+    medoid = medoid_condition({"a": rows, "b": other}, {"m": mask})
+    assert [medoid[name].tolist() for name in "abm"] == [[[1.0, 0.0]], [[2.0]], [[True, True]]]
+    equal = torch.randn(1, 7).half().repeat(3, 1)
+    assert torch.equal(mean_condition({"a": equal}, {})["a"], equal[:1])
