@@ -1,4 +1,5 @@
-"""The two properties that hold exactly, on every family and solver: nothing shared, and equal prompts, change no image."""
+"""The two properties that hold exactly, on every family and solver: nothing shared, and equal prompts, change
+no image."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from sagediff.plan import SharePlan
 from tiny import Tiny, tiny
 
-from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 
 CASES = [
-    *(("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc", "pndm", "pndm_prk")),
+    *(
+        ("sd", name)
+        for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc", "pndm", "pndm_prk")
+    ),
     *(("sdxl", name) for name in ("dpmpp_2m", "euler", "heun", "euler_a", "unipc")),
     ("sd3", "flow"),
     ("flux", "flow"),
@@ -25,7 +29,8 @@ TOLERANCE = 1e-5
 
 
 def run_shared(case: Tiny, plan: SharePlan, prompts: list[int], guided: bool, **options: Any) -> torch.Tensor:
-    """Latents under sharing; the cost is checked in three ways: the plan's, the run's, and rows seen inside the denoiser."""
+    """Latents under sharing; the cost is checked in three ways: the plan's, the run's, and rows seen inside
+    the denoiser."""
     seen = 0
 
     def count(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -85,7 +90,8 @@ def test_guidance_off_while_shared_is_the_cheapest() -> None:
         with shared_sampling(case.pipe, plan) as run:
             case(DIFFERENT, STEPS, plan.generators(0))
         rows.append(run.evaluations)
-    # 2 shared steps of 2 nodes, then 3 steps of 4 prompts, 2 rows each; guidance 1.0 drops the shared node's negative row
+    # 2 shared steps of 2 nodes, then 3 steps of 4 prompts, 2 rows each; guidance 1.0 drops the shared node's
+    # negative row
     assert rows == [2 * 4 + 3 * 8, 2 * 3 + 3 * 8, 2 * 4 + 3 * 8]
 
 

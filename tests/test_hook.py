@@ -1,4 +1,5 @@
-"""Shared sampling on real pipelines: what it refuses, what it leaves behind, and the noise of each member's own."""
+"""Shared sampling on real pipelines: what it refuses, what it leaves behind, and the noise of each member's
+own."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from sagediff.plan import SharePlan
 from tiny import SCHEDULERS, embeddings, tiny
 
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.families import FAMILIES
 from sagediff.hook import REGISTRY, Layout
-from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 from sagediff.solver import NOISE_LEVELS, noise_in
 
@@ -32,7 +33,8 @@ def attributes(pipe: Any, denoiser: Any) -> list[Any]:
     return [names, type(denoiser), denoiser.forward]
 
 
-# -- the pipeline is left as it was found --------------------------------------------------------------------------------
+# -- the pipeline is left as it was found
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
@@ -93,10 +95,13 @@ def test_scheduler_signatures_are_kept() -> None:
         plain = make()
         with shared_sampling(case.pipe, make_plan()):
             assert inspect.signature(case.pipe.scheduler.step) == inspect.signature(plain.step)
-            assert inspect.signature(case.pipe.scheduler.set_timesteps) == inspect.signature(plain.set_timesteps)
+            assert inspect.signature(case.pipe.scheduler.set_timesteps) == inspect.signature(
+                plain.set_timesteps
+            )
 
 
-# -- while it runs -------------------------------------------------------------------------------------------------------
+# -- while it runs
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_members_are_equal_until_the_branch_point() -> None:
@@ -117,7 +122,8 @@ def test_members_are_equal_until_the_branch_point() -> None:
 
 
 def test_one_generator_for_all_rows_still_shares() -> None:
-    """A stochastic solver then draws other noise for each row; while they share, members take their first one's."""
+    """A stochastic solver then draws other noise for each row; while they share, members take their first
+    one's."""
     case = tiny("sd", "euler_a")
     plan = make_plan(1.0)
     latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
@@ -160,13 +166,17 @@ def test_outsiders_are_not_affected_by_a_group() -> None:
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-5)
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------
+# -- refusals
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_denoiser_is_refused_with_words_on_how_to_add_it() -> None:
     case = tiny("sd")
     case.pipe.unet = torch.nn.Linear(1, 1)
-    with pytest.raises(UnsupportedPipelineError, match=r"Linear.*FAMILIES"), shared_sampling(case.pipe, make_plan()):
+    with (
+        pytest.raises(UnsupportedPipelineError, match=r"Linear.*FAMILIES"),
+        shared_sampling(case.pipe, make_plan()),
+    ):
         pass
 
 
@@ -199,7 +209,10 @@ def test_other_number_of_images() -> None:
     case = tiny("sd")
     plan = make_plan()
     generators = [g for g in plan.generators(0) for _ in range(2)]
-    with pytest.raises(UnsupportedPipelineError, match="num_images_per_prompt=1"), shared_sampling(case.pipe, plan):
+    with (
+        pytest.raises(UnsupportedPipelineError, match="num_images_per_prompt=1"),
+        shared_sampling(case.pipe, plan),
+    ):
         case(PROMPTS, STEPS, generators, num_images_per_prompt=2)
 
 
@@ -223,8 +236,15 @@ def test_arguments_outside_the_table_are_refused() -> None:
     case.pipe._guidance_scale = 1.0
     case.pipe.scheduler.set_timesteps(STEPS)
     residuals = {"mid_block_additional_residual": torch.zeros(4, 16, 4, 4)}
-    for extra in (residuals, {"cross_attention_kwargs": {"x": torch.zeros(4)}}, {"added_cond_kwargs": {"image_embeds": [torch.zeros(4)]}}):
-        with pytest.raises(UnsupportedPipelineError, match="FAMILIES"), shared_sampling(case.pipe, make_plan()):
+    for extra in (
+        residuals,
+        {"cross_attention_kwargs": {"x": torch.zeros(4)}},
+        {"added_cond_kwargs": {"image_embeds": [torch.zeros(4)]}},
+    ):
+        with (
+            pytest.raises(UnsupportedPipelineError, match="FAMILIES"),
+            shared_sampling(case.pipe, make_plan()),
+        ):
             case.denoiser(torch.randn(4, 4, 8, 8), 981, encoder_hidden_states=embeddings(PROMPTS, 3), **extra)
 
 
@@ -261,13 +281,15 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
 
 
 def test_fresh_noise_refuses_unknown_solvers() -> None:
-    with pytest.raises(UnsupportedPipelineError, match="PNDM"), shared_sampling(
-        tiny("sd", "pndm").pipe, make_plan(), fresh_noise=0.5
+    with (
+        pytest.raises(UnsupportedPipelineError, match="PNDM"),
+        shared_sampling(tiny("sd", "pndm").pipe, make_plan(), fresh_noise=0.5),
     ):
         pass
 
 
-# -- noise of each member's own ------------------------------------------------------------------------------------------
+# -- noise of each member's own
+# ------------------------------------------------------------------------------------------
 
 FRESH = [("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc")]
 FRESH += [("sd3", "flow"), ("flux", "flow")]
@@ -288,7 +310,11 @@ def test_fresh_noise_sets_equal_prompts_apart(family: str, scheduler: str) -> No
             return case([7, 8, 7, 7], STEPS, plan.generators(0), callback_on_step_end=keep)
 
     plain = sample()
-    options: dict[str, Any] = {"fresh_noise": 0.5, "fresh_noise_rows": [False, True, True, True], "member_noise": [1, 2, 3, 4]}
+    options: dict[str, Any] = {
+        "fresh_noise": 0.5,
+        "fresh_noise_rows": [False, True, True, True],
+        "member_noise": [1, 2, 3, 4],
+    }
     fresh = sample(**options)
     if scheduler not in ("dpmpp_sde", "euler_a"):  # those draw per member after the branch point
         assert torch.equal(fresh[0], plain[0])  # not asked for
@@ -352,10 +378,13 @@ def test_noise_in_reads_every_prediction(kind: str, alpha: float) -> None:
 
 def test_noise_in_reads_flow() -> None:
     x0, noise = torch.randn(2, 3), torch.randn(2, 3)
-    torch.testing.assert_close(noise_in(0.3 * x0 + 0.7 * noise, noise - x0, 0.3, 0.7, "flow_prediction"), noise)
+    torch.testing.assert_close(
+        noise_in(0.3 * x0 + 0.7 * noise, noise - x0, 0.3, 0.7, "flow_prediction"), noise
+    )
 
 
-# -- layout and conditions -----------------------------------------------------------------------------------------------
+# -- layout and conditions
+# -----------------------------------------------------------------------------------------------
 
 
 def test_layout_of_every_kind_of_call() -> None:

@@ -1,6 +1,7 @@
 """Tiny pipelines of real diffusers classes with random weights; no text encoder, so they take embeddings.
 
-Nothing is downloaded.  `Tiny` knows how to call its pipeline for N prompts, each prompt a number: equal numbers are equal prompts.
+Nothing is downloaded.  `Tiny` knows how to call its pipeline for N prompts, each prompt a number: equal
+numbers are equal prompts.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Tiny:
             "flux": lambda d: d.x_embedder,
         }[self.family](self.denoiser)
 
-    def __call__(self, prompts: Sequence[int], steps: int, generator: Any, guided: bool = True, **kwargs: Any) -> torch.Tensor:
+    def __call__(
+        self, prompts: Sequence[int], steps: int, generator: Any, guided: bool = True, **kwargs: Any
+    ) -> torch.Tensor:
         """Final latents, (N, ...)."""
         inputs: dict[str, Any] = {"prompt_embeds": embeddings(prompts, TOKENS)}
         if self.family != "sd":
@@ -92,7 +95,9 @@ class Tiny:
 def embeddings(prompts: Sequence[int], tokens: int | None = None) -> torch.Tensor:
     """(N, WIDTH), or (N, tokens, WIDTH): the same for the same number, always."""
     shape = (WIDTH,) if tokens is None else (tokens, WIDTH)
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(p + 1000)) for p in prompts])
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(p + 1000)) for p in prompts]
+    )
 
 
 def tiny(family: str, scheduler: str | None = None) -> Tiny:

@@ -1,7 +1,8 @@
 """What a group's denoiser call is conditioned on: the members' conditions made into one.
 
-A strategy gets all conditions and masks of one node at once, because what is chosen for one argument must fit the others (a
-pooled embedding and the token embeddings of the same member, say).  Pure tensors: it knows no pipeline and no denoiser.
+A strategy gets all conditions and masks of one node at once, because what is chosen for one argument must fit
+the others (a pooled embedding and the token embeddings of the same member, say).  Pure tensors: it knows no
+pipeline and no denoiser.
 
 Add a strategy by putting it into `GROUP_CONDITIONS`.
 """
@@ -23,7 +24,8 @@ GroupCondition: TypeAlias = Callable[[Tensors, Tensors], dict[str, Tensor]]
 def mean_condition(conditions: Tensors, masks: Tensors) -> dict[str, Tensor]:
     """The mean over the members; of masks the union, so that no member's tokens are hidden.
 
-    Taken about the first member and in float32: the mean of equal rows is then exactly that row, also in half precision.
+    Taken about the first member and in float32: the mean of equal rows is then exactly that row, also in half
+    precision.
     """
     merged: dict[str, Tensor] = {}
     for name, rows in conditions.items():

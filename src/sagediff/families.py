@@ -1,15 +1,18 @@
 """What each denoiser class's call arguments are: the one place that knows a model's particulars.
 
-How to add a model family: put one `Family` under the denoiser's class name into `FAMILIES`.  Go through the parameters of its
-`forward` and name every tensor:
+How to add a model family: put one `Family` under the denoiser's class name into `FAMILIES`.  Go through the
+parameters of its `forward` and name every tensor:
 
-    row        one entry a sample (latents, timesteps, sizes); members of a node hold the same, the first is taken
+    row        one entry a sample (latents, timesteps, sizes); members of a node hold the same, the first is
+               taken
     condition  what differs between prompts; merged over the members by the group condition
     mask       belongs to a condition; merged with it
-    neither    has no row for each sample, even if its first size happens to equal the batch's (FLUX's `txt_ids`)
+    neither    has no row for each sample, even if its first size happens to equal the batch's (FLUX's
+               `txt_ids`)
 
-Entries of a dictionary argument are named with a dot (`added_cond_kwargs.text_embeds`).  Nothing is guessed from shapes: a tensor
-that is not named here is refused.  Then add a tiny pipeline of it to `tests/tiny.py`: the exactness tests do the rest.
+Entries of a dictionary argument are named with a dot (`added_cond_kwargs.text_embeds`).  Nothing is guessed
+from shapes: a tensor that is not named here is refused.  Then add a tiny pipeline of it to `tests/tiny.py`:
+the exactness tests do the rest.
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class Family:
     Attributes:
         sample: the argument that holds the noisy latents; its first size is the number of rows.
         arguments: role of every tensor argument, nested ones with a dot.
-        guidance: "batched": one call with the negative rows first, then the conditional ones; "two calls": a conditional call,
-            then a negative one in the same step.
+        guidance: "batched": one call with the negative rows first, then the conditional ones; "two calls": a
+            conditional call, then a negative one in the same step.
     """
 
     sample: str
@@ -43,7 +46,8 @@ class Family:
     guidance: GuidanceKind
 
     def tensors(self, arguments: Mapping[str, Any], class_name: str) -> dict[str, Tensor]:
-        """Every tensor among the arguments by its (dotted) name; those that are None or plain values are left out.
+        """Every tensor among the arguments by its (dotted) name; those that are None or plain values are left
+        out.
 
         Raises:
             UnsupportedPipelineError: a tensor that the table does not name.
@@ -117,7 +121,8 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
         if isinstance(module, torch.nn.Module):
             return module
     raise UnsupportedPipelineError(
-        f"{type(pipe).__name__} has no denoiser that sharing knows: expected a module named `unet` or `transformer`"
+        f"{type(pipe).__name__} has no denoiser that sharing knows: expected a module named `unet` or "
+        f"`transformer`"
     )
 
 
@@ -131,9 +136,10 @@ def family_of(denoiser: torch.nn.Module) -> Family:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
     raise UnsupportedPipelineError(
-        f"shared sampling does not know the denoiser class {type(denoiser).__name__}; known are {', '.join(sorted(FAMILIES))}. "
-        f"To add it, put a Family under its name into sagediff.families.FAMILIES that says which arguments of its forward are "
-        f"rows, conditions, masks or neither"
+        f"shared sampling does not know the denoiser class {type(denoiser).__name__}; known are "
+        f"{', '.join(sorted(FAMILIES))}. To add it, put a Family under its name into "
+        f"sagediff.families.FAMILIES that says which arguments of its forward are rows, conditions, masks "
+        f"or neither"
     )
 
 
@@ -147,6 +153,7 @@ def _holds_tensor(value: Any) -> bool:
 
 def _unknown_argument(name: str, class_name: str) -> UnsupportedPipelineError:
     return UnsupportedPipelineError(
-        f"the pipeline gives its {class_name} the argument `{name}`, and the table sagediff.families.FAMILIES does not say "
-        f"whether that is a row, a condition, a mask or neither; run without the feature that passes it, or add it to the table"
+        f"the pipeline gives its {class_name} the argument `{name}`, and the table "
+        f"sagediff.families.FAMILIES does not say whether that is a row, a condition, a mask or neither; "
+        f"run without the feature that passes it, or add it to the table"
     )

@@ -1,8 +1,8 @@
 """The hook on the denoiser: gather one row a node, run, spread the output over the members again.
 
-`Layout` says which rows of a call are run and where each output goes; `DenoiserHook` does it with real tensors; `HookInstalled`
-puts it on a module and takes it off, leaving no trace.  What is particular to a model is in `families.py`, what step it is in
-`run.py`.
+`Layout` says which rows of a call are run and where each output goes; `DenoiserHook` does it with real
+tensors; `HookInstalled` puts it on a module and takes it off, leaving no trace.  What is particular to a
+model is in `families.py`, what step it is in `run.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from .plan import SharePlan
 from .run import SharedRun
 
 HOOK_NAME = "sagediff_shared_sampling"
-REGISTRY = "_diffusers_hook"  # where diffusers keeps a module's HookRegistry; tests/test_hook.py guards the name
+REGISTRY = (
+    "_diffusers_hook"  # where diffusers keeps a module's HookRegistry; tests/test_hook.py guards the name
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Layout:
     """Which rows of a denoiser call are run, and which output each row of the call gets.
 
     Attributes:
-        sources: for every row run, the rows of the call that it stands for (the members of a node, in one half of the batch).
-        spread: (rows,) for every row of the call the row run that it takes its output from; -1: it is not run, and takes the
-            output that the first call of the step gave it.
+        sources: for every row run, the rows of the call that it stands for (the members of a node, in one
+            half of the batch).
+        spread: (rows,) for every row of the call the row run that it takes its output from; -1: it is not
+            run, and takes the output that the first call of the step gave it.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -51,7 +54,8 @@ class Layout:
         """The layout of a call at a step.
 
         Args:
-            halves: 2 when the call carries negative rows, then conditional ones; 1 when it carries one row a prompt.
+            halves: 2 when the call carries negative rows, then conditional ones; 1 when it carries one row a
+                prompt.
             second: the call is a step's second, negative one.
         """
         nodes = [int(node) for node in plan.partition(step)]
@@ -63,7 +67,9 @@ class Layout:
         sources: list[tuple[int, ...]] = []
         spread: list[int] = []
         conditional: dict[int, int] = {}
-        negative_skipped: list[tuple[int, int]] = []  # (row of the call, node) of the rows that take the conditional output
+        negative_skipped: list[
+            tuple[int, int]
+        ] = []  # (row of the call, node) of the rows that take the conditional output
         for half in range(halves):
             is_negative = second or (halves == 2 and half == 0)
             run_as: dict[int, int] = {}
@@ -95,7 +101,12 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
     """
 
     def __init__(
-        self, pipe: Any, module: torch.nn.Module, run: SharedRun, condition: GroupCondition, micro_batch_size: int | None
+        self,
+        pipe: Any,
+        module: torch.nn.Module,
+        run: SharedRun,
+        condition: GroupCondition,
+        micro_batch_size: int | None,
     ) -> None:
         super().__init__()
         inner = _unwrapped(module)
@@ -114,7 +125,8 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         """Stands in for the denoiser's forward; same arguments, same output."""
         if self._pipe.scheduler is not self._scheduler:
             raise UnsupportedPipelineError(
-                "the pipeline's scheduler was replaced inside shared_sampling; set it before entering the context"
+                "the pipeline's scheduler was replaced inside shared_sampling; set it before entering the "
+                "context"
             )
         forward: Callable[..., Any] = self.fn_ref.original_forward
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
@@ -135,7 +147,9 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
             spread = self._spread(kept, layout, tensors[self.family.sample].device)
             if factor is not None:
                 spread = _reguide(spread, shared, factor)
-            form = self._first if output is None else output  # nothing run: answer in the form of the first call
+            form = (
+                self._first if output is None else output
+            )  # nothing run: answer in the form of the first call
             output = (spread,) if isinstance(form, tuple) else type(form)(sample=spread)
         if self.family.guidance == "two calls":
             self._first = None if second else output
@@ -143,7 +157,8 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         return output
 
     def _guided(self) -> bool | None:
-        """Whether the pipeline says that it carries negative rows; None when it cannot say (a loop of the user's own)."""
+        """Whether the pipeline says that it carries negative rows; None when it cannot say (a loop of the
+        user's own)."""
         try:
             return bool(self._pipe.do_classifier_free_guidance)
         except AttributeError:
@@ -162,16 +177,17 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
             return None
         if second:
             raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which {type(self._pipe).__name__} does "
-                f"not tell; only None (as the pipeline's) and 1.0 work with pipelines that call the denoiser twice a step"
+                f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which
+                {type(self._pipe).__name__} does " f"not tell; only None (as the pipeline's) and 1.0 work with
+                pipelines that call the denoiser twice a step"
             )
         if rows == plan.num_prompts:
             return None  # no negative rows: there is no guidance to change
         scale = getattr(self._pipe, "guidance_scale", None)
         if not isinstance(scale, int | float) or scale == 1.0:
             raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` as a number other than 1, but "
-                f"{type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
+                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` as a number other than 1,
+                but " f"{type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
             )
         return (1.0 - guidance) / (1.0 - float(scale))
 
@@ -194,21 +210,28 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
                 continue
             if tensor.ndim == 0 or len(tensor) != rows:
                 raise UnsupportedPipelineError(
-                    f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it should begin with {rows}"
+                    f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it should
+                    begin with {rows}"
                 )
             if role == "row" and self._run.first_call:
                 for members in layout.sources:
                     if len(members) > 1 and not (tensor[list(members[1:])] == tensor[members[0]]).all():
                         prompts = [member % self._run.plan.num_prompts for member in members]
                         raise InputError(
-                            f"prompts {prompts} share their first steps, but `{name}` differs between them: members of a group "
-                            f"must start from the same noise and size (generator=plan.generators(seed), or equal latents)"
+                            f"prompts {prompts} share their first steps, but `{name}` differs between them:
+                            members of a group " f"must start from the same noise and size
+                            (generator=plan.generators(seed), or equal latents)"
                         )
 
     def _run_rows(
-        self, forward: Callable[..., Any], named: Mapping[str, Any], tensors: Mapping[str, Tensor], layout: Layout
+        self,
+        forward: Callable[..., Any],
+        named: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        layout: Layout,
     ) -> tuple[Any, Tensor | None]:
-        """Gather the layout's rows and run them, in micro-batches if asked.  Returns (last output, (rows run, ...))."""
+        """Gather the layout's rows and run them, in micro-batches if asked.  Returns (last output, (rows run,
+        ...))."""
         count = len(layout.sources)
         if count == 0:
             return None, None
@@ -232,7 +255,9 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         }
         device = tensors[self.family.sample].device
         firsts = torch.tensor([members[0] for members in sources], device=device)
-        gathered = {name: tensor.index_select(0, firsts.to(tensor.device)) for name, tensor in per_row.items()}
+        gathered = {
+            name: tensor.index_select(0, firsts.to(tensor.device)) for name, tensor in per_row.items()
+        }
         conditions = {name: tensor for name, tensor in per_row.items() if roles[name] == "condition"}
         masks = {name: tensor for name, tensor in per_row.items() if roles[name] == "mask"}
         for place, members in enumerate(sources):
@@ -248,7 +273,9 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         if -1 not in layout.spread:
             assert kept is not None
             return kept.index_select(0, places)
-        spread = _sample_of(self._first, self._class_name).clone()  # only a step's second call leaves rows out
+        spread = _sample_of(
+            self._first, self._class_name
+        ).clone()  # only a step's second call leaves rows out
         if kept is not None:
             run = places >= 0
             spread[run] = kept.index_select(0, places[run])
@@ -273,7 +300,8 @@ class HookInstalled:
         registry = HookRegistry.check_if_exists_or_initialize(module)
         if registry.get_hook(HOOK_NAME) is not None:
             raise InputError(
-                "shared_sampling is already active on this pipeline's denoiser; leave that context before entering another"
+                "shared_sampling is already active on this pipeline's denoiser; leave that context before "
+                "entering another"
             )
         registry.register_hook(self._hook, HOOK_NAME)
         self._forward = vars(module)["forward"]
@@ -285,7 +313,8 @@ class HookInstalled:
         found = vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
         if found is not self._forward and not registry.hooks:
-            # Someone replaced the forward meanwhile (offloading does, at the end of a pipeline's run): theirs stays
+            # Someone replaced the forward meanwhile (offloading does, at the end of a pipeline's run): theirs
+            # stays
             if found is None:
                 vars(module).pop("forward", None)
             else:
@@ -293,7 +322,10 @@ class HookInstalled:
         elif not self._had_forward and not registry.hooks:
             vars(module).pop("forward", None)  # the class's own shows again
         if not self._had_registry and not registry.hooks:
-            for home in (module, _unwrapped(module)):  # a compiled module keeps attributes on the module inside
+            for home in (
+                module,
+                _unwrapped(module),
+            ):  # a compiled module keeps attributes on the module inside
                 vars(home).pop(REGISTRY, None)
 
 
@@ -311,7 +343,9 @@ def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Te
     return {name: tensor[list(members)] for name, tensor in tensors.items()}
 
 
-def _with_tensors(named: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
+def _with_tensors(
+    named: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = ""
+) -> dict[str, Any]:
     """The arguments with those tensors (by dotted name) put in; nothing of the caller's is changed."""
     replaced: dict[str, Any] = {}
     for name, value in named.items():
@@ -329,15 +363,18 @@ def _sample_of(output: Any, class_name: str) -> Tensor:
     """The prediction in a denoiser's output, a one-entry tuple or a dataclass with `sample`."""
     sample = output[0] if isinstance(output, tuple) and len(output) == 1 else getattr(output, "sample", None)
     if not isinstance(sample, Tensor):
-        raise UnsupportedPipelineError(f"{class_name} returned a {type(output).__name__} without one `sample`")
+        raise UnsupportedPipelineError(
+            f"{class_name} returned a {type(output).__name__} without one `sample`"
+        )
     return sample
 
 
 def _reguide(prediction: Tensor, shared: npt.NDArray[np.bool_], factor: float) -> Tensor:
-    """Move the negative half of shared prompts so that the pipeline's guidance s comes out as the shared guidance g.
+    """Move the negative half of shared prompts so that the pipeline's guidance s comes out as the shared
+    guidance g.
 
-    With u' = c + (1 - g) / (1 - s) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The conditional half stays,
-    so that a guidance rescaling that looks at it sees the model's own.
+    With u' = c + (1 - g) / (1 - s) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The
+    conditional half stays, so that a guidance rescaling that looks at it sees the model's own.
     """
     negative, conditional = prediction.chunk(2)
     flags = torch.from_numpy(shared).to(prediction.device).view(-1, *[1] * (prediction.ndim - 1))

@@ -1,7 +1,8 @@
 """Where a shared run stands: which step of the plan it is in, and what it has cost.
 
-The hook (`hook.py`) reports denoiser calls, the wrapped scheduler (`solver.py`) reports scheduler calls; neither knows the other.
-Steps are counted by scheduler calls, never read from timesteps: pipelines scale those each in its own way.
+The hook (`hook.py`) reports denoiser calls, the wrapped scheduler (`solver.py`) reports scheduler calls;
+neither knows the other. Steps are counted by scheduler calls, never read from timesteps: pipelines scale
+those each in its own way.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class SharedRun:
     """What `shared_sampling` yields; describes the pipeline's latest run inside the context.
 
     Attributes:
-        plan: the share plan, costed as the pipeline runs it (rows a prompt, denoiser calls a step) once a run has begun; so
-            `evaluations == plan.evaluations` at the end of every run.
+        plan: the share plan, costed as the pipeline runs it (rows a prompt, denoiser calls a step) once a run
+            has begun; so `evaluations == plan.evaluations` at the end of every run.
         evaluations: denoiser rows really run so far, guidance rows included.
     """
 
@@ -31,7 +32,11 @@ class SharedRun:
     @property
     def step(self) -> int:
         """The plan's step that is being worked on; `plan.num_steps` when all are done."""
-        return self._steps[self._call] if self._call < len(self._steps) else (self.plan.num_steps if self._steps else 0)
+        return (
+            self._steps[self._call]
+            if self._call < len(self._steps)
+            else (self.plan.num_steps if self._steps else 0)
+        )
 
     def begin(self) -> None:
         """A new run of the pipeline: all counts at zero."""
@@ -41,10 +46,12 @@ class SharedRun:
         self._steps: list[int] = []  # plan step of every scheduler call
         self._rows_per_prompt = 0  # 0 until seen
 
-    # -- reported by the hook -------------------------------------------------------------------------------------------
+    # -- reported by the hook
+    # -------------------------------------------------------------------------------------------
 
     def enter_denoiser(self, rows: int, guidance: GuidanceKind, guided: bool | None, scheduler: Any) -> bool:
-        """A denoiser call with so many rows is about to run.  Returns True for the negative call of a two-call step.
+        """A denoiser call with so many rows is about to run.  Returns True for the negative call of a
+        two-call step.
 
         Args:
             guided: whether the pipeline says that it guides without a classifier; None when it does not say.
@@ -61,18 +68,25 @@ class SharedRun:
         if self._call >= len(self._steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
         second = self._denoiser_calls == 1
-        if second and guidance == "batched" or self._denoiser_calls > 1:
+        if (second and guidance == "batched") or self._denoiser_calls > 1:
             raise UnsupportedPipelineError(
-                f"the pipeline called its denoiser {self._denoiser_calls + 1} times in one step, which sharing cannot assign: "
-                f"switch off the guidance that makes the further call (skip-layer, perturbed attention)"
+                f"the pipeline called its denoiser {self._denoiser_calls + 1} times in one step, which "
+                f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer, "
+                f"perturbed attention)"
             )
         per_prompt = self._count_rows(rows, prompts, guidance, guided, second)
         if self._rows_per_prompt == 0 or (second and self._call == 0):
             self._rows_per_prompt = per_prompt
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
-        elif guidance == "batched" and per_prompt != self._rows_per_prompt or second and self._rows_per_prompt != 2:
+        elif (
+            (guidance == "batched"
+            and per_prompt != self._rows_per_prompt)
+            or (second
+            and self._rows_per_prompt != 2)
+        ):
             raise UnsupportedPipelineError(
-                f"guidance changed on the way: {self._rows_per_prompt} denoiser rows a prompt at first, {per_prompt} at step {self.step}"
+                f"guidance changed on the way: {self._rows_per_prompt} denoiser rows a prompt at first, "
+                f"{per_prompt} at step {self.step}"
             )
         return second
 
@@ -81,7 +95,8 @@ class SharedRun:
         self.evaluations += rows_run
         self._denoiser_calls += 1
 
-    # -- reported by the wrapped scheduler ------------------------------------------------------------------------------
+    # -- reported by the wrapped scheduler
+    # ------------------------------------------------------------------------------
 
     @property
     def first_call(self) -> bool:
@@ -106,8 +121,9 @@ class SharedRun:
         """
         if self._denoiser_calls == 0:
             raise UnsupportedPipelineError(
-                "the scheduler was called without a denoiser call that shared sampling saw: something replaced the denoiser's "
-                "forward inside the context (enable offloading and compile before entering, and enter once for each run)"
+                "the scheduler was called without a denoiser call that shared sampling saw: something "
+                "replaced the denoiser's forward inside the context (enable offloading and compile before "
+                "entering, and enter once for each run)"
             )
         if guidance == "two calls" and self._denoiser_calls != self._rows_per_prompt:
             raise UnsupportedPipelineError(
@@ -121,18 +137,22 @@ class SharedRun:
         self._denoiser_calls = 0
 
     @staticmethod
-    def _count_rows(rows: int, prompts: int, guidance: GuidanceKind, guided: bool | None, second: bool) -> int:
+    def _count_rows(
+        rows: int, prompts: int, guidance: GuidanceKind, guided: bool | None, second: bool
+    ) -> int:
         """Denoiser rows a prompt: 1 without classifier-free guidance, 2 with it."""
         if guidance == "two calls":
             expected, per_prompt = prompts, 2 if second else 1
         else:
-            # Ask the pipeline rather than the number: with 2 prompts planned, 2 rows may also be one guided prompt
+            # Ask the pipeline rather than the number: with 2 prompts planned, 2 rows may also be one guided
+            # prompt
             per_prompt = (2 if rows == 2 * prompts else 1) if guided is None else (2 if guided else 1)
             expected = per_prompt * prompts
         if rows != expected:
             raise UnsupportedPipelineError(
-                f"the pipeline calls its denoiser with {rows} rows, but the share plan has {prompts} prompts ({expected} rows "
-                f"expected): give exactly the plan's prompts, with num_images_per_prompt=1 (repeat a prompt in the plan instead)"
+                f"the pipeline calls its denoiser with {rows} rows, but the share plan has {prompts} "
+                f"prompts ({expected} rows expected): give exactly the plan's prompts, with "
+                f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
             )
         return per_prompt
 
@@ -156,9 +176,10 @@ def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
         calls = (1,) * num_steps
     if sum(calls) != timesteps:
         raise PlanError(
-            f"the share plan has {num_steps} steps ({sum(calls)} calls of {type(scheduler).__name__}), but the pipeline's "
-            f"scheduler is set to {timesteps} calls; make them equal, e.g. num_inference_steps=plan.num_steps (with an "
-            f"image-to-image strength, plan only the steps that it leaves)"
+            f"the share plan has {num_steps} steps ({sum(calls)} calls of {type(scheduler).__name__}), but "
+            f"the pipeline's scheduler is set to {timesteps} calls; make them equal, e.g. "
+            f"num_inference_steps=plan.num_steps (with an image-to-image strength, plan only the steps that "
+            f"it leaves)"
         )
     return calls
 
@@ -175,6 +196,7 @@ def check_first_timestep(scheduler: Any, timestep: Any) -> None:
         return
     if float(timestep) != float(first):
         raise PlanError(
-            f"the pipeline begins at timestep {float(timestep):g}, not at the scheduler's first, {float(first):g}: it skips "
-            f"steps that the share plan counts (image-to-image strength below 1 with {type(scheduler).__name__})"
+            f"the pipeline begins at timestep {float(timestep):g}, not at the scheduler's first, "
+            f"{float(first):g}: it skips steps that the share plan counts (image-to-image strength below 1 "
+            f"with {type(scheduler).__name__})"
         )

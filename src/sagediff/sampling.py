@@ -1,4 +1,5 @@
-"""`shared_sampling`: a share plan carried out by any supported diffusers pipeline, which stays in charge of its own loop."""
+"""`shared_sampling`: a share plan carried out by any supported diffusers pipeline, which stays in charge of
+its own loop."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def shared_sampling(
     fresh_noise_rows: Sequence[bool] | None = None,
     member_noise: Sequence[int] | None = None,
 ) -> Iterator[SharedRun]:
-    """Inside the context, the pipeline called with the plan's prompts, in their order, shares steps as planned.
+    """Inside the context, the pipeline called with the plan's prompts, in their order, shares steps as
+    planned.
 
     Call it with `num_inference_steps=plan.num_steps` and equal noise within groups (`generator=plan.generators(seed)`).
     Afterwards the pipeline is as it was found, also after an error.
@@ -73,9 +75,14 @@ def _check_options(
     member_noise: Sequence[int] | None,
 ) -> None:
     if not isinstance(plan, SharePlan):
-        raise InputError(f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups, num_steps))")
+        raise InputError(
+            f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups,
+            num_steps))"
+        )
     if micro_batch_size is not None and (isinstance(micro_batch_size, bool) or micro_batch_size < 1):
-        raise InputError(f"micro_batch_size should be at least 1, or None for all rows at once; got {micro_batch_size!r}")
+        raise InputError(
+            f"micro_batch_size should be at least 1, or None for all rows at once; got {micro_batch_size!r}"
+        )
     if not (math.isfinite(fresh_noise) and 0.0 <= fresh_noise <= 1.0):
         raise InputError(f"fresh_noise should be in [0, 1], got {fresh_noise!r}")
     for name, values in (("fresh_noise_rows", fresh_noise_rows), ("member_noise", member_noise)):

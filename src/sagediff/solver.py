@@ -1,7 +1,8 @@
-"""The scheduler while prompts share: its calls counted, members kept equal, and noise of their own after the branch point.
+"""The scheduler while prompts share: its calls counted, members kept equal, and noise of their own after the
+branch point.
 
-diffusers' solvers keep their history for the whole batch, so it branches by itself.  What is left to do here is told at
-`SchedulerTap`.  Noise levels are a declared table by scheduler class, needed only for fresh noise.
+diffusers' solvers keep their history for the whole batch, so it branches by itself.  What is left to do here
+is told at `SchedulerTap`.  Noise levels are a declared table by scheduler class, needed only for fresh noise.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ _MISSING = object()
 
 
 class SchedulerTap:
-    """Context manager: wraps `step` and `set_timesteps` of one scheduler instance, and puts it back as it was found.
+    """Context manager: wraps `step` and `set_timesteps` of one scheduler instance, and puts it back as it was
+    found.
 
-    Around every step it counts; copies the state of a node's first member to the others while they share (a solver that was
-    given one generator for all rows would else draw different noise for members); gives prompts past their branch point their
-    own generator; and at the branch point replaces part of the state's noise.
+    Around every step it counts; copies the state of a node's first member to the others while they share (a
+    solver that was given one generator for all rows would else draw different noise for members); gives
+    prompts past their branch point their own generator; and at the branch point replaces part of the state's
+    noise.
 
     Args:
-        fresh_noise: strength k in [0, 1]: the noise component e of a state a x0 + s e becomes sqrt(1 - k^2) e + k fresh, whose
-            variance is e's.  0 leaves it, 1 keeps only the predicted picture.
+        fresh_noise: strength k in [0, 1]: the noise component e of a state a x0 + s e becomes sqrt(1 - k^2) e
+            + k fresh, whose variance is e's.  0 leaves it, 1 keeps only the predicted picture.
         fresh_noise_rows: for which prompts; None for all that branch.
         member_noise: a seed a prompt; None: the solver goes on with the pipeline's generators.
 
     Raises:
-        UnsupportedPipelineError: fresh noise is wanted, and the table does not know the scheduler's noise levels.
+        UnsupportedPipelineError: fresh noise is wanted, and the table does not know the scheduler's noise
+            levels.
     """
 
     def __init__(
@@ -65,7 +69,8 @@ class SchedulerTap:
         step, set_timesteps = scheduler.step, scheduler.set_timesteps
         signature = inspect.signature(step)
 
-        # wraps() keeps the signatures: pipelines look for `generator`, `eta`, `timesteps` and `sigmas` in them
+        # wraps() keeps the signatures: pipelines look for `generator`, `eta`, `timesteps` and `sigmas` in
+        # them
         @functools.wraps(step)
         def counted_step(*args: Any, **kwargs: Any) -> Any:
             return self._step(step, signature, args, kwargs)
@@ -87,7 +92,11 @@ class SchedulerTap:
                 setattr(self._scheduler, name, value)
 
     def _step(
-        self, step: Callable[..., Any], signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        step: Callable[..., Any],
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
@@ -97,7 +106,11 @@ class SchedulerTap:
             check_first_timestep(self._scheduler, given.get("timestep"))
         if "generator" in signature.parameters:
             self._swap_generators(given)
-        levels = self._levels(self._scheduler, run.scheduler_call) if self._levels and self._fresh_members() else None
+        levels = (
+            self._levels(self._scheduler, run.scheduler_call)
+            if self._levels and self._fresh_members()
+            else None
+        )
         output = step(*bound.args, **bound.kwargs)
         state = output[0] if isinstance(output, tuple) else output.prev_sample
         changed = self._keep_members_equal(state)
@@ -119,7 +132,8 @@ class SchedulerTap:
         _, first, node = np.unique(np.asarray(plan.partition(step)), return_index=True, return_inverse=True)
         return state.index_select(0, torch.from_numpy(first[node]).to(state.device))
 
-    # -- noise of each member's own -------------------------------------------------------------------------------------
+    # -- noise of each member's own
+    # -------------------------------------------------------------------------------------
 
     def _generator(self, prompt: int) -> torch.Generator | None:
         """The prompt's own generator; None (torch's) without member_noise."""
@@ -130,7 +144,8 @@ class SchedulerTap:
         return self._generators[prompt]
 
     def _swap_generators(self, given: dict[str, Any]) -> None:
-        """Past their branch point prompts draw from their own generator; prompts that never shared keep the pipeline's."""
+        """Past their branch point prompts draw from their own generator; prompts that never shared keep the
+        pipeline's."""
         if self._member_noise is None:
             return
         plan, step = self._run.plan, self._run.step
@@ -156,10 +171,17 @@ class SchedulerTap:
         if not self._run.ends_step or step + 1 >= plan.num_steps:
             return []
         wanted = self._fresh_rows
-        return [p for p, branch in enumerate(plan.branch_steps) if branch == step + 1 and (wanted is None or wanted[p])]
+        return [
+            p
+            for p, branch in enumerate(plan.branch_steps)
+            if branch == step + 1 and (wanted is None or wanted[p])
+        ]
 
-    def _refresh(self, state: Tensor, prediction: Tensor, sample: Tensor, levels: tuple[float, ...]) -> Tensor:
-        """Replace part of the noise component of the rows that part now: x + s ((sqrt(1 - k^2) - 1) e + k fresh).
+    def _refresh(
+        self, state: Tensor, prediction: Tensor, sample: Tensor, levels: tuple[float, ...]
+    ) -> Tensor:
+        """Replace part of the noise component of the rows that part now: x + s ((sqrt(1 - k^2) - 1) e + k
+        fresh).
 
         Args:
             state: (N, ...) after the step, at noise level `sigma_next`.
@@ -171,19 +193,25 @@ class SchedulerTap:
         state = state.clone()
         for prompt in self._fresh_members():
             row = slice(prompt, prompt + 1)
-            noise = noise_in(sample[row].float(), prediction[row].float(), alpha, sigma, _prediction_type(self._scheduler))
-            fresh = randn_tensor(noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype)
+            noise = noise_in(
+                sample[row].float(), prediction[row].float(), alpha, sigma, _prediction_type(self._scheduler)
+            )
+            fresh = randn_tensor(
+                noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype
+            )
             change = ((1.0 - strength**2) ** 0.5 - 1.0) * noise + strength * fresh
             state[row] += (sigma_next * change).to(state.dtype)
             if _is_a(self._scheduler, "UniPCMultistepScheduler"):
-                # Its corrector starts the next step anew from the state before this one: it must hold the same noise
+                # Its corrector starts the next step anew from the state before this one: it must hold the
+                # same noise
                 last = self._scheduler.last_sample.clone()
                 last[row] += (sigma * change).to(last.dtype)
                 self._scheduler.last_sample = last
         return state
 
 
-# -- noise levels ---------------------------------------------------------------------------------------------------------
+# -- noise levels
+# ---------------------------------------------------------------------------------------------------------
 
 
 def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
@@ -202,7 +230,8 @@ def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, pre
 
 
 Levels = Callable[[Any, int], tuple[float, float, float]]
-"""(scheduler, number of the call) to (alpha, sigma) of the state that the call starts from and sigma of the one it leads to."""
+"""(scheduler, number of the call) to (alpha, sigma) of the state that the call starts from and sigma of the
+one it leads to."""
 
 
 def _sigma_pair(scheduler: Any, call: int) -> tuple[float, float]:
@@ -236,7 +265,9 @@ def _cumulative(scheduler: Any, call: int) -> tuple[float, float, float]:
     timesteps = scheduler.timesteps
     product = float(scheduler.alphas_cumprod[int(timesteps[call])])
     last = call + 1 == len(timesteps)
-    following = float(scheduler.final_alpha_cumprod if last else scheduler.alphas_cumprod[int(timesteps[call + 1])])
+    following = float(
+        scheduler.final_alpha_cumprod if last else scheduler.alphas_cumprod[int(timesteps[call + 1])]
+    )
     return product**0.5, (1 - product) ** 0.5, (1 - following) ** 0.5
 
 
@@ -255,20 +286,26 @@ def noise_levels_of(scheduler: Any) -> Levels:
     """The table's entry for a scheduler's class or one of its base classes.
 
     Raises:
-        UnsupportedPipelineError: none is known, or the solver carries noise predictions over from earlier steps, which fresh
-            noise would contradict.
+        UnsupportedPipelineError: none is known, or the solver carries noise predictions over from earlier
+            steps, which fresh noise would contradict.
     """
     config = scheduler.config
     remembers_noise = (
-        getattr(config, "algorithm_type", None) in ("dpmsolver", "sde-dpmsolver") or getattr(config, "predict_x0", True) is False
+        getattr(config, "algorithm_type", None) in ("dpmsolver", "sde-dpmsolver")
+        or getattr(config, "predict_x0", True) is False
     )
     for cls in type(scheduler).__mro__:
         if cls.__name__ in NOISE_LEVELS and not remembers_noise:
             return NOISE_LEVELS[cls.__name__]
-    why = "extrapolates earlier noise predictions" if remembers_noise else "is not in sagediff.solver.NOISE_LEVELS"
+    why = (
+        "extrapolates earlier noise predictions"
+        if remembers_noise
+        else "is not in sagediff.solver.NOISE_LEVELS"
+    )
     raise UnsupportedPipelineError(
-        f"fresh noise at the branch point does not work with {type(scheduler).__name__}, which {why}; set fresh_noise to 0, or "
-        f"take one of {', '.join(sorted(NOISE_LEVELS))} (DPM-Solver as dpmsolver++, UniPC with predict_x0)"
+        f"fresh noise at the branch point does not work with {type(scheduler).__name__}, which {why}; set "
+        f"fresh_noise to 0, or take one of {', '.join(sorted(NOISE_LEVELS))} (DPM-Solver as dpmsolver++, "
+        f"UniPC with predict_x0)"
     )
 
 

@@ -111,8 +111,8 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
 
 @torch.no_grad()
 def _blend(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
+    for mean, last in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(last, 1 - decay)
     for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)
 
@@ -143,6 +143,11 @@ def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.
         index, name = key.split(".", 1)
         state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
+    # a fused optimizer reads memory as it lies: the moments must lie like their parameter (channels last)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
     return step
 
 
