@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -50,13 +51,9 @@ def test_left_as_found(family: str, error: type[BaseException] | None) -> None:
             raise error("stopped")
         return values
 
-    try:
-        with shared_sampling(case.pipe, plan):
-            assert attributes(case.pipe, case.denoiser) != before
-            case(PROMPTS, STEPS, plan.generators(0), callback_on_step_end=stop)
-        assert error is None
-    except (RuntimeError, KeyboardInterrupt) as caught:
-        assert type(caught) is error
+    with nullcontext() if error is None else pytest.raises(error), shared_sampling(case.pipe, plan):
+        assert attributes(case.pipe, case.denoiser) != before
+        case(PROMPTS, STEPS, plan.generators(0), callback_on_step_end=stop)
     assert attributes(case.pipe, case.denoiser) == before
     assert torch.equal(case(PROMPTS, STEPS, plan.generators(0)), before_images)
 

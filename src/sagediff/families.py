@@ -3,12 +3,10 @@
 How to add a model family: put one `Family` under the denoiser's class name into `FAMILIES`.  Go through the
 parameters of its `forward` and name every tensor:
 
-    row        one entry a sample (latents, timesteps, sizes); members of a node hold the same, the first is
-               taken
+    row        one entry a sample (latents, timesteps, sizes); equal among members, the first's is taken
     condition  what differs between prompts; merged over the members by the group condition
     mask       belongs to a condition; merged with it
-    neither    has no row for each sample, even if its first size happens to equal the batch's (FLUX's
-               `txt_ids`)
+    neither    has no row for each sample, even if its size equals the batch's by chance (FLUX: `txt_ids`)
 
 Entries of a dictionary argument are named with a dot (`added_cond_kwargs.text_embeds`).  Nothing is guessed
 from shapes: a tensor that is not named here is refused.  Then add a tiny pipeline of it to `tests/tiny.py`:
@@ -46,8 +44,7 @@ class Family:
     guidance: GuidanceKind
 
     def tensors(self, arguments: Mapping[str, Any], class_name: str) -> dict[str, Tensor]:
-        """Every tensor among the arguments by its (dotted) name; those that are None or plain values are left
-        out.
+        """Every tensor among the arguments by its (dotted) name.
 
         Raises:
             UnsupportedPipelineError: a tensor that the table does not name.

@@ -25,9 +25,7 @@ from .plan import SharePlan
 from .run import SharedRun
 
 HOOK_NAME = "sagediff_shared_sampling"
-REGISTRY = (
-    "_diffusers_hook"  # where diffusers keeps a module's HookRegistry; tests/test_hook.py guards the name
-)
+REGISTRY = "_diffusers_hook"  # a module's HookRegistry; tests/test_hook.py guards diffusers' private name
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Layout:
         sources: list[tuple[int, ...]] = []
         spread: list[int] = []
         conditional: dict[int, int] = {}
-        negative_skipped: list[
-            tuple[int, int]
-        ] = []  # (row of the call, node) of the rows that take the conditional output
+        negative_skipped: list[tuple[int, int]] = []  # (row of the call, node): takes the conditional output
         for half in range(halves):
             is_negative = second or (halves == 2 and half == 0)
             run_as: dict[int, int] = {}
@@ -177,17 +173,17 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
             return None
         if second:
             raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which
-                {type(self._pipe).__name__} does " f"not tell; only None (as the pipeline's) and 1.0 work with
-                pipelines that call the denoiser twice a step"
+                f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which "
+                f"{type(self._pipe).__name__} does not tell; only None (as the pipeline's) and 1.0 work with "
+                f"pipelines that call the denoiser twice a step"
             )
         if rows == plan.num_prompts:
             return None  # no negative rows: there is no guidance to change
         scale = getattr(self._pipe, "guidance_scale", None)
         if not isinstance(scale, int | float) or scale == 1.0:
             raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` as a number other than 1,
-                but " f"{type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
+                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale`, a number other than 1, but "
+                f"{type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
             )
         return (1.0 - guidance) / (1.0 - float(scale))
 
@@ -210,17 +206,17 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
                 continue
             if tensor.ndim == 0 or len(tensor) != rows:
                 raise UnsupportedPipelineError(
-                    f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it should
-                    begin with {rows}"
+                    f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it "
+                    f"should begin with {rows}"
                 )
             if role == "row" and self._run.first_call:
                 for members in layout.sources:
                     if len(members) > 1 and not (tensor[list(members[1:])] == tensor[members[0]]).all():
                         prompts = [member % self._run.plan.num_prompts for member in members]
                         raise InputError(
-                            f"prompts {prompts} share their first steps, but `{name}` differs between them:
-                            members of a group " f"must start from the same noise and size
-                            (generator=plan.generators(seed), or equal latents)"
+                            f"prompts {prompts} share their first steps, but `{name}` differs between "
+                            f"them: members of a group must start from the same noise and size "
+                            f"(generator=plan.generators(seed), or equal latents)"
                         )
 
     def _run_rows(

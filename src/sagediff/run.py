@@ -78,11 +78,8 @@ class SharedRun:
         if self._rows_per_prompt == 0 or (second and self._call == 0):
             self._rows_per_prompt = per_prompt
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
-        elif (
-            (guidance == "batched"
-            and per_prompt != self._rows_per_prompt)
-            or (second
-            and self._rows_per_prompt != 2)
+        elif (guidance == "batched" and per_prompt != self._rows_per_prompt) or (
+            second and self._rows_per_prompt != 2
         ):
             raise UnsupportedPipelineError(
                 f"guidance changed on the way: {self._rows_per_prompt} denoiser rows a prompt at first, "

@@ -28,31 +28,33 @@ def shared_sampling(
     fresh_noise_rows: Sequence[bool] | None = None,
     member_noise: Sequence[int] | None = None,
 ) -> Iterator[SharedRun]:
-    """Inside the context, the pipeline called with the plan's prompts, in their order, shares steps as
-    planned.
+    """Inside the context, a pipeline called with the plan's prompts in order shares steps as planned.
 
-    Call it with `num_inference_steps=plan.num_steps` and equal noise within groups (`generator=plan.generators(seed)`).
-    Afterwards the pipeline is as it was found, also after an error.
+    Call it with `num_inference_steps=plan.num_steps` and equal noise within groups
+    (`generator=plan.generators(seed)`). Afterwards the pipeline is as it was found, also after an error.
 
     Args:
         pipe: a diffusers pipeline whose denoiser class `families.FAMILIES` knows.
         plan: which prompts share which steps.
-        group_condition: "mean" (default) or "medoid" (the member nearest to the others), or a callable (`condition.py`).
-        micro_batch_size: most denoiser rows run at once, None (default) for all.  Smaller takes less memory and changes
-            no image beyond rounding.
-        fresh_noise: part, in [0, 1], of the state's noise that is replaced at a prompt's branch point, variance kept.  Higher
-            sets members of a group further apart, which equal prompts need; 0 (default) hands the state over as it is.
+        group_condition: "mean" (default) or "medoid" (the member nearest to the others), or a callable
+            (`condition.py`).
+        micro_batch_size: most denoiser rows run at once, None (default) for all.  Smaller takes less memory
+            and changes no image beyond rounding.
+        fresh_noise: part, in [0, 1], of the state's noise that is replaced at a prompt's branch point,
+            variance kept.  Higher sets members of a group further apart, which equal prompts need; 0
+            (default) hands the state over as it is.
         fresh_noise_rows: for which prompts, one flag each; None (default) for all.
-        member_noise: a seed for each prompt.  Past its branch point a prompt's stochastic solver, and its fresh noise, draw
-            from a generator of its own.  None (default): solvers go on with the pipeline's generators, fresh noise is
-            torch's.
+        member_noise: a seed for each prompt.  Past its branch point a prompt's stochastic solver, and its
+            fresh noise, draw from a generator of its own.  None (default): solvers go on with the pipeline's
+            generators, fresh noise is torch's.
 
     Yields:
         What was run: `evaluations`, `plan` as costed for this pipeline, `step`.
 
     Raises:
         UnsupportedPipelineError: a denoiser, scheduler or feature that sharing does not know.
-        InputError: an option out of range; or the context is entered twice on a pipeline; or members start from different noise.
+        InputError: an option out of range; or the context is entered twice on a pipeline; or members start
+            from different noise.
         PlanError: the pipeline is run with another number of steps than planned.
     """
     _check_options(plan, micro_batch_size, fresh_noise, fresh_noise_rows, member_noise)
@@ -76,8 +78,8 @@ def _check_options(
 ) -> None:
     if not isinstance(plan, SharePlan):
         raise InputError(
-            f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups,
-            num_steps))"
+            f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups, "
+            f"num_steps))"
         )
     if micro_batch_size is not None and (isinstance(micro_batch_size, bool) or micro_batch_size < 1):
         raise InputError(

@@ -1,5 +1,4 @@
-"""The scheduler while prompts share: its calls counted, members kept equal, and noise of their own after the
-branch point.
+"""The scheduler while prompts share: calls counted, members kept equal, noise of their own afterwards.
 
 diffusers' solvers keep their history for the whole batch, so it branches by itself.  What is left to do here
 is told at `SchedulerTap`.  Noise levels are a declared table by scheduler class, needed only for fresh noise.
@@ -25,8 +24,7 @@ _MISSING = object()
 
 
 class SchedulerTap:
-    """Context manager: wraps `step` and `set_timesteps` of one scheduler instance, and puts it back as it was
-    found.
+    """Context manager: wraps `step` and `set_timesteps` of one scheduler, then puts it back as it was found.
 
     Around every step it counts; copies the state of a node's first member to the others while they share (a
     solver that was given one generator for all rows would else draw different noise for members); gives
@@ -69,8 +67,7 @@ class SchedulerTap:
         step, set_timesteps = scheduler.step, scheduler.set_timesteps
         signature = inspect.signature(step)
 
-        # wraps() keeps the signatures: pipelines look for `generator`, `eta`, `timesteps` and `sigmas` in
-        # them
+        # wraps() keeps the signatures: pipelines look for `generator`, `eta`, `timesteps`, `sigmas` in them
         @functools.wraps(step)
         def counted_step(*args: Any, **kwargs: Any) -> Any:
             return self._step(step, signature, args, kwargs)
@@ -217,7 +214,8 @@ class SchedulerTap:
 def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
     """The noise e that a denoiser's prediction sees in a state alpha x0 + sigma e; all shapes alike.
 
-    Also for states that are not variance preserving (alpha 1): v-predicting models get them divided by sqrt(alpha^2 + sigma^2).
+    Also for states that are not variance preserving (alpha 1): v-predicting models get them divided by
+    sqrt(alpha^2 + sigma^2).
     """
     if prediction_type == "epsilon":
         return prediction

@@ -1,0 +1,343 @@
+"""Share plans: for every step, which prompts are denoised as one node, and what that costs.
+
+Pure: knows neither tensors nor pipelines (generators excepted, which import torch when asked for).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.errors import PlanError
+
+if TYPE_CHECKING:
+    import torch
+
+Level = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class SharePlan:
+    """Partitions of the prompts into nodes, one a step, that only get finer.
+
+    Attributes:
+        num_steps: sampling steps.
+        levels: (first step, node of each prompt), steps strictly growing from 0, each level refining the one
+            before. Nodes are numbered in the order of their first member.
+        shared_guidance: guidance scale of nodes of two or more members; None takes the pipeline's. At 1.0
+            the negative rows of such nodes are not run.
+        rows_per_prompt: 2 with classifier-free guidance, 1 without.
+        calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
+        share_ratio: what the plan was made with, one number or one a group; for reports.
+
+    Raises:
+        PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
+    """
+
+    num_steps: int
+    levels: tuple[Level, ...]
+    shared_guidance: float | None = None
+    rows_per_prompt: int = 2
+    calls_per_step: tuple[int, ...] | None = None
+    share_ratio: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise PlanError(f"num_steps must be a whole number of at least 1, got {self.num_steps!r}")
+        if self.rows_per_prompt not in (1, 2):
+            raise PlanError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
+        if self.shared_guidance is not None and not (
+            math.isfinite(self.shared_guidance) and self.shared_guidance >= 0
+        ):
+            raise PlanError(f"shared_guidance must be None or at least 0, got {self.shared_guidance!r}")
+        if self.calls_per_step is not None and (
+            len(self.calls_per_step) != self.num_steps or min(self.calls_per_step) < 1
+        ):
+            raise PlanError(
+                f"calls_per_step must hold {self.num_steps} counts of at least 1, got {self.calls_per_step!r}"
+            )
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        if not self.levels or self.levels[0][0] != 0:
+            raise PlanError("levels must begin at step 0")
+        before: Level | None = None
+        for level in self.levels:
+            start, nodes = level
+            if tuple(_renumber(nodes)) != tuple(nodes):
+                raise PlanError(f"nodes at step {start} must be numbered from 0 in the order of first members")
+            if before is not None:
+                if not before[0] < start < self.num_steps:
+                    raise PlanError(
+                        f"levels must begin at growing steps below {self.num_steps}; {start} follows {before[0]}"
+                    )
+                if len(nodes) != len(before[1]):
+                    raise PlanError(f"the level at step {start} has {len(nodes)} prompts, not {len(before[1])}")
+                parent: dict[int, int] = {}
+                for child, node in zip(nodes, before[1], strict=True):
+                    if parent.setdefault(child, node) != node:
+                        raise PlanError(
+                            f"the partition at step {start} joins prompts that were apart before; "
+                            "partitions may only get finer"
+                        )
+            before = level
+
+    @classmethod
+    def from_groups(
+        cls,
+        groups: Sequence[Sequence[int]],
+        num_steps: int = 30,
+        share_ratio: float | Sequence[float] = 0.4,
+        shared_guidance: float | None = None,
+        rows_per_prompt: int = 2,
+    ) -> SharePlan:
+        """Each group shares the first `share_ratio * num_steps` steps (rounded half up), then its members part.
+
+        Args:
+            groups: prompt numbers; 0..N-1, each exactly once.
+            share_ratio: in [0, 1]; one number, or one a group.
+
+        Raises:
+            PlanError: the groups do not cover the prompts once, or a ratio is out of range.
+        """
+        members = [[int(i) for i in group] for group in groups]
+        flat = sorted(i for group in members for i in group)
+        if any(not group for group in members):
+            raise PlanError("a group is empty; every group needs at least one prompt")
+        if flat != list(range(len(flat))):
+            raise PlanError(f"groups must name each of the prompts 0..{max(len(flat) - 1, 0)} exactly once")
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+            raise PlanError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+        kept: float | tuple[float, ...]
+        if isinstance(share_ratio, Sequence | np.ndarray):
+            kept = tuple(float(r) for r in share_ratio)
+            ratios = list(kept)
+            if len(ratios) != len(members):
+                raise PlanError(f"share_ratio must be one number or one a group ({len(members)}), got {len(ratios)}")
+        else:
+            kept = float(share_ratio)
+            ratios = [kept] * len(members)
+        for ratio in ratios:
+            if not 0 <= ratio <= 1:
+                raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
+        branch = [
+            math.floor(ratio * num_steps + 0.5 + 1e-9) if len(group) > 1 else 0
+            for ratio, group in zip(ratios, members, strict=True)
+        ]
+        levels: list[Level] = []
+        for start in sorted({0, *(b for b in branch if b < num_steps)}):
+            nodes = list(range(len(flat)))
+            for group, end in zip(members, branch, strict=True):
+                if start < end:
+                    for i in group:
+                        nodes[i] = min(group)
+            level = (start, tuple(_renumber(nodes)))
+            if not levels or levels[-1][1] != level[1]:
+                levels.append(level)
+        return cls(num_steps, tuple(levels), shared_guidance, rows_per_prompt, None, kept)
+
+    # -- partitions
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.levels[0][1])
+
+    def _level(self, step: int) -> tuple[int, ...]:
+        if not 0 <= step < self.num_steps:
+            raise PlanError(f"step must lie in [0, {self.num_steps}), got {step}")
+        return next(nodes for start, nodes in reversed(self.levels) if start <= step)
+
+    def partition(self, step: int) -> npt.NDArray[np.int64]:
+        """Node number of each prompt at that step, shape (N,)."""
+        return np.asarray(self._level(step), dtype=np.int64)
+
+    def shared(self, step: int) -> npt.NDArray[np.bool_]:
+        """Whether each prompt's node has two or more members at that step, shape (N,)."""
+        nodes = self.partition(step)
+        return np.asarray(np.bincount(nodes)[nodes] > 1) if len(nodes) else np.zeros(0, dtype=bool)
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """The coarsest partition, as lists of prompt numbers."""
+        out: list[list[int]] = []
+        for prompt, node in enumerate(self.levels[0][1]):
+            if node == len(out):
+                out.append([])
+            out[node].append(prompt)
+        return out
+
+    @cached_property
+    def branch_steps(self) -> list[int]:
+        """For each prompt the first step that it takes alone; 0 where it never shares, `num_steps` where always."""
+        out = [self.num_steps] * self.num_prompts
+        for start, _ in reversed(self.levels):
+            for prompt in np.flatnonzero(~self.shared(start)):
+                out[prompt] = start
+        return out
+
+    # -- cost
+
+    def _node_rows(self, members: int) -> int:
+        """Denoiser rows of one call for a node of so many members."""
+        if members > 1 and self.shared_guidance == 1.0:
+            return 1
+        return self.rows_per_prompt
+
+    def _calls(self, step: int) -> int:
+        return 1 if self.calls_per_step is None else self.calls_per_step[step]
+
+    def step_evaluations(self, step: int) -> int:
+        """Denoiser rows that the step runs, guidance rows included."""
+        sizes = np.bincount(self.partition(step))
+        return self._calls(step) * sum(self._node_rows(int(size)) for size in sizes)
+
+    @cached_property
+    def evaluations(self) -> int:
+        """Denoiser rows of the whole plan."""
+        return sum(self.step_evaluations(step) for step in range(self.num_steps))
+
+    @property
+    def evaluations_independent(self) -> int:
+        """Denoiser rows of independent sampling with the same steps, solver and guidance."""
+        return self.num_prompts * self.rows_per_prompt * sum(map(self._calls, range(self.num_steps)))
+
+    @property
+    def cost_saving(self) -> float:
+        """1 - evaluations / evaluations_independent."""
+        return 1 - self.evaluations / self.evaluations_independent if self.num_prompts else 0.0
+
+    def evaluations_of(self, prompt: int) -> float:
+        """That prompt's part: each node's rows divided evenly over its members. Sums to `evaluations`."""
+        total = 0.0
+        for step in range(self.num_steps):
+            nodes = self._level(step)
+            members = nodes.count(nodes[prompt])
+            total += self._calls(step) * self._node_rows(members) / members
+        return total
+
+    def recost(
+        self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
+    ) -> SharePlan:
+        """The same sharing on another cost basis; None leaves a basis as it is."""
+        changes: dict[str, Any] = {}
+        if rows_per_prompt is not None:
+            changes["rows_per_prompt"] = rows_per_prompt
+        if calls_per_step is not None:
+            changes["calls_per_step"] = tuple(calls_per_step)
+        return replace(self, **changes)
+
+    def subset(self, prompts: Sequence[int]) -> SharePlan:
+        """The plan of some whole groups, their prompts renumbered in the order given.
+
+        Raises:
+            PlanError: a group is named in part.
+        """
+        chosen = set(prompts)
+        if len(chosen) != len(prompts):
+            raise PlanError("a subset may name each prompt once")
+        for group in self.groups:
+            if chosen & set(group) and not chosen >= set(group):
+                raise PlanError(f"a subset must take whole groups; it names only some of {group}")
+        levels: list[Level] = []
+        for start, nodes in self.levels:
+            part = tuple(_renumber([nodes[i] for i in prompts]))
+            if not levels or levels[-1][1] != part:
+                levels.append((start, part))
+        ratio = self.share_ratio
+        if isinstance(ratio, tuple) and len(ratio) == len(self.groups):
+            order = {self.levels[0][1][i]: None for i in prompts}
+            ratio = tuple(ratio[node] for node in order)
+        return replace(self, levels=tuple(levels), share_ratio=ratio)
+
+    # -- noise
+
+    def generators(self, seed: int | Sequence[int] = 0, device: str = "cpu") -> list[torch.Generator]:
+        """One generator a prompt, equally seeded within a group, so that its members start from equal noise.
+
+        Args:
+            seed: one number, from which every group's seed is derived; or one a prompt, of which a group
+                takes its first member's.
+        """
+        import torch
+
+        first = {i: group[0] for group in self.groups for i in group}
+        if isinstance(seed, int):
+            seeds = [_derive(seed, first[i]) for i in range(self.num_prompts)]
+        else:
+            if len(seed) != self.num_prompts:
+                raise PlanError(f"seed must be one number or one a prompt ({self.num_prompts}), got {len(seed)}")
+            seeds = [int(seed[first[i]]) for i in range(self.num_prompts)]
+        return [torch.Generator(device).manual_seed(s) for s in seeds]
+
+    # -- in and out
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of `report.json` and `plan --json`."""
+        ratio = self.share_ratio
+        return {
+            "num_prompts": self.num_prompts,
+            "num_groups": len(self.groups),
+            "num_steps": self.num_steps,
+            "share_ratio": list(ratio) if isinstance(ratio, tuple) else ratio,
+            "evaluations": self.evaluations,
+            "evaluations_independent": self.evaluations_independent,
+            "cost_saving": self.cost_saving,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps({"format": "sagediff.SharePlan", "version": 1} | asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SharePlan:
+        """Raises PlanError for text that is no plan, or a plan that is not valid."""
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict) or data.get("format") != "sagediff.SharePlan":
+                raise PlanError("not a share plan: expected JSON with format 'sagediff.SharePlan'")
+            if data.get("version") != 1:
+                raise PlanError(f"share plan of version {data.get('version')!r}; this sagediff reads version 1")
+            ratio, calls = data["share_ratio"], data["calls_per_step"]
+            return cls(
+                num_steps=data["num_steps"],
+                levels=tuple((int(start), tuple(map(int, nodes))) for start, nodes in data["levels"]),
+                shared_guidance=data["shared_guidance"],
+                rows_per_prompt=data["rows_per_prompt"],
+                calls_per_step=None if calls is None else tuple(map(int, calls)),
+                share_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PlanError(f"not a share plan: {error}") from error
+
+    def __str__(self) -> str:
+        guidance = "" if self.shared_guidance is None else f", guidance {self.shared_guidance:g} while shared"
+        lines = [
+            f"{self.num_prompts} prompts in {len(self.groups)} groups, {self.num_steps} steps{guidance}: "
+            f"{self.evaluations} evaluations instead of {self.evaluations_independent} "
+            f"({self.cost_saving:.1%} saved)"
+        ]
+        for number, group in enumerate(self.groups[:20]):
+            branch = max(self.branch_steps[i] for i in group)
+            lines.append(f"  group {number}: prompts {', '.join(map(str, group))}; branch point {branch}")
+        if len(self.groups) > 20:
+            lines.append(f"  ... and {len(self.groups) - 20} more groups")
+        return "\n".join(lines)
+
+
+def _renumber(nodes: Sequence[int]) -> list[int]:
+    """Numbers in the order of first appearance."""
+    seen: dict[int, int] = {}
+    return [seen.setdefault(node, len(seen)) for node in nodes]
+
+
+def _derive(seed: int, part: int) -> int:
+    """A seed well apart from its neighbours', of 63 bits."""
+    digest = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
