@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from sagediff.plan import SharePlan
 from tiny import SCHEDULERS, embeddings, tiny
 
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.families import FAMILIES
 from sagediff.hook import REGISTRY, Layout
+from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 from sagediff.solver import NOISE_LEVELS, noise_in
 
@@ -34,8 +34,7 @@ def attributes(pipe: Any, denoiser: Any) -> list[Any]:
     return [names, type(denoiser), denoiser.forward]
 
 
-# -- the pipeline is left as it was found
-# --------------------------------------------------------------------------------
+# -- the pipeline is left as it was found ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
@@ -97,8 +96,22 @@ def test_scheduler_signatures_are_kept() -> None:
             )
 
 
-# -- while it runs
-# -------------------------------------------------------------------------------------------------------
+def test_a_compiled_denoiser() -> None:
+    case = tiny("sd")
+    plan = make_plan(shared_guidance=1.0)
+    with shared_sampling(case.pipe, plan):
+        expected = case(PROMPTS, STEPS, plan.generators(0))
+    inner = case.pipe.unet
+    case.pipe.unet = torch.compile(inner, backend="eager")
+    before = [sorted(vars(case.pipe.unet)), sorted(vars(inner)), case.pipe.unet.forward]
+    with shared_sampling(case.pipe, plan) as run:
+        images = case(PROMPTS, STEPS, plan.generators(0))
+    assert run.evaluations == run.plan.evaluations
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    assert [sorted(vars(case.pipe.unet)), sorted(vars(inner)), case.pipe.unet.forward] == before
+
+
+# -- while it runs ---------------------------------------------------------------------------------
 
 
 def test_members_are_equal_until_the_branch_point() -> None:
@@ -163,8 +176,7 @@ def test_outsiders_are_not_affected_by_a_group() -> None:
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-5)
 
 
-# -- refusals
-# ------------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def test_unknown_denoiser_is_refused_with_words_on_how_to_add_it() -> None:
@@ -285,8 +297,7 @@ def test_fresh_noise_refuses_unknown_solvers() -> None:
         pass
 
 
-# -- noise of each member's own
-# ------------------------------------------------------------------------------------------
+# -- noise of each member's own --------------------------------------------------------------------
 
 FRESH = [("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc")]
 FRESH += [("sd3", "flow"), ("flux", "flow")]
@@ -380,8 +391,7 @@ def test_noise_in_reads_flow() -> None:
     )
 
 
-# -- layout and conditions
-# -----------------------------------------------------------------------------------------------
+# -- layout and conditions -------------------------------------------------------------------------
 
 
 def test_layout_of_every_kind_of_call() -> None:

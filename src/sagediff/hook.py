@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from .condition import GroupCondition
@@ -85,7 +85,7 @@ class Layout:
         return cls(tuple(sources), tuple(spread))
 
 
-class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
+class DenoiserHook(ModelHook):
     """Runs a denoiser call on one row a node.
 
     Args:
@@ -104,7 +104,7 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         condition: GroupCondition,
         micro_batch_size: int | None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         inner = _unwrapped(module)
         self._pipe = pipe
         self._scheduler = pipe.scheduler
@@ -124,7 +124,7 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
                 "the pipeline's scheduler was replaced inside shared_sampling; set it before entering the "
                 "context"
             )
-        forward: Callable[..., Any] = self.fn_ref.original_forward
+        forward = cast("Callable[..., Any]", self.fn_ref.original_forward)
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
@@ -182,8 +182,8 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         scale = getattr(self._pipe, "guidance_scale", None)
         if not isinstance(scale, int | float) or scale == 1.0:
             raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale`, a number other than 1, but "
-                f"{type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
+                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` to be a number "
+                f"other than 1, but {type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
             )
         return (1.0 - guidance) / (1.0 - float(scale))
 

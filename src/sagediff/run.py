@@ -46,8 +46,7 @@ class SharedRun:
         self._steps: list[int] = []  # plan step of every scheduler call
         self._rows_per_prompt = 0  # 0 until seen
 
-    # -- reported by the hook
-    # -------------------------------------------------------------------------------------------
+    # -- reported by the hook ----------------------------------------------------------------------
 
     def enter_denoiser(self, rows: int, guidance: GuidanceKind, guided: bool | None, scheduler: Any) -> bool:
         """A denoiser call with so many rows is about to run.  Returns True for the negative call of a
@@ -92,8 +91,7 @@ class SharedRun:
         self.evaluations += rows_run
         self._denoiser_calls += 1
 
-    # -- reported by the wrapped scheduler
-    # ------------------------------------------------------------------------------
+    # -- reported by the wrapped scheduler ---------------------------------------------------------
 
     @property
     def first_call(self) -> bool:

@@ -129,8 +129,7 @@ class SchedulerTap:
         _, first, node = np.unique(np.asarray(plan.partition(step)), return_index=True, return_inverse=True)
         return state.index_select(0, torch.from_numpy(first[node]).to(state.device))
 
-    # -- noise of each member's own
-    # -------------------------------------------------------------------------------------
+    # -- noise of each member's own ----------------------------------------------------------------
 
     def _generator(self, prompt: int) -> torch.Generator | None:
         """The prompt's own generator; None (torch's) without member_noise."""
@@ -207,8 +206,7 @@ class SchedulerTap:
         return state
 
 
-# -- noise levels
-# ---------------------------------------------------------------------------------------------------------
+# -- noise levels ----------------------------------------------------------------------------------
 
 
 def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, prediction_type: str) -> Tensor:
