@@ -183,7 +183,7 @@ class DenoiserHook(ModelHook):
         if not isinstance(scale, int | float) or scale == 1.0:
             raise UnsupportedPipelineError(
                 f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` to be a number "
-                f"other than 1, but {type(self._pipe).__name__} has {scale!r}; use shared_guidance None or 1.0"
+                f"other than 1, but {type(self._pipe).__name__} has {scale!r}; use None or 1.0"
             )
         return (1.0 - guidance) / (1.0 - float(scale))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -195,7 +196,7 @@ class SchedulerTap:
             fresh = randn_tensor(
                 noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype
             )
-            change = ((1.0 - strength**2) ** 0.5 - 1.0) * noise + strength * fresh
+            change = (math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh
             state[row] += (sigma_next * change).to(state.dtype)
             if _is_a(self._scheduler, "UniPCMultistepScheduler"):
                 # Its corrector starts the next step anew from the state before this one: it must hold the
@@ -220,7 +221,7 @@ def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, pre
     if prediction_type == "sample":
         return (sample - alpha * prediction) / sigma
     if prediction_type == "v_prediction":
-        norm = (alpha**2 + sigma**2) ** 0.5
+        norm = math.hypot(alpha, sigma)
         return (sigma / norm) * (sample / norm) + (alpha / norm) * prediction
     return sample + alpha * prediction  # flow: v = e - x0, x = (1 - s) x0 + s e
 

@@ -1,0 +1,52 @@
+"""Shared sampling for diffusers pipelines: prompts that mean nearly the same share their early denoising steps.
+
+Importing the package, or planning with it, imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sagediff.embeddings import embed_prompts as embed_prompts
+    from sagediff.errors import InputError as InputError
+    from sagediff.errors import OutputError as OutputError
+    from sagediff.errors import PlanError as PlanError
+    from sagediff.errors import SagediffError as SagediffError
+    from sagediff.errors import UnsupportedPipelineError as UnsupportedPipelineError
+    from sagediff.grouping import group_prompts as group_prompts
+    from sagediff.loading import load_pipeline as load_pipeline
+    from sagediff.plan import SharePlan as SharePlan
+    from sagediff.sampler import SharedResult as SharedResult
+    from sagediff.sampler import SharedSampler as SharedSampler
+    from sagediff.sampling import shared_sampling as shared_sampling
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InputError": "errors",
+    "OutputError": "errors",
+    "PlanError": "errors",
+    "SagediffError": "errors",
+    "SharePlan": "plan",
+    "SharedResult": "sampler",
+    "SharedSampler": "sampler",
+    "UnsupportedPipelineError": "errors",
+    "embed_prompts": "embeddings",
+    "group_prompts": "grouping",
+    "load_pipeline": "loading",
+    "shared_sampling": "sampling",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"sagediff.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'sagediff' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,103 @@
+"""Prompts to unit vectors: by the pipeline's own text encoder, a sentence-transformers model, or any callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.errors import InputError, UnsupportedPipelineError
+
+Encoder: TypeAlias = str | Callable[[list[str]], Any]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """vectors: (N, D) float32, rows of unit length; encoder: what made them, for reports."""
+
+    vectors: npt.NDArray[np.float32]
+    encoder: str
+
+
+def embed_prompts(
+    prompts: Sequence[str], pipe: Any = None, encoder: Encoder | None = None, batch_size: int = 256
+) -> Embeddings:
+    """One unit vector a prompt; equal prompts are encoded once.
+
+    Args:
+        pipe: a diffusers pipeline whose own text encoder is used when `encoder` is None.
+        encoder: name or folder of a sentence-transformers model (needs the `embed` extra), or a callable from
+            a list of strings to an (N, D) array or tensor.
+        batch_size: prompts encoded at once; changes no result beyond rounding.
+
+    Raises:
+        InputError: neither a pipe nor an encoder, or an encoder that returns another shape.
+        UnsupportedPipelineError: the pipeline holds no text encoder of a known kind.
+    """
+    if encoder is None and pipe is None:
+        raise InputError("embed_prompts needs a pipe with a text encoder, or an encoder")
+    unique = list(dict.fromkeys(prompts))
+    encode, name = _named(encoder) if encoder is not None else _own_encoder(pipe)
+    parts = [_array(encode(unique[i : i + batch_size]), name) for i in range(0, len(unique), batch_size)]
+    if not parts:
+        return Embeddings(np.zeros((0, 1), np.float32), name)
+    vectors = np.concatenate(parts)
+    if len(vectors) != len(unique):
+        raise InputError(f"the encoder {name} returned {len(vectors)} rows for {len(unique)} prompts")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise InputError(f"the encoder {name} returned a vector that is zero or not finite")
+    place = {prompt: i for i, prompt in enumerate(unique)}
+    return Embeddings((vectors / lengths)[[place[p] for p in prompts]].astype(np.float32), name)
+
+
+def _array(rows: Any, name: str) -> npt.NDArray[np.float32]:
+    if hasattr(rows, "detach"):
+        rows = rows.detach().float().cpu().numpy()
+    array = np.asarray(rows, dtype=np.float32)
+    if array.ndim != 2:
+        raise InputError(f"the encoder {name} returned shape {array.shape}; expected (prompts, dimensions)")
+    return array
+
+
+def _named(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
+    if callable(encoder):
+        return encoder, getattr(encoder, "__name__", type(encoder).__name__)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError("encoder by name needs sentence-transformers: pip install 'sagediff[embed]'") from error
+    model = SentenceTransformer(encoder)
+    return lambda texts: model.encode(texts, show_progress_bar=False), encoder
+
+
+def _own_encoder(pipe: Any) -> tuple[Callable[[list[str]], Any], str]:
+    """The first text encoder of the pipeline that gives one vector a prompt."""
+    for tokenizer_name, encoder_name in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        tokenizer, model = getattr(pipe, tokenizer_name, None), getattr(pipe, encoder_name, None)
+        if tokenizer is not None and model is not None:
+            return lambda texts: _pooled(tokenizer, model, texts), f"{encoder_name} ({type(model).__name__})"
+    raise UnsupportedPipelineError(
+        f"{type(pipe).__name__} holds no text encoder to group prompts by; give encoder= "
+        "(a sentence-transformers name or a callable)"
+    )
+
+
+def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
+    """One vector a text: the projected or pooled state (CLIP), else the mean of the tokens' states (T5)."""
+    import torch
+
+    longest = min(int(getattr(tokenizer, "model_max_length", 512)), 512)
+    tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        output = model(tokens.input_ids.to(device))
+    for field in ("text_embeds", "pooler_output"):
+        if getattr(output, field, None) is not None:
+            return getattr(output, field)
+    mask = tokens.attention_mask.to(device)[..., None]
+    states = output.last_hidden_state * mask
+    return states.sum(1) / mask.sum(1)

@@ -1,0 +1,84 @@
+"""Pipelines by name: the built-in model, a local diffusers folder, or a hub id. Safetensors only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sagediff.errors import InputError
+
+SCHEDULERS = {  # short name -> diffusers class, and what differs from its defaults
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def model_folder(name: str | Path) -> Path | None:
+    """The local folder behind a model's name; None for a hub id.
+
+    Raises:
+        InputError: neither "demo", nor a folder with a model_index.json, nor of a hub id's form.
+    """
+    if str(name) == "demo":
+        from sagediff.builtin import weights_dir
+
+        folder = weights_dir()
+        if not (folder / "model_index.json").is_file():
+            raise InputError(
+                f"the built-in model's weights are missing from {folder}; install sagediff from a whole checkout, "
+                "or train them: python -m sagediff.builtin.training all"
+            )
+        return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"{folder} holds no model_index.json; --model takes a folder that save_pretrained made")
+        return folder
+    if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
+        raise InputError(
+            f"no model {str(name)!r}: expected 'demo', a local diffusers folder, or a hub id like 'org/name'"
+        )
+    return None
+
+
+def load_pipeline(
+    name_or_path: str | Path = "demo", *, scheduler: str | None = None, torch_dtype: Any = None, **kwargs: Any
+) -> Any:
+    """A diffusers pipeline, in float32 unless `torch_dtype` says otherwise.
+
+    Args:
+        name_or_path: "demo" for the built-in model, a local diffusers folder, or a hub id (the only case that
+            uses the network).
+        scheduler: one of `SCHEDULERS` in place of the model's own; its configuration is taken over.
+        kwargs: passed to `DiffusionPipeline.from_pretrained`.
+
+    Raises:
+        InputError: no such model or scheduler, or weights that are not safetensors.
+    """
+    folder = model_folder(name_or_path)
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise InputError(f"unknown scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
+    import diffusers
+    import torch
+
+    options = {"torch_dtype": torch_dtype or torch.float32, "use_safetensors": True, **kwargs}
+    try:
+        if folder is None:
+            pipe = diffusers.DiffusionPipeline.from_pretrained(str(name_or_path), **options)
+        else:
+            pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}") from error
+    if scheduler is not None:
+        class_name, changes = SCHEDULERS[scheduler]
+        pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
+    return pipe

@@ -1,0 +1,253 @@
+"""`SharedSampler`: prompts in, pictures out in the same order, in waves of whole groups."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sagediff.condition import GroupCondition, group_condition_named
+from sagediff.embeddings import Encoder, embed_prompts
+from sagediff.errors import InputError
+from sagediff.families import denoiser_of, family_of
+from sagediff.grouping import group_prompts
+from sagediff.plan import SharePlan
+from sagediff.sampling import shared_sampling
+
+FRESH_NOISE = 0.5  # measured on the built-in model by benchmarks/fresh_noise.py
+_OWN = {"prompt", "generator", "num_inference_steps", "guidance_scale", "callback_on_step_end", "output_type"}
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Pictures of some whole groups: prompt numbers, PIL pictures in that order, denoiser rows run."""
+
+    prompts: list[int]
+    images: list[Any]
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class SharedResult:
+    """images: PIL pictures in the order of the prompts; report: `SharePlan.summary` with seconds and more."""
+
+    images: list[Any]
+    plan: SharePlan
+    report: dict[str, Any]
+    seeds: list[int]
+
+
+class SharedSampler:
+    """Groups prompts, plans, and samples them on a diffusers pipeline.
+
+    Args:
+        pipe: any pipeline that `shared_sampling` supports.
+        threshold: least cosine between any two members of a group. Higher: fewer shared steps, safer pictures.
+        share_ratio: part of the steps that a group takes together, in [0, 1]. Higher: cheaper, less faithful.
+        max_group_size: most members of a group.
+        shared_guidance: guidance scale while sharing; at 1.0 (default) the negative rows are not run, None
+            takes the pipeline's. Only nodes of two or more members are touched.
+        group_condition: "mean" or "medoid", or a callable.
+        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents.
+        micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser.
+        fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
+            they do not come out identical; 0 lets them.
+        encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
+
+    Raises:
+        InputError: an option out of range. UnsupportedPipelineError: a denoiser that sharing does not know.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        threshold: float = 0.8,
+        share_ratio: float = 0.4,
+        max_group_size: int = 8,
+        *,
+        shared_guidance: float | None = 1.0,
+        group_condition: str | GroupCondition = "mean",
+        wave_size: int = 64,
+        micro_batch_size: int | None = None,
+        fresh_noise: float = FRESH_NOISE,
+        encoder: Encoder | None = None,
+    ) -> None:
+        if not 0 <= share_ratio <= 1:
+            raise InputError(f"share_ratio must lie in [0, 1], got {share_ratio}")
+        if not (math.isfinite(threshold) and -1 <= threshold <= 1):
+            raise InputError(f"threshold must lie in [-1, 1], got {threshold}")
+        for name, value in (("max_group_size", max_group_size), ("wave_size", wave_size)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise InputError(f"micro_batch_size must be at least 1 or None, got {micro_batch_size}")
+        if not 0 <= fresh_noise <= 1:
+            raise InputError(f"fresh_noise must lie in [0, 1], got {fresh_noise}")
+        group_condition_named(group_condition)
+        family_of(_plain(denoiser_of(pipe)))
+        self.pipe = pipe
+        self.threshold, self.share_ratio, self.max_group_size = threshold, share_ratio, max_group_size
+        self.shared_guidance, self.group_condition = shared_guidance, group_condition
+        self.wave_size, self.micro_batch_size = wave_size, micro_batch_size
+        self.fresh_noise, self.encoder = fresh_noise, encoder
+
+    def plan(self, prompts: Sequence[str], num_inference_steps: int = 30, guidance_scale: float = 4.0) -> SharePlan:
+        """Group the prompts and plan; runs the text encoder only. The cost is that of `guidance_scale`."""
+        _check_prompts(prompts)
+        if num_inference_steps < 1:
+            raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+        vectors = embed_prompts(prompts, self.pipe, self.encoder).vectors
+        groups = group_prompts(vectors, self.threshold, self.max_group_size)
+        return SharePlan.from_groups(
+            groups, num_inference_steps, self.share_ratio, self.shared_guidance, 2 if guidance_scale > 1 else 1
+        )
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        num_inference_steps: int = 30,
+        guidance_scale: float = 4.0,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> SharedResult:
+        """One picture a prompt. A picture depends on seed, its prompt and its group, not on order or waves."""
+        start = time.perf_counter()
+        plan = self.plan(prompts, num_inference_steps, guidance_scale)
+        images: list[Any] = [None] * len(prompts)
+        run = 0
+        for wave in self.waves(prompts, plan, guidance_scale, seed, **kwargs):
+            run += wave.evaluations
+            for index, image in zip(wave.prompts, wave.images, strict=True):
+                images[index] = image
+        seconds = time.perf_counter() - start
+        report = plan.summary() | {
+            "threshold": self.threshold,
+            "evaluations_run": run,
+            "seconds": seconds,
+            "images_per_second": len(prompts) / seconds,
+        }
+        return SharedResult(images, plan, report, noise_seeds(prompts, plan, seed))
+
+    def waves(
+        self,
+        prompts: Sequence[str],
+        plan: SharePlan,
+        guidance_scale: float = 4.0,
+        seed: int = 0,
+        *,
+        skip: Sequence[int] = (),
+        on_step: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Wave]:
+        """Sample wave by wave, so that a caller can save what is finished.
+
+        Args:
+            skip: prompts that are finished already; a group all of whose members are is left out.
+            on_step: called after every step with the number of prompts that took it.
+            kwargs: passed to the pipeline; a list with one entry a prompt (negative prompts, say) is cut to
+                the wave's.
+        """
+        _check_prompts(prompts)
+        if taken := sorted(_OWN & set(kwargs)):
+            raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
+        own, shared = prompt_seeds(prompts, seed), noise_seeds(prompts, plan, seed)
+        fresh = _repeats(prompts, plan)
+        done = set(skip)
+        for members in wave_members([g for g in plan.groups if not set(g) <= done], self.wave_size):
+            part = plan.subset(members)
+
+            def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any], n: int = len(members)) -> Any:
+                if on_step is not None:
+                    on_step(n)
+                return tensors
+
+            options = {
+                k: [v[i] for i in members] if isinstance(v, list) and len(v) == len(prompts) else v
+                for k, v in kwargs.items()
+            }
+            flags = [fresh[i] for i in members]
+            with shared_sampling(
+                self.pipe,
+                part,
+                group_condition=self.group_condition,
+                micro_batch_size=self.micro_batch_size,
+                fresh_noise=self.fresh_noise if any(flags) else 0.0,
+                fresh_noise_rows=flags,
+                member_noise=[own[i] for i in members],
+            ) as run:
+                images = self.pipe(
+                    [prompts[i] for i in members],
+                    num_inference_steps=plan.num_steps,
+                    guidance_scale=guidance_scale,
+                    generator=[torch.Generator().manual_seed(shared[i]) for i in members],
+                    callback_on_step_end=step_done,
+                    output_type="pil",
+                    **options,
+                ).images
+            yield Wave(members, list(images), run.evaluations)
+
+
+def prompt_seeds(prompts: Sequence[str], seed: int) -> list[int]:
+    """A seed of 63 bits for each prompt, from `seed`, its text, and how often that text came before."""
+    seen: dict[str, int] = {}
+    out = []
+    for prompt in prompts:
+        occurrence = seen[prompt] = seen.get(prompt, -1) + 1
+        digest = hashlib.blake2b(f"{seed}\0{occurrence}\0{prompt}".encode(), digest_size=8).digest()
+        out.append(int.from_bytes(digest, "big") >> 1)
+    return out
+
+
+def noise_seeds(prompts: Sequence[str], plan: SharePlan, seed: int) -> list[int]:
+    """The seed of each prompt's initial noise: that of its group's first member by text, whatever the order."""
+    own = prompt_seeds(prompts, seed)
+    out = [0] * len(prompts)
+    for group in plan.groups:
+        first = min(group, key=lambda i: (prompts[i], i))
+        for i in group:
+            out[i] = own[first]
+    return out
+
+
+def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[list[int]]:
+    """Whole groups packed in order, at most `wave_size` prompts a wave unless one group alone has more."""
+    wave: list[int] = []
+    for group in groups:
+        if wave and len(wave) + len(group) > wave_size:
+            yield wave
+            wave = []
+        wave = [*wave, *group]
+    if wave:
+        yield wave
+
+
+def _repeats(prompts: Sequence[str], plan: SharePlan) -> list[bool]:
+    """Whether a member's prompt equals that of an earlier member of its group."""
+    out = np.zeros(len(prompts), dtype=bool)
+    for group in plan.groups:
+        seen: set[str] = set()
+        for i in group:
+            out[i] = prompts[i] in seen
+            seen.add(prompts[i])
+    return [bool(flag) for flag in out]
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a list of strings, got one string")
+    if not len(prompts):
+        raise InputError("there are no prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")
+
+
+def _plain(module: Any) -> Any:
+    """The module behind torch.compile's wrapper."""
+    return getattr(module, "_orig_mod", module)

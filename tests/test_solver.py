@@ -1,0 +1,111 @@
+"""Noise of each member's own after the branch point, and the noise levels that it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import SCHEDULERS, tiny
+
+from sagediff.plan import SharePlan
+from sagediff.sampling import shared_sampling
+from sagediff.solver import NOISE_LEVELS, noise_in
+
+STEPS = 5
+
+
+def make_plan(ratio: float) -> SharePlan:
+    return SharePlan.from_groups([[0, 2, 3], [1]], num_steps=STEPS, share_ratio=ratio)
+
+
+FRESH = [("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc")]
+FRESH += [("sd3", "flow"), ("flux", "flow")]
+
+
+@pytest.mark.parametrize(("family", "scheduler"), FRESH)
+def test_fresh_noise_sets_equal_prompts_apart(family: str, scheduler: str) -> None:
+    case = tiny(family, scheduler)
+    plan = make_plan(0.4)
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen[step] = values["latents"].clone()
+        return values
+
+    def sample(**options: Any) -> torch.Tensor:
+        with shared_sampling(case.pipe, plan, **options):
+            return case([7, 8, 7, 7], STEPS, plan.generators(0), callback_on_step_end=keep)
+
+    plain = sample()
+    options: dict[str, Any] = {
+        "fresh_noise": 0.5,
+        "fresh_noise_rows": [False, True, True, True],
+        "member_noise": [1, 2, 3, 4],
+    }
+    fresh = sample(**options)
+    if scheduler not in ("dpmpp_sde", "euler_a"):  # those draw per member after the branch point
+        assert torch.equal(fresh[0], plain[0])  # not asked for
+    assert torch.equal(fresh[1], plain[1])  # never shared
+    differences = [(fresh[i] - fresh[j]).abs().max() for i, j in ((0, 2), (0, 3), (2, 3))]
+    assert min(differences) > 1e-2
+    assert torch.equal(sample(**options), fresh)  # the seeds decide
+    assert torch.equal(sample(fresh_noise=0.0), plain)
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp_sde", "euler_a"])
+@pytest.mark.parametrize("kind", ["list", "one", "none"])
+def test_stochastic_solvers_draw_per_member_after_the_branch(scheduler: str, kind: str) -> None:
+    case = tiny("sd", scheduler)
+    plan = make_plan(0.4)
+    latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
+    generators = {"list": plan.generators(0), "one": torch.Generator().manual_seed(0), "none": None}[kind]
+    equal = []
+
+    def look(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        equal.append(torch.equal(values["latents"][0], values["latents"][2]))
+        return values
+
+    with shared_sampling(case.pipe, plan, member_noise=[1, 2, 3, 4]):
+        case([7, 8, 7, 7], STEPS, generators, latents=latents, callback_on_step_end=look)
+    assert equal[:2] == [True, True]
+    assert not any(equal[2:])
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"pndm", "pndm_prk"}))
+def test_noise_levels_are_the_schedulers_own(name: str) -> None:
+    """A perfect denoiser (it knows x0 and e) must stay on a x0 + s e at the table's levels, at every call."""
+    scheduler = SCHEDULERS[name]()
+    levels = NOISE_LEVELS[type(scheduler).__name__]
+    scheduler.set_timesteps(6)
+    if name in ("euler_a", "dpmpp_sde"):
+        return  # they renoise; covered by the deterministic members of their kind
+    x0, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    alpha, sigma, _ = levels(scheduler, 0)
+    state = alpha * x0 + sigma * noise
+    calls = len(scheduler.timesteps)
+    for call, timestep in enumerate(scheduler.timesteps):
+        alpha, sigma, following = levels(scheduler, call)
+        torch.testing.assert_close(state, alpha * x0 + sigma * noise, rtol=1e-3, atol=1e-3)
+        prediction = noise - x0 if name == "flow" else noise
+        state = scheduler.step(prediction, timestep, state).prev_sample
+        if call + 1 < calls:
+            assert following == pytest.approx(levels(scheduler, call + 1)[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_noise_in_reads_every_prediction(kind: str, alpha: float) -> None:
+    sigma = 0.8
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    norm = (alpha**2 + sigma**2) ** 0.5
+    velocity = (alpha * noise - sigma * x0) / norm
+    prediction = {"epsilon": noise, "sample": x0, "v_prediction": velocity}[kind]
+    torch.testing.assert_close(noise_in(alpha * x0 + sigma * noise, prediction, alpha, sigma, kind), noise)
+
+
+def test_noise_in_reads_flow() -> None:
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(
+        noise_in(0.3 * x0 + 0.7 * noise, noise - x0, 0.3, 0.7, "flow_prediction"), noise
+    )
