@@ -1,0 +1,71 @@
+"""One picture of a whole run: a row for each group, its prompts beneath the pictures."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+_MARGIN, _GAP, _LABEL = 16, 10, 92  # pixels; _LABEL is the column that names the group
+_MAX_PICTURES = 512  # a sheet of more could not be looked at, nor opened by every viewer
+
+
+def contact_sheet(
+    pictures: Sequence[Path], prompts: Sequence[str], groups: Sequence[Sequence[int]], title: str, cell: int = 144
+) -> Image.Image:
+    """Draw the sheet; larger groups first, single prompts packed together at the end.
+
+    Args:
+        pictures: files, one a prompt.
+        groups: prompt numbers, as in the plan.
+        cell: side of a picture on the sheet, in pixels.
+    """
+    font, small = ImageFont.load_default(14), ImageFont.load_default(11)
+    columns = max(4, min(8, max(map(len, groups))))
+    rows = _rows(groups, columns)
+    caption = 4 * 14
+    width = 2 * _MARGIN + _LABEL + columns * (cell + _GAP)
+    height = 2 * _MARGIN + 34 + len(rows) * (cell + caption + _GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_MARGIN, _MARGIN), title, fill="black", font=font)
+    y = _MARGIN + 34
+    for label, members in rows:
+        draw.text((_MARGIN, y + 4), label, fill=(60, 60, 60), font=font)
+        for column, index in enumerate(members):
+            x = _MARGIN + _LABEL + column * (cell + _GAP)
+            with Image.open(pictures[index]) as picture:
+                whole = picture.convert("RGB")
+            whole.thumbnail((cell, cell)) if max(whole.size) > cell else None
+            if max(whole.size) < cell:  # small pictures are enlarged without smoothing by whole factors
+                factor = cell // max(whole.size)
+                whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
+            sheet.paste(whole, (x + (cell - whole.width) // 2, y + (cell - whole.height) // 2))
+            lines = textwrap.wrap(prompts[index], width=cell // 6)
+            lines = [*lines[:3], lines[3][:-1] + "…"] if len(lines) > 4 else lines
+            for n, line in enumerate(lines):
+                draw.text((x, y + cell + 3 + 13 * n), line, fill=(60, 60, 60), font=small)
+        y += cell + caption + _GAP
+    return sheet
+
+
+def _rows(groups: Sequence[Sequence[int]], columns: int) -> list[tuple[str, list[int]]]:
+    rows: list[tuple[str, list[int]]] = []
+    alone: list[int] = []
+    left = _MAX_PICTURES
+    for number, group in enumerate(groups):
+        if left <= 0:
+            break
+        if len(group) == 1:
+            alone += group
+            continue
+        members = list(group)[:left]
+        left -= len(members)
+        for start in range(0, len(members), columns):
+            rows.append((f"group {number}" if start == 0 else "", members[start : start + columns]))
+    alone = alone[: max(left, 0)]
+    for start in range(0, len(alone), columns):
+        rows.append(("alone" if start == 0 else "", alone[start : start + columns]))
+    return rows
