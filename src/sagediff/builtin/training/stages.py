@@ -153,14 +153,14 @@ def _neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
 def new_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(32, 64, 96), layers_per_block=1,
-        latent_channels=LATENT_CHANNELS, norm_num_groups=16, sample_size=64, mid_block_add_attention=False,
+        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(24, 48, 96), layers_per_block=1,
+        latent_channels=LATENT_CHANNELS, norm_num_groups=12, sample_size=64, mid_block_add_attention=False,
     )  # fmt: skip
 
 
 def train_autoencoder(config: StageConfig) -> Path:
     """KL autoencoder: absolute error, a perceptual term from the image tower's maps, a small KL term."""
-    batch_size = config.batch_size or 48
+    batch_size = config.batch_size or 24
     torch.manual_seed(config.seed or 0)
     model, pictures = new_autoencoder(), _Pictures(config.device)
     tower = load_image_encoder(config.out, TEXT_DIM).tower.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -177,7 +177,7 @@ def train_autoencoder(config: StageConfig) -> Path:
         error = (decoded - images).float()
         return {"pixel": error.abs().mean() + error.square().mean(), "perceptual": perceptual / 3, "kl": 3e-4 * kl}
 
-    trained = train(config.loop("autoencoder", steps=5000, learning_rate=1.5e-3, seed=0, ema=0.998), model, losses)
+    trained = train(config.loop("autoencoder", steps=3500, learning_rate=1.5e-3, seed=0, ema=0.995), model, losses)
     assert isinstance(trained, AutoencoderKL)
     with torch.no_grad():
         _, images = pictures.sample(512, np.random.default_rng(99))
