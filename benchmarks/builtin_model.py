@@ -42,7 +42,9 @@ def reconstructions(pipe: object, captions: list[str], seed: int) -> dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="demo")
     parser.add_argument("--captions", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)

@@ -21,16 +21,24 @@ from sagediff.builtin import judge_dir
 from sagediff.builtin.networks import load_judge
 
 
-def sample(pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float, shared: float | None, seed: int):
+def sample(
+    pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float, shared: float | None, seed: int
+):
     """One row's pictures, in the order of the captions, and the plan that made them."""
     sampler = sagediff.SharedSampler(
-        pipe, threshold=args.threshold, share_ratio=ratio, max_group_size=args.max_group_size, shared_guidance=shared
+        pipe,
+        threshold=args.threshold,
+        share_ratio=ratio,
+        max_group_size=args.max_group_size,
+        shared_guidance=shared,
     )
     result = sampler(captions, num_inference_steps=args.steps, guidance_scale=args.guidance, seed=seed)
     return to_judge(result.images), result.plan
 
 
-def early_guidance_off(pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float, seed: int) -> Tensor:
+def early_guidance_off(
+    pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float, seed: int
+) -> Tensor:
     """Independent sampling on the conditional output alone for the first part of the steps (arXiv 2404.07724)."""
     # groups of one caption twice would cost as much; a plan of pairs of equal prompts gives exactly this picture
     doubled = [caption for caption in captions for _ in range(2)]
@@ -51,7 +59,9 @@ def early_guidance_off(pipe: Any, captions: list[str], args: argparse.Namespace,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="demo")
     parser.add_argument("--captions", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
@@ -66,18 +76,23 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     judge = load_judge(judge_dir())
     captions = held_out_captions(args.captions)
-    groups = sagediff.SharedSampler(pipe, threshold=args.threshold, max_group_size=args.max_group_size).plan(
-        captions, args.steps
-    ).groups
+    groups = (
+        sagediff.SharedSampler(pipe, threshold=args.threshold, max_group_size=args.max_group_size)
+        .plan(captions, args.steps)
+        .groups
+    )
     print(f"{len(captions)} captions in {len(groups)} groups", file=sys.stderr)
 
     rows: list[dict[str, Any]] = []
 
     def record(name: str, saving: float, pictures: list[Tensor]) -> None:
         figures = [
-            accuracy(judge, images, captions) | {"diversity": diversity(judge, images, groups)} for images in pictures
+            accuracy(judge, images, captions) | {"diversity": diversity(judge, images, groups)}
+            for images in pictures
         ]
-        rows.append({"method": name, "saving": saving} | {k: mean_spread([f[k] for f in figures]) for k in figures[0]})
+        rows.append(
+            {"method": name, "saving": saving} | {k: mean_spread([f[k] for f in figures]) for k in figures[0]}
+        )
         print(json.dumps(rows[-1]), file=sys.stderr)
 
     record("independent", 0.0, [sample(pipe, captions, args, 0.0, None, s)[0] for s in args.seeds])
@@ -91,7 +106,9 @@ def main() -> None:
         for ratio in args.ratios:
             made = [sample(pipe, captions, args, ratio, shared, s) for s in args.seeds]
             words = "the pipeline's guidance" if shared is None else f"guidance {shared:g} while shared"
-            record(f"shared, ratio {ratio:g}, {words}", made[0][1].cost_saving, [images for images, _ in made])
+            record(
+                f"shared, ratio {ratio:g}, {words}", made[0][1].cost_saving, [images for images, _ in made]
+            )
 
     keys = ["all", "position", "object", "size", "color", "diversity"]
     print("| method | saving | " + " | ".join(keys) + " |\n|" + " --- |" * (len(keys) + 2))

@@ -25,7 +25,9 @@ def to_judge(images: list[Any]) -> Tensor:
     return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def judge_images(pipe: Any, captions: list[str], steps: int, guidance: float, seed: int, **kwargs: Any) -> Tensor:
+def judge_images(
+    pipe: Any, captions: list[str], steps: int, guidance: float, seed: int, **kwargs: Any
+) -> Tensor:
     """Independent sampling by the untouched pipeline, 64 prompts at a time, one generator a prompt."""
     images: list[Any] = []
     for start in range(0, len(captions), 64):
@@ -61,4 +63,7 @@ def diversity(judge: Judge, images: Tensor, groups: list[list[int]]) -> float:
 
 def mean_spread(values: list[float]) -> dict[str, float]:
     """Mean and sample standard deviation."""
-    return {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+    return {
+        "mean": float(np.mean(values)),
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+    }

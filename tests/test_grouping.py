@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,7 +32,11 @@ def _check(vectors: np.ndarray, groups: list[list[int]], threshold: float, size:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 10_000), st.integers(1, 60), st.floats(-0.2, 0.99), st.integers(1, 9), st.sampled_from([2, 6])
+    st.integers(0, 10_000),
+    st.integers(1, 60),
+    st.floats(-0.2, 0.99),
+    st.integers(1, 9),
+    st.sampled_from([2, 6]),
 )
 def test_cliques_cover_every_prompt_once(seed: int, n: int, threshold: float, size: int, d: int) -> None:
     vectors = _cloud(seed, n, d)
@@ -54,7 +58,7 @@ def _optimum(vectors: np.ndarray, threshold: float, size: int) -> int:
     alike = unit @ unit.T >= threshold - 1e-6
     n = len(vectors)
 
-    @lru_cache(maxsize=None)
+    @cache
     def fewest(rest: int) -> int:
         if not rest:
             return 0

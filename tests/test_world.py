@@ -24,7 +24,9 @@ from sagediff.builtin.world import (
 )
 from sagediff.errors import InputError
 
-needs_font = pytest.mark.skipif(not any(f.is_file() for f in FONT_FILES), reason="font Noto Color Emoji not installed")
+needs_font = pytest.mark.skipif(
+    not any(f.is_file() for f in FONT_FILES), reason="font Noto Color Emoji not installed"
+)
 
 
 def test_every_caption_reads_back_as_its_scene() -> None:

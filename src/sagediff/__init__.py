@@ -39,7 +39,7 @@ _HOMES = {
     "shared_sampling": "sampling",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

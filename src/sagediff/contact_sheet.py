@@ -13,7 +13,11 @@ _MAX_PICTURES = 512  # a sheet of more could not be looked at, nor opened by eve
 
 
 def contact_sheet(
-    pictures: Sequence[Path], prompts: Sequence[str], groups: Sequence[Sequence[int]], title: str, cell: int = 144
+    pictures: Sequence[Path],
+    prompts: Sequence[str],
+    groups: Sequence[Sequence[int]],
+    title: str,
+    cell: int = 144,
 ) -> Image.Image:
     """Draw the sheet; larger groups first, single prompts packed together at the end.
 

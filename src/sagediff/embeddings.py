@@ -69,7 +69,9 @@ def _named(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise InputError("encoder by name needs sentence-transformers: pip install 'sagediff[embed]'") from error
+        raise InputError(
+            "encoder by name needs sentence-transformers: pip install 'sagediff[embed]'"
+        ) from error
     model = SentenceTransformer(encoder)
     return lambda texts: model.encode(texts, show_progress_bar=False), encoder
 

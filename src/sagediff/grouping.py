@@ -63,7 +63,9 @@ def _unit_rows(embeddings: Any) -> Floats:
     lengths = np.linalg.norm(array, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(lengths[:, 0]) | (lengths[:, 0] == 0))
     if len(bad):
-        raise InputError(f"embedding {bad[0]} is zero or not finite; a prompt without a direction cannot be grouped")
+        raise InputError(
+            f"embedding {bad[0]} is zero or not finite; a prompt without a direction cannot be grouped"
+        )
     return np.asarray(array / lengths, dtype=np.float32)
 
 

@@ -41,7 +41,9 @@ def model_folder(name: str | Path) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise InputError(f"{folder} holds no model_index.json; --model takes a folder that save_pretrained made")
+            raise InputError(
+                f"{folder} holds no model_index.json; --model takes a folder that save_pretrained made"
+            )
         return folder
     if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
         raise InputError(
@@ -77,7 +79,9 @@ def load_pipeline(
         else:
             pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}"
+        ) from error
     if scheduler is not None:
         class_name, changes = SCHEDULERS[scheduler]
         pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)

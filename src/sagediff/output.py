@@ -39,12 +39,16 @@ class OutputFolder:
         if not used:
             return
         if not resume:
-            raise InputError(f"--out {self.path} is in use; choose another folder, or --resume to go on with that run")
+            raise InputError(
+                f"--out {self.path} is in use; choose another folder, or --resume to go on with that run"
+            )
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             before = manifest["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"--out {self.path} is in use, but not by a run that can be resumed (no {MANIFEST})") from error
+            raise InputError(
+                f"--out {self.path} is in use, but not by a run that can be resumed (no {MANIFEST})"
+            ) from error
         now = json.loads(json.dumps(settings))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
@@ -110,4 +114,6 @@ def _reported(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; what was finished before is kept") from error
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; what was finished before is kept"
+        ) from error

@@ -73,14 +73,18 @@ class SharePlan:
         for level in self.levels:
             start, nodes = level
             if tuple(_renumber(nodes)) != tuple(nodes):
-                raise PlanError(f"nodes at step {start} must be numbered from 0 in the order of first members")
+                raise PlanError(
+                    f"nodes at step {start} must be numbered from 0 in the order of first members"
+                )
             if before is not None:
                 if not before[0] < start < self.num_steps:
                     raise PlanError(
                         f"levels must begin at growing steps below {self.num_steps}; {start} follows {before[0]}"
                     )
                 if len(nodes) != len(before[1]):
-                    raise PlanError(f"the level at step {start} has {len(nodes)} prompts, not {len(before[1])}")
+                    raise PlanError(
+                        f"the level at step {start} has {len(nodes)} prompts, not {len(before[1])}"
+                    )
                 parent: dict[int, int] = {}
                 for child, node in zip(nodes, before[1], strict=True):
                     if parent.setdefault(child, node) != node:
@@ -121,7 +125,9 @@ class SharePlan:
             kept = tuple(float(r) for r in share_ratio)
             ratios = list(kept)
             if len(ratios) != len(members):
-                raise PlanError(f"share_ratio must be one number or one a group ({len(members)}), got {len(ratios)}")
+                raise PlanError(
+                    f"share_ratio must be one number or one a group ({len(members)}), got {len(ratios)}"
+                )
         else:
             kept = float(share_ratio)
             ratios = [kept] * len(members)
@@ -194,15 +200,22 @@ class SharePlan:
     def _calls(self, step: int) -> int:
         return 1 if self.calls_per_step is None else self.calls_per_step[step]
 
+    def _node_total(self, nodes: Sequence[int]) -> int:
+        """Denoiser rows of one call on such a partition."""
+        return sum(map(self._node_rows, np.bincount(np.asarray(nodes, dtype=np.int64)).tolist()))
+
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
-        sizes = np.bincount(self.partition(step))
-        return self._calls(step) * sum(self._node_rows(int(size)) for size in sizes)
+        return self._calls(step) * self._node_total(self._level(step))
 
     @cached_property
     def evaluations(self) -> int:
         """Denoiser rows of the whole plan."""
-        return sum(self.step_evaluations(step) for step in range(self.num_steps))
+        ends = [start for start, _ in self.levels[1:]] + [self.num_steps]
+        return sum(
+            self._node_total(nodes) * sum(map(self._calls, range(start, end)))
+            for (start, nodes), end in zip(self.levels, ends, strict=True)
+        )
 
     @property
     def evaluations_independent(self) -> int:
@@ -214,13 +227,16 @@ class SharePlan:
         """1 - evaluations / evaluations_independent."""
         return 1 - self.evaluations / self.evaluations_independent if self.num_prompts else 0.0
 
-    def evaluations_of(self, prompt: int) -> float:
-        """That prompt's part: each node's rows divided evenly over its members. Sums to `evaluations`."""
-        total = 0.0
-        for step in range(self.num_steps):
-            nodes = self._level(step)
-            members = nodes.count(nodes[prompt])
-            total += self._calls(step) * self._node_rows(members) / members
+    @cached_property
+    def prompt_evaluations(self) -> npt.NDArray[np.float64]:
+        """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""
+        total = np.zeros(self.num_prompts)
+        ends = [start for start, _ in self.levels[1:]] + [self.num_steps]
+        for (start, level), end in zip(self.levels, ends, strict=True):
+            nodes = np.asarray(level, dtype=np.int64)
+            sizes = np.bincount(nodes)
+            rows = np.array([self._node_rows(int(size)) for size in sizes]) / sizes
+            total += rows[nodes] * sum(map(self._calls, range(start, end)))
         return total
 
     def recost(
@@ -273,7 +289,9 @@ class SharePlan:
             seeds = [_derive(seed, first[i]) for i in range(self.num_prompts)]
         else:
             if len(seed) != self.num_prompts:
-                raise PlanError(f"seed must be one number or one a prompt ({self.num_prompts}), got {len(seed)}")
+                raise PlanError(
+                    f"seed must be one number or one a prompt ({self.num_prompts}), got {len(seed)}"
+                )
             seeds = [int(seed[first[i]]) for i in range(self.num_prompts)]
         return [torch.Generator(device).manual_seed(s) for s in seeds]
 
@@ -303,7 +321,9 @@ class SharePlan:
             if not isinstance(data, dict) or data.get("format") != "sagediff.SharePlan":
                 raise PlanError("not a share plan: expected JSON with format 'sagediff.SharePlan'")
             if data.get("version") != 1:
-                raise PlanError(f"share plan of version {data.get('version')!r}; this sagediff reads version 1")
+                raise PlanError(
+                    f"share plan of version {data.get('version')!r}; this sagediff reads version 1"
+                )
             ratio, calls = data["share_ratio"], data["calls_per_step"]
             return cls(
                 num_steps=data["num_steps"],

@@ -160,15 +160,7 @@ def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
     """
     begin = getattr(scheduler, "begin_index", None) or 0  # image-to-image pipelines begin later
     timesteps = len(scheduler.timesteps) - begin
-    pndm = any(cls.__name__ == "PNDMScheduler" for cls in type(scheduler).__mro__)
-    if pndm and begin == 0 and scheduler.config.skip_prk_steps:
-        calls = (2,) + (1,) * (num_steps - 1) if num_steps > 1 else (1,)  # the first step is taken twice
-    elif pndm and begin == 0:
-        calls = (4, 4, 4) + (1,) * (num_steps - 3)  # three Runge-Kutta steps to start with
-    elif getattr(scheduler, "order", 1) == 2:
-        calls = (2,) * (num_steps - 1) + (1,)  # the last step of Heun's method is Euler's
-    else:
-        calls = (1,) * num_steps
+    calls = planned_calls(scheduler, num_steps, from_start=begin == 0)
     if sum(calls) != timesteps:
         raise PlanError(
             f"the share plan has {num_steps} steps ({sum(calls)} calls of {type(scheduler).__name__}), but "
@@ -177,6 +169,18 @@ def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
             f"it leaves)"
         )
     return calls
+
+
+def planned_calls(scheduler: Any, num_steps: int, from_start: bool = True) -> tuple[int, ...]:
+    """Denoiser calls that each step of this kind of solver takes, before any timesteps are set."""
+    pndm = any(cls.__name__ == "PNDMScheduler" for cls in type(scheduler).__mro__)
+    if pndm and from_start and scheduler.config.skip_prk_steps:
+        return (2,) + (1,) * (num_steps - 1) if num_steps > 1 else (1,)  # the first step is taken twice
+    if pndm and from_start:
+        return (4, 4, 4) + (1,) * (num_steps - 3)  # three Runge-Kutta steps to start with
+    if getattr(scheduler, "order", 1) == 2:
+        return (2,) * (num_steps - 1) + (1,)  # the last step of Heun's method is Euler's
+    return (1,) * num_steps
 
 
 def check_first_timestep(scheduler: Any, timestep: Any) -> None:

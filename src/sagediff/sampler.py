@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,22 @@ import numpy as np
 import torch
 
 from sagediff.condition import GroupCondition, group_condition_named
-from sagediff.embeddings import Encoder, embed_prompts
+from sagediff.embeddings import Encoder
 from sagediff.errors import InputError
 from sagediff.families import denoiser_of, family_of
-from sagediff.grouping import group_prompts
 from sagediff.plan import SharePlan
+from sagediff.planning import SharePolicy, check_prompts, default_guidance, plan_prompts
 from sagediff.sampling import shared_sampling
 
 FRESH_NOISE = 0.5  # measured on the built-in model by benchmarks/fresh_noise.py
-_OWN = {"prompt", "generator", "num_inference_steps", "guidance_scale", "callback_on_step_end", "output_type"}
+_OWN = {
+    "prompt",
+    "generator",
+    "num_inference_steps",
+    "callback_on_step_end",
+    "output_type",
+    "num_images_per_prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -78,47 +84,57 @@ class SharedSampler:
         fresh_noise: float = FRESH_NOISE,
         encoder: Encoder | None = None,
     ) -> None:
-        if not 0 <= share_ratio <= 1:
-            raise InputError(f"share_ratio must lie in [0, 1], got {share_ratio}")
-        if not (math.isfinite(threshold) and -1 <= threshold <= 1):
-            raise InputError(f"threshold must lie in [-1, 1], got {threshold}")
-        for name, value in (("max_group_size", max_group_size), ("wave_size", wave_size)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        self.policy = SharePolicy(threshold, share_ratio, max_group_size, shared_guidance)
+        if wave_size < 1:
+            raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise InputError(f"micro_batch_size must be at least 1 or None, got {micro_batch_size}")
         if not 0 <= fresh_noise <= 1:
             raise InputError(f"fresh_noise must lie in [0, 1], got {fresh_noise}")
         group_condition_named(group_condition)
-        family_of(_plain(denoiser_of(pipe)))
-        self.pipe = pipe
-        self.threshold, self.share_ratio, self.max_group_size = threshold, share_ratio, max_group_size
-        self.shared_guidance, self.group_condition = shared_guidance, group_condition
+        denoiser = _plain(denoiser_of(pipe))
+        family_of(denoiser)
+        self.pipe, self.encoder = pipe, encoder
+        self._denoiser_class = type(denoiser).__name__
+        self.group_condition, self.fresh_noise = group_condition, fresh_noise
         self.wave_size, self.micro_batch_size = wave_size, micro_batch_size
-        self.fresh_noise, self.encoder = fresh_noise, encoder
 
-    def plan(self, prompts: Sequence[str], num_inference_steps: int = 30, guidance_scale: float = 4.0) -> SharePlan:
-        """Group the prompts and plan; runs the text encoder only. The cost is that of `guidance_scale`."""
-        _check_prompts(prompts)
-        if num_inference_steps < 1:
-            raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        vectors = embed_prompts(prompts, self.pipe, self.encoder).vectors
-        groups = group_prompts(vectors, self.threshold, self.max_group_size)
-        return SharePlan.from_groups(
-            groups, num_inference_steps, self.share_ratio, self.shared_guidance, 2 if guidance_scale > 1 else 1
-        )
+    def plan(
+        self,
+        prompts: Sequence[str],
+        num_inference_steps: int = 30,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
+    ) -> SharePlan:
+        """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance."""
+        scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
+        return plan_prompts(
+            prompts, self.policy, self.pipe, self._denoiser_class, num_inference_steps, scale, true_cfg_scale,
+            self.encoder,
+        )  # fmt: skip
 
     def __call__(
         self,
         prompts: Sequence[str],
         num_inference_steps: int = 30,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> SharedResult:
-        """One picture a prompt. A picture depends on seed, its prompt and its group, not on order or waves."""
+        """One picture a prompt. A picture depends on seed, its prompt and its group, not on order or waves.
+
+        Args:
+            guidance_scale: None takes the pipeline's own default.
+            kwargs: passed to the pipeline (`waves`).
+
+        Raises:
+            InputError: an empty prompt, a number out of range, or a keyword that the sampler sets itself.
+        """
         start = time.perf_counter()
-        plan = self.plan(prompts, num_inference_steps, guidance_scale)
+        _check_keywords(kwargs)
+        plan = self.plan(
+            prompts, num_inference_steps, guidance_scale, float(kwargs.get("true_cfg_scale", 1.0))
+        )
         images: list[Any] = [None] * len(prompts)
         run = 0
         for wave in self.waves(prompts, plan, guidance_scale, seed, **kwargs):
@@ -127,7 +143,7 @@ class SharedSampler:
                 images[index] = image
         seconds = time.perf_counter() - start
         report = plan.summary() | {
-            "threshold": self.threshold,
+            "threshold": self.policy.threshold,
             "evaluations_run": run,
             "seconds": seconds,
             "images_per_second": len(prompts) / seconds,
@@ -138,7 +154,7 @@ class SharedSampler:
         self,
         prompts: Sequence[str],
         plan: SharePlan,
-        guidance_scale: float = 4.0,
+        guidance_scale: float | None = None,
         seed: int = 0,
         *,
         skip: Sequence[int] = (),
@@ -153,24 +169,22 @@ class SharedSampler:
             kwargs: passed to the pipeline; a list with one entry a prompt (negative prompts, say) is cut to
                 the wave's.
         """
-        _check_prompts(prompts)
-        if taken := sorted(_OWN & set(kwargs)):
-            raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
+        check_prompts(prompts)
+        _check_keywords(kwargs)
+        if guidance_scale is not None:
+            kwargs["guidance_scale"] = guidance_scale
         own, shared = prompt_seeds(prompts, seed), noise_seeds(prompts, plan, seed)
         fresh = _repeats(prompts, plan)
         done = set(skip)
         for members in wave_members([g for g in plan.groups if not set(g) <= done], self.wave_size):
             part = plan.subset(members)
 
-            def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any], n: int = len(members)) -> Any:
-                if on_step is not None:
-                    on_step(n)
-                return tensors
-
             options = {
                 k: [v[i] for i in members] if isinstance(v, list) and len(v) == len(prompts) else v
                 for k, v in kwargs.items()
             }
+            if on_step is not None:
+                options["callback_on_step_end"] = _reporter(on_step, len(members))
             flags = [fresh[i] for i in members]
             with shared_sampling(
                 self.pipe,
@@ -184,9 +198,7 @@ class SharedSampler:
                 images = self.pipe(
                     [prompts[i] for i in members],
                     num_inference_steps=plan.num_steps,
-                    guidance_scale=guidance_scale,
                     generator=[torch.Generator().manual_seed(shared[i]) for i in members],
-                    callback_on_step_end=step_done,
                     output_type="pil",
                     **options,
                 ).images
@@ -238,14 +250,17 @@ def _repeats(prompts: Sequence[str], plan: SharePlan) -> list[bool]:
     return [bool(flag) for flag in out]
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str):
-        raise InputError("prompts must be a list of strings, got one string")
-    if not len(prompts):
-        raise InputError("there are no prompts")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")
+def _reporter(on_step: Callable[[int], None], count: int) -> Callable[..., dict[str, Any]]:
+    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(count)
+        return tensors
+
+    return step_done
+
+
+def _check_keywords(kwargs: dict[str, Any]) -> None:
+    if taken := sorted(_OWN & set(kwargs)):
+        raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
 
 
 def _plain(module: Any) -> Any:

@@ -75,7 +75,9 @@ class Judge(nn.Module):
         super().__init__()
         self.tower = ConvTower(widths)
         self.trunk = nn.Linear(self.tower.width * 16, self.feature_dim)
-        self.heads = nn.ModuleDict({name: nn.Linear(self.feature_dim, len(VALUES[name])) for name in ATTRIBUTES})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(self.feature_dim, len(VALUES[name])) for name in ATTRIBUTES}
+        )
 
     def features(self, images: Tensor) -> Tensor:
         out: Tensor = self.trunk(self.tower(images)[-1].flatten(1))

@@ -18,14 +18,23 @@ from sagediff.builtin.training.stages import (
 )
 from sagediff.errors import InputError
 
-STAGES = {"judge": train_judge, "encoder": train_encoder, "autoencoder": train_autoencoder, "unet": train_unet}
+STAGES = {
+    "judge": train_judge,
+    "encoder": train_encoder,
+    "autoencoder": train_autoencoder,
+    "unet": train_unet,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sagediff.builtin.training", description=__doc__)
     parser.add_argument("stage", choices=[*STAGES, "assemble", "all"])
-    parser.add_argument("--out", type=Path, default=Path("runs/builtin"), help="folder of the stages' outputs")
-    parser.add_argument("--weights", type=Path, help="assemble: where the pipeline and the judge go (default OUT/weights)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/builtin"), help="folder of the stages' outputs"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="assemble: where the pipeline and the judge go (default OUT/weights)"
+    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
@@ -35,7 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
     args = parser.parse_args(argv)
     config = StageConfig(
-        args.out, args.steps, args.batch_size, args.learning_rate, args.seed, args.device, args.save_every, args.resume
+        args.out,
+        args.steps,
+        args.batch_size,
+        args.learning_rate,
+        args.seed,
+        args.device,
+        args.save_every,
+        args.resume,
     )
     names = list(STAGES) if args.stage == "all" else [args.stage]
     try:

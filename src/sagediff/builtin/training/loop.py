@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,7 +53,9 @@ class LoopConfig:
     def rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to nothing."""
         ramp = max(1, round(self.warmup * self.steps))
-        return self.learning_rate * min((step + 1) / ramp, max(0.0, (self.steps - step) / (self.steps - ramp + 1)))
+        return self.learning_rate * min(
+            (step + 1) / ramp, max(0.0, (self.steps - step) / (self.steps - ramp + 1))
+        )
 
 
 LossFunction = Callable[[int, np.random.Generator, torch.Generator], Mapping[str, Tensor]]
@@ -117,7 +126,9 @@ def _blend(average: nn.Module, model: nn.Module, decay: float) -> None:
         mine.copy_(theirs)
 
 
-def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if average is not model:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}

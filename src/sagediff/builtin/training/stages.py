@@ -25,7 +25,12 @@ from sagediff.errors import InputError
 
 TEXT_DIM = 128
 LATENT_CHANNELS = 8
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
 PREDICTION = "v_prediction"
 
 
@@ -163,21 +168,36 @@ def train_autoencoder(config: StageConfig) -> Path:
     batch_size = config.batch_size or 24
     torch.manual_seed(config.seed or 0)
     model, pictures = new_autoencoder(), _Pictures(config.device)
-    tower = load_image_encoder(config.out, TEXT_DIM).tower.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tower = load_image_encoder(config.out, TEXT_DIM).tower.to(
+        config.device, memory_format=torch.channels_last
+    )  # type: ignore[call-overload]
     tower.requires_grad_(False)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         _, images = pictures.sample(batch_size, rng)
         posterior = model.encode(images).latent_dist
         decoded = model.decode(posterior.sample(noise)).sample
-        kl = (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float()).mean() / 2
+        kl = (
+            posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float()
+        ).mean() / 2
         perceptual = decoded.new_zeros(())
         for real, made in zip(tower(images)[:3], tower(decoded)[:3], strict=True):
-            perceptual = perceptual + F.mse_loss(F.normalize(made.float(), dim=1), F.normalize(real.float(), dim=1)) * made.shape[1] / 2
+            perceptual = (
+                perceptual
+                + F.mse_loss(F.normalize(made.float(), dim=1), F.normalize(real.float(), dim=1))
+                * made.shape[1]
+                / 2
+            )
         error = (decoded - images).float()
-        return {"pixel": error.abs().mean() + error.square().mean(), "perceptual": perceptual / 3, "kl": 3e-4 * kl}
+        return {
+            "pixel": error.abs().mean() + error.square().mean(),
+            "perceptual": perceptual / 3,
+            "kl": 3e-4 * kl,
+        }
 
-    trained = train(config.loop("autoencoder", steps=3500, learning_rate=1.5e-3, seed=0, ema=0.995), model, losses)
+    trained = train(
+        config.loop("autoencoder", steps=3500, learning_rate=1.5e-3, seed=0, ema=0.995), model, losses
+    )
     assert isinstance(trained, AutoencoderKL)
     with torch.no_grad():
         _, images = pictures.sample(512, np.random.default_rng(99))
@@ -200,7 +220,9 @@ def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
     """The denoiser: v-prediction on latents encoded beforehand, a tenth of the captions dropped for guidance."""
     for needed in ("tokenizer", "text_encoder", "vae"):
         if not (config.out / needed).is_dir():
-            raise InputError(f"{config.out / needed} is missing; train the stages before `unet` into the same --out")
+            raise InputError(
+                f"{config.out / needed} is missing; train the stages before `unet` into the same --out"
+            )
     batch_size = config.batch_size or 64
     torch.manual_seed(config.seed or 0)
     unet, pictures = new_unet(), _Pictures(config.device)

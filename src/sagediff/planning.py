@@ -1,0 +1,107 @@
+"""From prompts to a costed plan, before any denoiser runs or is even loaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sagediff.embeddings import Encoder, embed_prompts
+from sagediff.errors import InputError
+from sagediff.families import FAMILIES
+from sagediff.grouping import group_prompts
+from sagediff.plan import SharePlan
+from sagediff.run import planned_calls
+
+
+@dataclass(frozen=True)
+class SharePolicy:
+    """How prompts become a plan.
+
+    Attributes:
+        threshold: least cosine between any two members of a group, in [-1, 1].
+        share_ratio: part of the steps that a group takes together, in [0, 1].
+        max_group_size: most members of a group.
+        shared_guidance: guidance scale of shared steps; 1.0 leaves the negative rows out, None takes the
+            pipeline's.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    threshold: float = 0.8
+    share_ratio: float = 0.4
+    max_group_size: int = 8
+    shared_guidance: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and -1 <= self.threshold <= 1):
+            raise InputError(f"threshold must lie in [-1, 1], got {self.threshold}")
+        if not 0 <= self.share_ratio <= 1:
+            raise InputError(f"share_ratio must lie in [0, 1], got {self.share_ratio}")
+        if self.max_group_size < 1:
+            raise InputError(f"max_group_size must be at least 1, got {self.max_group_size}")
+        if self.shared_guidance is not None and not (
+            math.isfinite(self.shared_guidance) and self.shared_guidance >= 0
+        ):
+            raise InputError(f"shared_guidance must be None or at least 0, got {self.shared_guidance}")
+
+
+def plan_prompts(
+    prompts: Sequence[str],
+    policy: SharePolicy,
+    pipe: Any,
+    denoiser_class: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    true_cfg_scale: float = 1.0,
+    encoder: Encoder | None = None,
+) -> SharePlan:
+    """Embed, group and plan; runs a text encoder and nothing else.
+
+    Args:
+        pipe: holds the scheduler, whose kind sets the calls a step, and the text encoder; its denoiser may be
+            absent.
+        denoiser_class: name of the denoiser's class, which says how it is guided.
+        true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
+            model (FLUX).
+
+    Raises:
+        InputError: an empty prompt, or a number out of range.
+    """
+    check_prompts(prompts)
+    if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
+        raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    if not math.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    family = FAMILIES.get(denoiser_class)
+    scale = true_cfg_scale if family is not None and family.guidance == "two calls" else guidance_scale
+    vectors = embed_prompts(prompts, pipe, encoder).vectors
+    groups = group_prompts(vectors, policy.threshold, policy.max_group_size)
+    plan = SharePlan.from_groups(
+        groups, num_inference_steps, policy.share_ratio, policy.shared_guidance, 2 if scale > 1 else 1
+    )
+    return plan.recost(calls_per_step=planned_calls(pipe.scheduler, num_inference_steps))
+
+
+def default_guidance(pipe_class: type) -> float:
+    """The pipeline's own default guidance scale, from the signature of its call."""
+    parameter = inspect.signature(pipe_class.__call__).parameters.get("guidance_scale")
+    return (
+        float(parameter.default)
+        if parameter is not None and isinstance(parameter.default, int | float)
+        else 1.0
+    )
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises InputError unless `prompts` is a list of texts that are not blank."""
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a list of strings, got one string")
+    if not len(prompts):
+        raise InputError("there are no prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")
