@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,7 +82,7 @@ def _own_encoder(pipe: Any) -> tuple[Callable[[list[str]], Any], str]:
     for tokenizer_name, encoder_name in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
         tokenizer, model = getattr(pipe, tokenizer_name, None), getattr(pipe, encoder_name, None)
         if tokenizer is not None and model is not None:
-            return lambda texts: _pooled(tokenizer, model, texts), f"{encoder_name} ({type(model).__name__})"
+            return partial(_pooled, tokenizer, model), f"{encoder_name} ({type(model).__name__})"
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} holds no text encoder to group prompts by; give encoder= "
         "(a sentence-transformers name or a callable)"

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, UnsupportedPipelineError
 
-SCHEDULERS = {  # short name -> diffusers class, and what differs from its defaults
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> class, changes to its configuration
     "dpm++": ("DPMSolverMultistepScheduler", {}),
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "ddim": ("DDIMScheduler", {}),
@@ -50,6 +50,38 @@ def model_folder(name: str | Path) -> Path | None:
             f"no model {str(name)!r}: expected 'demo', a local diffusers folder, or a hub id like 'org/name'"
         )
     return None
+
+
+def load_for_planning(
+    name_or_path: str | Path, *, scheduler: str | None = None, text_encoders: bool = True
+) -> tuple[Any, str]:
+    """A pipeline with its text encoders and scheduler alone, and the class name of the denoiser it leaves out.
+
+    Raises:
+        InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
+    """
+    folder = model_folder(name_or_path)
+    import diffusers
+
+    name = str(name_or_path if folder is None else folder)
+    try:
+        index = diffusers.DiffusionPipeline.load_config(name, local_files_only=folder is not None)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}"
+        ) from error
+    parts = {key: value[1] for key, value in index.items() if isinstance(value, list | tuple) and value[0]}
+    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
+    from sagediff.families import FAMILIES
+
+    if denoiser not in FAMILIES:
+        raise UnsupportedPipelineError(
+            f"{index.get('_class_name')} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
+            f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
+        )
+    kept = ("scheduler", "tokenizer", "text_encoder") if text_encoders else ("scheduler",)
+    left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
+    return load_pipeline(name_or_path, scheduler=scheduler, **left_out), denoiser
 
 
 def load_pipeline(

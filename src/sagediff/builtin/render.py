@@ -89,4 +89,4 @@ def _fit(glyph: Image.Image, side: int) -> Array:
     scaled = glyph.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS).convert("RGBA")
     box = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     box.paste(scaled, ((side - width) // 2, (side - height) // 2))
-    return np.asarray(box, np.float32) / 255
+    return np.asarray(box, np.float32) / np.float32(255)

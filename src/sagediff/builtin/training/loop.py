@@ -139,7 +139,7 @@ def _save(
 
 def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     tensors = load_file(path)
-    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
 
     def part(prefix: str) -> dict[str, Tensor]:

@@ -269,4 +269,5 @@ def _encode_pictures(config: StageConfig, pictures: _Pictures, renders: int) -> 
             images = pictures.draw(pictures.scenes[start : start + 256], rng)
             with torch.autocast(config.device, torch.bfloat16):
                 rows.append(vae.encode(images).latent_dist.mean.mul(vae.config.scaling_factor).half())
-    return torch.cat(rows).unflatten(0, (renders, len(pictures.scenes)))
+    encoded = torch.cat(rows)
+    return encoded.reshape(renders, len(pictures.scenes), *encoded.shape[1:])

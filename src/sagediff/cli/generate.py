@@ -1,0 +1,220 @@
+"""`sagediff generate`: prompts in, a folder of pictures out, that a kill at any moment leaves resumable."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sagediff.cli.settings import RunSettings
+from sagediff.contact_sheet import contact_sheet
+from sagediff.errors import InputError
+from sagediff.loading import load_pipeline
+from sagediff.output import OutputFolder, fingerprint
+from sagediff.plan import SharePlan
+from sagediff.planning import default_guidance
+from sagediff.sampler import SharedSampler, noise_seeds
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to make and where to; `settings` and the prompts decide the pictures, the rest only how."""
+
+    prompts: list[str]
+    settings: RunSettings
+    out: Path
+    seed: int
+    resume: bool
+    wave_size: int
+    micro_batch_size: int | None
+    device: str
+    dtype: str
+
+    def manifest(self) -> dict[str, Any]:
+        """What a resumed run must repeat."""
+        settings = self.settings
+        return {
+            "model": settings.model,
+            "lora": None if settings.lora is None else str(settings.lora),
+            **asdict(settings.policy),
+            "num_steps": settings.num_steps,
+            "guidance_scale": settings.guidance_scale,
+            "scheduler": settings.scheduler,
+            "encoder": settings.encoder,
+            "seed": self.seed,
+            "prompts": fingerprint(self.prompts),
+        }
+
+
+def run_generate(request: GenerateRequest) -> None:
+    """Do it; the report goes to the folder and to stdout, progress to stderr."""
+    start = time.perf_counter()
+    settings, prompts = request.settings, request.prompts
+    folder = OutputFolder(request.out)
+    folder.check(request.manifest(), request.resume)
+    sampler = _sampler(request)
+    guidance = (
+        default_guidance(type(sampler.pipe)) if settings.guidance_scale is None else settings.guidance_scale
+    )
+    plan = sampler.plan(prompts, settings.num_steps, guidance)
+    folder.begin(request.manifest(), plan.to_json())
+    done = folder.finished(len(prompts))
+    print(
+        f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
+        f"{plan.evaluations_independent} ({plan.cost_saving:.1%} saved)"
+        + (f"; {len(done)} pictures are there already" if done else ""),
+        file=sys.stderr,
+    )
+    sampling_start = time.perf_counter()
+    made, run = _sample(request, sampler, plan, guidance, folder, done)
+    sampling_seconds = time.perf_counter() - sampling_start
+    _finish(request, plan, folder, {
+        "evaluations_run": run,
+        "pictures_made": made,
+        "seconds": time.perf_counter() - start,
+        "images_per_second": made / sampling_seconds if made else 0.0,
+    })  # fmt: skip
+
+
+def _sampler(request: GenerateRequest) -> SharedSampler:
+    device, dtype = _placement(request.device, request.dtype)
+    settings = request.settings
+    pipe = load_pipeline(settings.model, scheduler=settings.scheduler, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    policy = settings.policy
+    sampler = SharedSampler(
+        pipe,
+        policy.threshold,
+        policy.share_ratio,
+        policy.max_group_size,
+        shared_guidance=policy.shared_guidance,
+        wave_size=request.wave_size,
+        micro_batch_size=request.micro_batch_size,
+        encoder=settings.encoder,
+    )
+    if settings.lora is not None:
+        _load_lora(pipe, settings.lora)
+    pipe.to(device)
+    return sampler
+
+
+def _placement(device: str, dtype: str) -> tuple[str, Any]:
+    import torch
+
+    if device == "auto":
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} does not work here: {str(error).splitlines()[0]}") from error
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return device, torch.float32 if device == "cpu" else torch.float16
+    if dtype not in kinds:
+        raise InputError(f"unknown --dtype {dtype!r}; known are auto, {', '.join(kinds)}")
+    return device, kinds[dtype]
+
+
+def _load_lora(pipe: Any, path: Path) -> None:
+    try:
+        if path.is_file():
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+        else:
+            pipe.load_lora_weights(str(path), local_files_only=True)
+    except Exception as error:  # whatever a wrong file makes diffusers and peft raise
+        raise InputError(f"cannot load --lora {path}: {str(error).splitlines()[0]}") from error
+
+
+def _sample(
+    request: GenerateRequest,
+    sampler: SharedSampler,
+    plan: SharePlan,
+    guidance: float,
+    folder: OutputFolder,
+    done: list[int],
+) -> tuple[int, int]:
+    """Run what is missing, save each picture as its wave ends; returns (pictures made, denoiser rows run)."""
+    columns = (
+        TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    finished = set(done)
+    left = sum(len(group) for group in plan.groups if not set(group) <= finished)
+    seeds = noise_seeds(request.prompts, plan, request.seed)
+    made = run = 0
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("pictures", total=left * plan.num_steps)
+        waves = sampler.waves(
+            request.prompts, plan, guidance, request.seed, skip=done,
+            on_step=lambda count: progress.advance(task, count),
+        )  # fmt: skip
+        for wave in waves:
+            run += wave.evaluations
+            for index, image in zip(wave.prompts, wave.images, strict=True):
+                if index in finished:
+                    continue
+                texts = {
+                    "prompt": request.prompts[index],
+                    "seed": str(seeds[index]),
+                    "plan": json.dumps(_picture_plan(plan, index)),
+                }
+                folder.save_image(index, image, texts)
+                made += 1
+        progress.update(task, completed=left * plan.num_steps)
+    return made, run
+
+
+def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
+    node = plan.levels[0][1][index]
+    return {
+        "num_steps": plan.num_steps,
+        "group": node,
+        "members": plan.groups[node],
+        "branch_step": plan.branch_steps[index],
+        "shared_guidance": plan.shared_guidance,
+    }
+
+
+def _finish(request: GenerateRequest, plan: SharePlan, folder: OutputFolder, figures: dict[str, Any]) -> None:
+    """Metadata, contact sheet and report; the report last, so that its presence means a finished run."""
+    prompts = request.prompts
+    seeds = noise_seeds(prompts, plan, request.seed)
+    folder.write_lines(
+        "metadata.jsonl",
+        [
+            {
+                "file_name": folder.image_path(i).relative_to(folder.path).as_posix(),
+                "prompt": prompt,
+                "seed": seeds[i],
+                "group": plan.levels[0][1][i],
+                "branch_step": plan.branch_steps[i],
+                "evaluations": round(float(plan.prompt_evaluations[i]), 6),
+            }
+            for i, prompt in enumerate(prompts)
+        ],
+    )
+    title = (
+        f"{plan.num_prompts} prompts, {len(plan.groups)} groups, {plan.num_steps} steps: "
+        f"{plan.cost_saving:.1%} of the model evaluations saved"
+    )
+    pictures = [folder.image_path(i) for i in range(len(prompts))]
+    sheet = folder.save_sheet(contact_sheet(pictures, prompts, plan.groups, title))
+    report = plan.summary() | {"threshold": request.settings.policy.threshold} | figures
+    folder.write_text("report.json", json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+    print(f"pictures in {folder.path / 'images'}, seen at once in {sheet}", file=sys.stderr)

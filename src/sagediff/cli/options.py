@@ -1,0 +1,62 @@
+"""Options that several commands take, declared once so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.", show_default=False)]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="File of prompts: .txt (one a line), .jsonl (key `prompt`) or .csv (column `prompt`).",
+    ),
+]
+Model = Annotated[str, typer.Option(help="'demo' (built in), a local diffusers folder, or a hub id.")]
+Lora = Annotated[
+    Path | None, typer.Option(help="LoRA weights: a .safetensors file, or a folder that holds one.")
+]
+Steps = Annotated[int, typer.Option(help="Sampling steps.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Guidance scale [default: the model's own]", show_default=False)
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Least cosine between any two prompts of a group [default: the model's own, else 0.8]. "
+        "Higher: smaller groups, safer pictures.",
+        show_default=False,
+    ),
+]
+ShareRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="Part of the steps that a group takes together, 0 to 1 [default: the model's own, else 0.4]. "
+        "Higher: cheaper, less faithful.",
+        show_default=False,
+    ),
+]
+SharedGuidance = Annotated[
+    str,
+    typer.Option(
+        help="Guidance scale of the shared steps; at 1.0 their negative rows are not run; 'same' for --guidance."
+    ),
+]
+MaxGroupSize = Annotated[int, typer.Option(help="Most prompts in a group.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="dpm++, dpm++-sde, ddim, euler, euler-a, heun, unipc, pndm or flow-euler [default: the model's own]",
+        show_default=False,
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help="A sentence-transformers model to group prompts by [default: the model's own text encoder]",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,103 @@
+"""What a run is: the options after defaults are filled in and checked, before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sagediff.errors import InputError
+from sagediff.loading import SCHEDULERS, model_folder
+from sagediff.planning import SharePolicy
+
+DEFAULTS_FILE = "sagediff.json"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that decides which pictures come out, the prompts excepted."""
+
+    model: str
+    policy: SharePolicy
+    num_steps: int
+    guidance_scale: float | None  # None: the pipeline's own default
+    scheduler: str | None
+    encoder: str | None
+    lora: Path | None
+
+
+def run_settings(
+    *,
+    model: str,
+    steps: int,
+    guidance: float | None,
+    threshold: float | None,
+    share_ratio: float | None,
+    shared_guidance: str,
+    max_group_size: int,
+    scheduler: str | None,
+    encoder: str | None,
+    lora: Path | None = None,
+) -> RunSettings:
+    """Fill in the model's own defaults (`sagediff.json` in its folder) and check every value.
+
+    Raises:
+        InputError: a value out of range, an unknown model or scheduler, a LoRA that is not there.
+    """
+    if steps < 1:
+        raise InputError(f"--steps must be at least 1, got {steps}")
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
+        raise InputError(f"--guidance must be at least 0, got {guidance}")
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise InputError(f"unknown --scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
+    folder = model_folder(model)
+    own = _model_defaults(folder)
+    policy = SharePolicy(
+        threshold=float(own.get("threshold", 0.8)) if threshold is None else threshold,
+        share_ratio=float(own.get("share_ratio", 0.4)) if share_ratio is None else share_ratio,
+        max_group_size=max_group_size,
+        shared_guidance=_shared_guidance(shared_guidance),
+    )
+    if lora is not None:
+        _check_lora(lora)
+    return RunSettings(
+        model if folder is None or model == "demo" else str(folder.resolve()),
+        policy,
+        steps,
+        own.get("guidance_scale") if guidance is None else guidance,
+        scheduler,
+        encoder,
+        None if lora is None else lora.resolve(),
+    )
+
+
+def _shared_guidance(text: str) -> float | None:
+    if text == "same":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--shared-guidance must be a number or 'same', got {text!r}") from None
+
+
+def _check_lora(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"no such LoRA: {path}")
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise InputError(f"--lora {path} holds no .safetensors file")
+    if path.is_file() and path.suffix != ".safetensors":
+        raise InputError(f"--lora {path}: only .safetensors files are loaded")
+
+
+def _model_defaults(folder: Path | None) -> dict[str, Any]:
+    if folder is None or not (folder / DEFAULTS_FILE).is_file():
+        return {}
+    try:
+        found = json.loads((folder / DEFAULTS_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / DEFAULTS_FILE} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{folder / DEFAULTS_FILE} should hold a JSON object")
+    return found
