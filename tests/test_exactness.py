@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from sagediff.plan import SharePlan
 from tiny import Tiny, tiny
 
+from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 
 CASES = [
