@@ -18,5 +18,5 @@ def weights_dir() -> Path:
 
 
 def judge_dir() -> Path:
-    """Folder of the judge and of the contrastive image tower, for evaluation only."""
+    """Folder of the judge, for evaluation only."""
     return _HERE / "weights" / "judge"

@@ -37,7 +37,8 @@ def assemble(stages: Path, weights: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to(dtype=torch.float16)
+    for module in (pipe.vae, pipe.text_encoder, pipe.unet):
+        module.to(dtype=torch.float16)
     folder = weights / "pipeline"
     partial = weights / "pipeline.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -47,6 +48,5 @@ def assemble(stages: Path, weights: Path) -> Path:
     partial.rename(folder)
     judge = weights / "judge"
     judge.mkdir(parents=True, exist_ok=True)
-    for name in ("judge.safetensors", "image_encoder.safetensors"):
-        shutil.copyfile(stages / name, judge / name)
+    shutil.copyfile(stages / "judge.safetensors", judge / "judge.safetensors")
     return folder
