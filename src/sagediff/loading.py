@@ -85,9 +85,9 @@ def load_for_planning(
 
 
 def load_pipeline(
-    name_or_path: str | Path = "demo", *, scheduler: str | None = None, torch_dtype: Any = None, **kwargs: Any
+    name_or_path: str | Path = "demo", *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
 ) -> Any:
-    """A diffusers pipeline, in float32 unless `torch_dtype` says otherwise.
+    """A diffusers pipeline, in float32 unless `dtype` (or its old name `torch_dtype`) says otherwise.
 
     Args:
         name_or_path: "demo" for the built-in model, a local diffusers folder, or a hub id (the only case that
@@ -104,7 +104,8 @@ def load_pipeline(
     import diffusers
     import torch
 
-    options = {"torch_dtype": torch_dtype or torch.float32, "use_safetensors": True, **kwargs}
+    dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
+    options = {"dtype": dtype, "use_safetensors": True, **kwargs}
     try:
         if folder is None:
             pipe = diffusers.DiffusionPipeline.from_pretrained(str(name_or_path), **options)

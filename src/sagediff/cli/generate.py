@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sagediff.cli.settings import RunSettings
+from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.contact_sheet import contact_sheet
 from sagediff.errors import InputError
 from sagediff.loading import load_pipeline
@@ -90,9 +90,10 @@ def run_generate(request: GenerateRequest) -> None:
 
 
 def _sampler(request: GenerateRequest) -> SharedSampler:
+    quiet_libraries()
     device, dtype = _placement(request.device, request.dtype)
     settings = request.settings
-    pipe = load_pipeline(settings.model, scheduler=settings.scheduler, torch_dtype=dtype)
+    pipe = load_pipeline(settings.model, scheduler=settings.scheduler, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     policy = settings.policy
     sampler = SharedSampler(

@@ -7,13 +7,14 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from sagediff.cli.settings import RunSettings
+from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.loading import load_for_planning
 from sagediff.plan import SharePlan
 from sagediff.planning import default_guidance, plan_prompts
 
 
 def run_plan(prompts: list[str], settings: RunSettings, as_json: bool) -> None:
+    quiet_libraries()
     pipe, denoiser_class = load_for_planning(
         settings.model, scheduler=settings.scheduler, text_encoders=settings.encoder is None
     )

@@ -73,6 +73,15 @@ def run_settings(
     )
 
 
+def quiet_libraries() -> None:
+    """No bars for loading from disk: stderr is for what takes long. Downloads keep theirs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _shared_guidance(text: str) -> float | None:
     if text == "same":
         return None
