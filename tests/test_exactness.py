@@ -106,6 +106,19 @@ def test_shared_guidance_one_is_the_unguided_pipeline(family: str) -> None:
     torch.testing.assert_close(guided[1], alone[1], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_unguided_steps_leave_out_the_negative_rows_of_everyone(family: str) -> None:
+    case = tiny(family)
+    alone = [[0], [1], [2], [3]]
+    all_steps = SharePlan.from_groups(alone, num_steps=STEPS, share_ratio=0.0, unguided_steps=STEPS)
+    images = run_shared(case, all_steps, DIFFERENT, True)
+    expected = case(DIFFERENT, STEPS, all_steps.generators(0), False)
+    torch.testing.assert_close(images, expected, rtol=0, atol=TOLERANCE)
+    some = SharePlan.from_groups(GROUPS, STEPS, 0.4, unguided_steps=3)
+    run_shared(case, some, DIFFERENT, True)
+    assert some.evaluations == 2 * 2 + 1 * 4 + 2 * 8
+
+
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
 def test_another_shared_guidance_is_that_guidance(family: str) -> None:
     case = tiny(family)

@@ -57,11 +57,9 @@ class Layout:
             second: the call is a step's second, negative one.
         """
         nodes = [int(node) for node in plan.partition(step)]
-        shared = [bool(flag) for flag in plan.shared(step)]
         members: dict[int, list[int]] = {}
         for prompt, node in enumerate(nodes):
             members.setdefault(node, []).append(prompt)
-        unguided = plan.shared_guidance == 1.0
         sources: list[tuple[int, ...]] = []
         spread: list[int] = []
         conditional: dict[int, int] = {}
@@ -70,7 +68,7 @@ class Layout:
             is_negative = second or (halves == 2 and half == 0)
             run_as: dict[int, int] = {}
             for node, of_node in members.items():
-                if is_negative and unguided and shared[of_node[0]]:
+                if is_negative and not plan.runs_negative(step, len(of_node)):
                     continue
                 run_as[node] = len(sources)
                 sources.append(tuple(half * len(nodes) + prompt for prompt in of_node))
@@ -114,7 +112,7 @@ class DenoiserHook(ModelHook):
         self._run = run
         self._condition = condition
         self._micro_batch_size = micro_batch_size
-        self._layouts: dict[tuple[bytes, int, bool], Layout] = {}
+        self._layouts: dict[tuple[bytes, bool, int, bool], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +186,8 @@ class DenoiserHook(ModelHook):
         return (1.0 - guidance) / (1.0 - float(scale))
 
     def _layout(self, plan: SharePlan, step: int, rows: int, second: bool) -> Layout:
-        key = (np.asarray(plan.partition(step)).tobytes(), rows, second)
+        unguided = step < plan.unguided_steps
+        key = (np.asarray(plan.partition(step)).tobytes(), unguided, rows, second)
         if key not in self._layouts:
             self._layouts[key] = Layout.of(plan, step, rows // plan.num_prompts, second)
         return self._layouts[key]

@@ -34,6 +34,8 @@ class SharePlan:
             before. Nodes are numbered in the order of their first member.
         shared_guidance: guidance scale of nodes of two or more members; None takes the pipeline's. At 1.0
             the negative rows of such nodes are not run.
+        unguided_steps: first steps that run without classifier-free guidance for every node, also those of one
+            member: their negative rows are not run (limited-interval guidance, arXiv 2404.07724).
         rows_per_prompt: 2 with classifier-free guidance, 1 without.
         calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
         share_ratio: what the plan was made with, one number or one a group; for reports.
@@ -45,6 +47,7 @@ class SharePlan:
     num_steps: int
     levels: tuple[Level, ...]
     shared_guidance: float | None = None
+    unguided_steps: int = 0
     rows_per_prompt: int = 2
     calls_per_step: tuple[int, ...] | None = None
     share_ratio: float | tuple[float, ...] | None = None
@@ -58,6 +61,12 @@ class SharePlan:
             math.isfinite(self.shared_guidance) and self.shared_guidance >= 0
         ):
             raise PlanError(f"shared_guidance must be None or at least 0, got {self.shared_guidance!r}")
+        if isinstance(self.unguided_steps, bool) or not (
+            isinstance(self.unguided_steps, int) and 0 <= self.unguided_steps <= self.num_steps
+        ):
+            raise PlanError(
+                f"unguided_steps must be a whole number in [0, {self.num_steps}], got {self.unguided_steps!r}"
+            )
         if self.calls_per_step is not None and (
             len(self.calls_per_step) != self.num_steps or min(self.calls_per_step) < 1
         ):
@@ -101,6 +110,7 @@ class SharePlan:
         num_steps: int = 30,
         share_ratio: float | Sequence[float] = 0.4,
         shared_guidance: float | None = None,
+        unguided_steps: int = 0,
         rows_per_prompt: int = 2,
     ) -> SharePlan:
         """Each group shares the first `share_ratio * num_steps` steps (rounded half up), then its members part.
@@ -148,7 +158,7 @@ class SharePlan:
             level = (start, tuple(_renumber(nodes)))
             if not levels or levels[-1][1] != level[1]:
                 levels.append(level)
-        return cls(num_steps, tuple(levels), shared_guidance, rows_per_prompt, None, kept)
+        return cls(num_steps, tuple(levels), shared_guidance, unguided_steps, rows_per_prompt, None, kept)
 
     # -- partitions
 
@@ -191,31 +201,36 @@ class SharePlan:
 
     # -- cost
 
-    def _node_rows(self, members: int) -> int:
+    def runs_negative(self, step: int, members: int) -> bool:
+        """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
+        return step >= self.unguided_steps and not (members > 1 and self.shared_guidance == 1.0)
+
+    def _node_rows(self, step: int, members: int) -> int:
         """Denoiser rows of one call for a node of so many members."""
-        if members > 1 and self.shared_guidance == 1.0:
-            return 1
-        return self.rows_per_prompt
+        return self.rows_per_prompt if self.runs_negative(step, members) else 1
 
     def _calls(self, step: int) -> int:
         return 1 if self.calls_per_step is None else self.calls_per_step[step]
 
-    def _node_total(self, nodes: Sequence[int]) -> int:
-        """Denoiser rows of one call on such a partition."""
-        return sum(map(self._node_rows, np.bincount(np.asarray(nodes, dtype=np.int64)).tolist()))
+    def _spans(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        """(first step, end, nodes) of the stretches in which a step's rows do not change."""
+        cuts = sorted({*(start for start, _ in self.levels), self.unguided_steps, self.num_steps})
+        return [(a, b, self._level(a)) for a, b in zip(cuts, cuts[1:], strict=False)]
 
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
-        return self._calls(step) * self._node_total(self._level(step))
+        sizes = np.bincount(np.asarray(self._level(step), dtype=np.int64)).tolist()
+        return self._calls(step) * sum(self._node_rows(step, size) for size in sizes)
 
     @cached_property
     def evaluations(self) -> int:
         """Denoiser rows of the whole plan."""
-        ends = [start for start, _ in self.levels[1:]] + [self.num_steps]
-        return sum(
-            self._node_total(nodes) * sum(map(self._calls, range(start, end)))
-            for (start, nodes), end in zip(self.levels, ends, strict=True)
-        )
+        total = 0
+        for start, end, nodes in self._spans():
+            sizes = np.bincount(np.asarray(nodes, dtype=np.int64)).tolist()
+            rows = sum(self._node_rows(start, size) for size in sizes)
+            total += rows * sum(map(self._calls, range(start, end)))
+        return total
 
     @property
     def evaluations_independent(self) -> int:
@@ -231,11 +246,10 @@ class SharePlan:
     def prompt_evaluations(self) -> npt.NDArray[np.float64]:
         """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""
         total = np.zeros(self.num_prompts)
-        ends = [start for start, _ in self.levels[1:]] + [self.num_steps]
-        for (start, level), end in zip(self.levels, ends, strict=True):
+        for start, end, level in self._spans():
             nodes = np.asarray(level, dtype=np.int64)
             sizes = np.bincount(nodes)
-            rows = np.array([self._node_rows(int(size)) for size in sizes]) / sizes
+            rows = np.array([self._node_rows(start, int(size)) for size in sizes]) / sizes
             total += rows[nodes] * sum(map(self._calls, range(start, end)))
         return total
 
@@ -329,6 +343,7 @@ class SharePlan:
                 num_steps=data["num_steps"],
                 levels=tuple((int(start), tuple(map(int, nodes))) for start, nodes in data["levels"]),
                 shared_guidance=data["shared_guidance"],
+                unguided_steps=data["unguided_steps"],
                 rows_per_prompt=data["rows_per_prompt"],
                 calls_per_step=None if calls is None else tuple(map(int, calls)),
                 share_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
@@ -338,8 +353,9 @@ class SharePlan:
 
     def __str__(self) -> str:
         guidance = "" if self.shared_guidance is None else f", guidance {self.shared_guidance:g} while shared"
+        unguided = f", the first {self.unguided_steps} without guidance" if self.unguided_steps else ""
         lines = [
-            f"{self.num_prompts} prompts in {len(self.groups)} groups, {self.num_steps} steps{guidance}: "
+            f"{self.num_prompts} prompts in {len(self.groups)} groups, {self.num_steps} steps{guidance}{unguided}: "
             f"{self.evaluations} evaluations instead of {self.evaluations_independent} "
             f"({self.cost_saving:.1%} saved)"
         ]
