@@ -140,6 +140,22 @@ def family_of(denoiser: torch.nn.Module) -> Family:
     )
 
 
+def with_tensors(
+    arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = ""
+) -> dict[str, Any]:
+    """The arguments with those tensors (by dotted name) put in; nothing of the caller's is changed."""
+    replaced: dict[str, Any] = {}
+    for name, value in arguments.items():
+        path = f"{prefix}{name}"
+        if path in tensors:
+            replaced[name] = tensors[path]
+        elif isinstance(value, dict):
+            replaced[name] = with_tensors(value, tensors, f"{path}.")
+        else:
+            replaced[name] = value
+    return replaced
+
+
 def _holds_tensor(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_holds_tensor(entry) for entry in value.values())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
-from .families import Family, family_of
+from .families import Family, family_of, with_tensors
 from .plan import SharePlan
 from .run import SharedRun
 
@@ -236,7 +236,7 @@ class DenoiserHook(ModelHook):
         output: Any = None
         for start in range(0, count, size):
             batch = {name: rows[start : start + size] for name, rows in gathered.items()}
-            output = forward(**_with_tensors(named, batch))
+            output = forward(**with_tensors(named, batch))
             kept.append(_sample_of(output, self._class_name))
         return output, kept[0] if len(kept) == 1 else torch.cat(kept)
 
@@ -336,22 +336,6 @@ def _is_broadcast(tensor: Tensor) -> bool:
 
 def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:
     return {name: tensor[list(members)] for name, tensor in tensors.items()}
-
-
-def _with_tensors(
-    named: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = ""
-) -> dict[str, Any]:
-    """The arguments with those tensors (by dotted name) put in; nothing of the caller's is changed."""
-    replaced: dict[str, Any] = {}
-    for name, value in named.items():
-        path = f"{prefix}{name}"
-        if path in tensors:
-            replaced[name] = tensors[path]
-        elif isinstance(value, dict):
-            replaced[name] = _with_tensors(value, tensors, f"{path}.")
-        else:
-            replaced[name] = value
-    return replaced
 
 
 def _sample_of(output: Any, class_name: str) -> Tensor:

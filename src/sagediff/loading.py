@@ -10,6 +10,7 @@ from sagediff.errors import InputError, UnsupportedPipelineError
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> class, changes to its configuration
     "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-beta": ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}),
     "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "ddim": ("DDIMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -60,6 +61,18 @@ def load_for_planning(
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
+    parts, denoiser = supported_parts(name_or_path)
+    kept = ("scheduler", "tokenizer", "text_encoder") if text_encoders else ("scheduler",)
+    left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
+    return load_pipeline(name_or_path, scheduler=scheduler, **left_out), denoiser
+
+
+def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
+    """The class name of each part that a model's index lists, and that of its denoiser; loads no weights.
+
+    Raises:
+        InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
+    """
     folder = model_folder(name_or_path)
     import diffusers
 
@@ -67,9 +80,12 @@ def load_for_planning(
     try:
         index = diffusers.DiffusionPipeline.load_config(name, local_files_only=folder is not None)
     except (OSError, ValueError) as error:
+        raise _cannot_load(name_or_path, error) from error
+    if not isinstance(index, dict) or not hasattr(diffusers, str(index.get("_class_name"))):
         raise InputError(
-            f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}"
-        ) from error
+            f"cannot load the model {str(name_or_path)!r}: its model_index.json names no pipeline of diffusers "
+            f"{diffusers.__version__}"
+        )
     parts = {key: value[1] for key, value in index.items() if isinstance(value, list | tuple) and value[0]}
     denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
     from sagediff.families import FAMILIES
@@ -79,9 +95,7 @@ def load_for_planning(
             f"{index.get('_class_name')} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
             f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
         )
-    kept = ("scheduler", "tokenizer", "text_encoder") if text_encoders else ("scheduler",)
-    left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
-    return load_pipeline(name_or_path, scheduler=scheduler, **left_out), denoiser
+    return parts, denoiser
 
 
 def load_pipeline(
@@ -112,10 +126,20 @@ def load_pipeline(
         else:
             pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}"
-        ) from error
+        raise _cannot_load(name_or_path, error) from error
+    if str(name_or_path) == "demo" and getattr(pipe, "unet", None) is not None:
+        pipe.unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, equal but for rounding
     if scheduler is not None:
         class_name, changes = SCHEDULERS[scheduler]
+        own = type(pipe.scheduler).__name__
+        if own.startswith("FlowMatch") != class_name.startswith("FlowMatch"):
+            raise InputError(
+                f"scheduler {scheduler!r} does not fit the model {str(name_or_path)!r}, which was made for {own}: one "
+                "of them is for flow matching, the other is not"
+            )
         pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
     return pipe
+
+
+def _cannot_load(name_or_path: str | Path, error: Exception) -> InputError:
+    return InputError(f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}")

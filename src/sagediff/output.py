@@ -35,7 +35,8 @@ class OutputFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file, not a folder")
-        used = self.path.is_dir() and any(self.path.iterdir())
+        # a run killed before its manifest was whole has left a temporary name at most
+        used = self.path.is_dir() and any(entry.suffix != ".partial" for entry in self.path.iterdir())
         if not used:
             return
         if not resume:
@@ -60,11 +61,12 @@ class OutputFolder:
     def begin(self, settings: Mapping[str, Any], plan_json: str) -> None:
         """Create the folder and its manifest; leftovers of a killed run (temporary names) go away."""
         with _reported(self.path):
-            (self.path / "images").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.path.glob("*.partial"), *self.path.glob("images/*.partial")]:
                 leftover.unlink()
             manifest = {"settings": dict(settings), "plan": json.loads(plan_json)}
             self.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            (self.path / "images").mkdir(exist_ok=True)
 
     def finished(self, count: int) -> list[int]:
         """Prompts whose pictures are there. A file under its final name is whole: it was renamed to it."""

@@ -81,7 +81,11 @@ def plan_prompts(
     vectors = embed_prompts(prompts, pipe, encoder).vectors
     groups = group_prompts(vectors, policy.threshold, policy.max_group_size)
     plan = SharePlan.from_groups(
-        groups, num_inference_steps, policy.share_ratio, policy.shared_guidance, 2 if scale > 1 else 1
+        groups,
+        num_inference_steps,
+        policy.share_ratio,
+        policy.shared_guidance,
+        rows_per_prompt=2 if scale > 1 else 1,
     )
     return plan.recost(calls_per_step=planned_calls(pipe.scheduler, num_inference_steps))
 

@@ -55,13 +55,16 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+# Not splitlines(): it also breaks at characters that may stand inside a prompt (U+2028, U+0085, form feed).
+
+
 def _lines(text: str, path: Path) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _json_lines(text: str, path: Path) -> list[str]:
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -75,14 +78,14 @@ def _json_lines(text: str, path: Path) -> list[str]:
 
 def _csv(text: str, path: Path) -> list[str]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    if reader.fieldnames is None:
-        return []
-    if "prompt" not in reader.fieldnames:
-        raise InputError(f"{path}: no column `prompt`; the columns are {', '.join(reader.fieldnames)}")
     try:
+        if reader.fieldnames is None:
+            return []
+        if "prompt" not in reader.fieldnames:
+            raise InputError(f"{path}: no column `prompt`; the columns are {', '.join(reader.fieldnames)}")
         return [_checked(record["prompt"], path, reader.line_num) for record in reader]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
 def _checked(prompt: object, path: Path, line: int) -> str:

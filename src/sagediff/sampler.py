@@ -170,6 +170,8 @@ class SharedSampler:
                 the wave's.
         """
         check_prompts(prompts)
+        if len(prompts) != plan.num_prompts:
+            raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(prompts)}")
         _check_keywords(kwargs)
         if guidance_scale is not None:
             kwargs["guidance_scale"] = guidance_scale

@@ -22,7 +22,7 @@ from rich.progress import (
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.contact_sheet import contact_sheet
 from sagediff.errors import InputError
-from sagediff.loading import load_pipeline
+from sagediff.loading import load_pipeline, supported_parts
 from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
 from sagediff.planning import default_guidance
@@ -93,6 +93,7 @@ def _sampler(request: GenerateRequest) -> SharedSampler:
     quiet_libraries()
     device, dtype = _placement(request.device, request.dtype)
     settings = request.settings
+    supported_parts(settings.model)  # refused before gigabytes of weights are read
     pipe = load_pipeline(settings.model, scheduler=settings.scheduler, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     policy = settings.policy

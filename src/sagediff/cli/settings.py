@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.loading import SCHEDULERS, model_folder
@@ -55,8 +54,8 @@ def run_settings(
     folder = model_folder(model)
     own = _model_defaults(folder)
     policy = SharePolicy(
-        threshold=float(own.get("threshold", 0.8)) if threshold is None else threshold,
-        share_ratio=float(own.get("share_ratio", 0.4)) if share_ratio is None else share_ratio,
+        threshold=own.get("threshold", 0.8) if threshold is None else threshold,
+        share_ratio=own.get("share_ratio", 0.4) if share_ratio is None else share_ratio,
         max_group_size=max_group_size,
         shared_guidance=_shared_guidance(shared_guidance),
     )
@@ -100,7 +99,7 @@ def _check_lora(path: Path) -> None:
         raise InputError(f"--lora {path}: only .safetensors files are loaded")
 
 
-def _model_defaults(folder: Path | None) -> dict[str, Any]:
+def _model_defaults(folder: Path | None) -> dict[str, float]:
     if folder is None or not (folder / DEFAULTS_FILE).is_file():
         return {}
     try:
@@ -109,4 +108,8 @@ def _model_defaults(folder: Path | None) -> dict[str, Any]:
         raise InputError(f"{folder / DEFAULTS_FILE} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{folder / DEFAULTS_FILE} should hold a JSON object")
-    return found
+    own = {key: found[key] for key in ("threshold", "share_ratio", "guidance_scale") if key in found}
+    for key, value in own.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{folder / DEFAULTS_FILE}: `{key}` should be a number, got {value!r}")
+    return own
