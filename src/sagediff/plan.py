@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +39,8 @@ class SharePlan:
             member: their negative rows are not run (limited-interval guidance, arXiv 2404.07724).
         rows_per_prompt: 2 with classifier-free guidance, 1 without.
         calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
-        share_ratio: what the plan was made with, one number or one a group; for reports.
+        share_ratio: what the plan was made with, one number, or one a group in the order they were given; for
+            reports. None when it is not known.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -215,7 +217,7 @@ class SharePlan:
     def _spans(self) -> list[tuple[int, int, tuple[int, ...]]]:
         """(first step, end, nodes) of the stretches in which a step's rows do not change."""
         cuts = sorted({*(start for start, _ in self.levels), self.unguided_steps, self.num_steps})
-        return [(a, b, self._level(a)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [(a, b, self._level(a)) for a, b in pairwise(cuts)]
 
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
@@ -281,10 +283,8 @@ class SharePlan:
             part = tuple(_renumber([nodes[i] for i in prompts]))
             if not levels or levels[-1][1] != part:
                 levels.append((start, part))
-        ratio = self.share_ratio
-        if isinstance(ratio, tuple) and len(ratio) == len(self.groups):
-            order = {self.levels[0][1][i]: None for i in prompts}
-            ratio = tuple(ratio[node] for node in order)
+        # ratios given one a group stand in the caller's order of groups, which a part cannot tell
+        ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
         return replace(self, levels=tuple(levels), share_ratio=ratio)
 
     # -- noise
@@ -348,7 +348,9 @@ class SharePlan:
                 calls_per_step=None if calls is None else tuple(map(int, calls)),
                 share_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a share plan: {error}") from error
 
     def __str__(self) -> str:

@@ -50,7 +50,7 @@ def generate(
     guidance: options.Guidance = None,
     threshold: options.Threshold = None,
     share_ratio: options.ShareRatio = None,
-    shared_guidance: options.SharedGuidance = "1.0",
+    shared_guidance: options.SharedGuidance = None,
     max_group_size: options.MaxGroupSize = 8,
     seed: Annotated[int, typer.Option(help="Every prompt's seed is derived from it.")] = 0,
     scheduler: options.Scheduler = None,
@@ -95,7 +95,7 @@ def plan(
     guidance: options.Guidance = None,
     threshold: options.Threshold = None,
     share_ratio: options.ShareRatio = None,
-    shared_guidance: options.SharedGuidance = "1.0",
+    shared_guidance: options.SharedGuidance = None,
     max_group_size: options.MaxGroupSize = 8,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
@@ -117,7 +117,10 @@ def plan(
 @app.command()
 def train(
     data: Annotated[
-        str, typer.Option(help="Folder with metadata.jsonl (file_name, text), a `datasets` folder, or a hub name.")
+        str,
+        typer.Option(
+            help="Folder with metadata.jsonl (file_name, text), a `datasets` folder, or a hub name."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the weights, the log and the checkpoints.")],
     model: options.Model = "demo",
@@ -127,7 +130,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Train all weights, not a LoRA.")] = False,
-    lora_layers: Annotated[str | None, typer.Option(help="'attention', or 'all' linears and convolutions.")] = None,
+    lora_layers: Annotated[
+        str | None, typer.Option(help="'attention', or 'all' linears and convolutions.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     train_batch_size: Annotated[int | None, typer.Option(help="Pictures a batch, in whole groups.")] = None,
     gradient_accumulation_steps: Annotated[int | None, typer.Option(help="Batches a step.")] = None,
@@ -145,14 +150,26 @@ def train(
     soft_weight: Annotated[float, typer.Option(help="Weight of the soft target.")] = 1.0,
     branch_weight: Annotated[float, typer.Option(help="Weight of the branch phase.")] = 1.0,
     handover_weight: Annotated[float, typer.Option(help="Weight of the hand-over.")] = 1.0,
-    handover_rate: Annotated[float, typer.Option(help="Part of the branch examples that are handed over.")] = 0.5,
-    resolution: Annotated[int | None, typer.Option(help="Side of the pictures [default: the model's]")] = None,
+    handover_rate: Annotated[
+        float, typer.Option(help="Part of the branch examples that are handed over.")
+    ] = 0.5,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the pictures [default: the model's]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16.")] = None,
     checkpointing_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     checkpoints_total_limit: Annotated[int | None, typer.Option(help="Checkpoints kept.")] = None,
+    validation_steps: Annotated[
+        int | None, typer.Option(help="Steps between validation pictures [default: only at the end]")
+    ] = None,
+    validation_guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale of validation pictures [default: the pipeline's]")
+    ] = None,
     report_to: Annotated[str | None, typer.Option(help="tensorboard, wandb or none.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")
+    ] = False,
 ) -> None:
     """Teach a model to share: train a LoRA on groups of captioned pictures."""
     from sagediff.cli.train import TrainRequest, run_train
@@ -165,11 +182,63 @@ def train(
         "threshold": threshold, "group_size": None if max_group_size is None else (1, max_group_size),
         "branch_range": branch_range, "pool_size": pool_size, "resolution": resolution, "seed": seed,
         "mixed_precision": mixed_precision, "checkpointing_steps": checkpointing_steps,
-        "checkpoints_total_limit": checkpoints_total_limit, "report_to": report_to, "resume": resume,
+        "checkpoints_total_limit": checkpoints_total_limit, "validation_steps": validation_steps,
+        "validation_guidance": validation_guidance, "report_to": report_to, "resume": resume,
     }, {
         "shared": shared_weight, "soft": soft_weight, "branch": branch_weight, "handover": handover_weight,
         "handover_rate": handover_rate,
     }))  # fmt: skip
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for cells, tables and plots.")] = Path("out/bench"),
+    model: options.Model = "demo",
+    lora: Annotated[Path | None, typer.Option(help="LoRA after SAGE training.")] = None,
+    baseline_lora: Annotated[Path | None, typer.Option(help="LoRA after standard fine-tuning.")] = None,
+    prompts: options.PromptFile = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with metadata.jsonl (file_name, text): captions are prompts, pictures real."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of real pictures to measure against.")
+    ] = None,
+    captions: Annotated[
+        int | None,
+        typer.Option(help="Prompts to use [default: all; 256 held-out ones of the demo]", show_default=False),
+    ] = None,
+    share_ratio: options.Ratios = None,
+    threshold: options.Thresholds = None,
+    steps: options.StepCounts = None,
+    unguided: options.Unguided = None,
+    seeds: options.Seeds = None,
+    guidance: options.Guidance = None,
+    shared_guidance: options.SharedGuidance = None,
+    max_group_size: options.MaxGroupSize = 8,
+    scheduler: options.Scheduler = None,
+    encoder: options.Encoder = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="'inception', or a DINOv2 or CLIP model [default: facebook/dinov2-base]"),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP model of the score [default: openai/clip-vit-base-patch16]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a bench that was stopped.")] = False,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'mps' ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="'auto', float32, float16 or bfloat16.")] = "auto",
+) -> None:
+    """Compare independent and shared sampling, before and after training, in one table."""
+    from sagediff.cli.bench import BenchRequest, run_bench_command
+
+    run_bench_command(BenchRequest(
+        model, out, lora, baseline_lora, prompts, data, reference, captions, share_ratio or (), threshold or (),
+        steps or (), unguided or (), seeds or (), shared_guidance, guidance, max_group_size, scheduler, encoder,
+        features, clip, resume, device, dtype,
+    ))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

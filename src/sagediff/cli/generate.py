@@ -23,9 +23,10 @@ from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.contact_sheet import contact_sheet
 from sagediff.errors import InputError
 from sagediff.loading import load_pipeline, supported_parts
+from sagediff.lora import sharing_record, sharing_warnings
 from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
-from sagediff.planning import default_guidance
+from sagediff.planning import SharePolicy, default_guidance
 from sagediff.sampler import SharedSampler, noise_seeds
 
 
@@ -70,6 +71,8 @@ def run_generate(request: GenerateRequest) -> None:
         default_guidance(type(sampler.pipe)) if settings.guidance_scale is None else settings.guidance_scale
     )
     plan = sampler.plan(prompts, settings.num_steps, guidance)
+    if settings.lora is not None:
+        _warn_of_lora(settings.lora, plan, settings.policy)
     folder.begin(request.manifest(), plan.to_json())
     done = folder.finished(len(prompts))
     print(
@@ -132,14 +135,22 @@ def _placement(device: str, dtype: str) -> tuple[str, Any]:
     return device, kinds[dtype]
 
 
-def _load_lora(pipe: Any, path: Path) -> None:
+def _load_lora(pipe: Any, file: Path) -> None:
     try:
-        if path.is_file():
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
-        else:
-            pipe.load_lora_weights(str(path), local_files_only=True)
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
     except Exception as error:  # whatever a wrong file makes diffusers and peft raise
-        raise InputError(f"cannot load --lora {path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load --lora {file}: {str(error).splitlines()[0]}") from error
+    if not pipe.get_active_adapters():
+        raise InputError(
+            f"--lora {file} holds no layers of this model's denoiser; it was made for another base"
+        )
+
+
+def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:
+    record = sharing_record(file)
+    if record is not None:
+        for words in sharing_warnings(record, policy.share_ratio, max(map(len, plan.groups))):
+            print(f"warning: {words}; pictures may suffer", file=sys.stderr)
 
 
 def _sample(

@@ -40,16 +40,19 @@ ShareRatio = Annotated[
     ),
 ]
 SharedGuidance = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Guidance scale of the shared steps; at 1.0 their negative rows are not run; 'same' for --guidance."
+        help="Guidance scale of the shared steps; at 1.0 their negative rows are not run; 'same' for --guidance "
+        "[default: the model's own, else 1.0]",
+        show_default=False,
     ),
 ]
 MaxGroupSize = Annotated[int, typer.Option(help="Most prompts in a group.")]
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        help="dpm++, dpm++-sde, ddim, euler, euler-a, heun, unipc, pndm or flow-euler [default: the model's own]",
+        help="dpm++, dpm++-beta, dpm++-sde, ddim, euler, euler-a, heun, unipc, pndm or flow-euler "
+        "[default: the model's own]",
         show_default=False,
     ),
 ]
@@ -59,4 +62,36 @@ Encoder = Annotated[
         help="A sentence-transformers model to group prompts by [default: the model's own text encoder]",
         show_default=False,
     ),
+]
+Ratios = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--share-ratio",
+        help="Parts of the steps to share, with commas [default: the model's own]",
+        show_default=False,
+    ),
+]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        help="Least cosines of a group, with commas [default: the model's own]",
+        show_default=False,
+    ),
+]
+StepCounts = Annotated[
+    list[str] | None,
+    typer.Option("--steps", help="Step counts, with commas [default: 6,8,10,12,16,20]", show_default=False),
+]
+Unguided = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unguided",
+        help="Baseline with guidance off early: parts of the steps, with commas [default: left out]",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option("--seeds", help="Seeds, with commas [default: 0,1,2]", show_default=False),
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sagediff.errors import InputError
 from sagediff.loading import SCHEDULERS, model_folder
+from sagediff.lora import lora_file, sharing_record
 from sagediff.planning import SharePolicy
 
 DEFAULTS_FILE = "sagediff.json"
@@ -34,7 +35,7 @@ def run_settings(
     guidance: float | None,
     threshold: float | None,
     share_ratio: float | None,
-    shared_guidance: str,
+    shared_guidance: str | None,
     max_group_size: int,
     scheduler: str | None,
     encoder: str | None,
@@ -57,10 +58,13 @@ def run_settings(
         threshold=own.get("threshold", 0.8) if threshold is None else threshold,
         share_ratio=own.get("share_ratio", 0.4) if share_ratio is None else share_ratio,
         max_group_size=max_group_size,
-        shared_guidance=_shared_guidance(shared_guidance),
+        shared_guidance=own.get("shared_guidance", 1.0)
+        if shared_guidance is None
+        else _shared_guidance(shared_guidance),
     )
     if lora is not None:
-        _check_lora(lora)
+        lora = lora_file(lora)
+        sharing_record(lora)  # refuses what is no safetensors file
     return RunSettings(
         model if folder is None or model == "demo" else str(folder.resolve()),
         policy,
@@ -90,15 +94,6 @@ def _shared_guidance(text: str) -> float | None:
         raise InputError(f"--shared-guidance must be a number or 'same', got {text!r}") from None
 
 
-def _check_lora(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"no such LoRA: {path}")
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise InputError(f"--lora {path} holds no .safetensors file")
-    if path.is_file() and path.suffix != ".safetensors":
-        raise InputError(f"--lora {path}: only .safetensors files are loaded")
-
-
 def _model_defaults(folder: Path | None) -> dict[str, float]:
     if folder is None or not (folder / DEFAULTS_FILE).is_file():
         return {}
@@ -108,7 +103,11 @@ def _model_defaults(folder: Path | None) -> dict[str, float]:
         raise InputError(f"{folder / DEFAULTS_FILE} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{folder / DEFAULTS_FILE} should hold a JSON object")
-    own = {key: found[key] for key in ("threshold", "share_ratio", "guidance_scale") if key in found}
+    own = {
+        key: found[key]
+        for key in ("threshold", "share_ratio", "guidance_scale", "shared_guidance")
+        if key in found
+    }
     for key, value in own.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{folder / DEFAULTS_FILE}: `{key}` should be a number, got {value!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from sagediff.cli.settings import quiet_libraries
 from sagediff.errors import InputError
@@ -40,5 +39,5 @@ def run_train(request: TrainRequest) -> None:
     data = load_pictures(request.data)
     pipe = load_pipeline(request.model)
     pipe.set_progress_bar_config(disable=True)
-    path = train(pipe, data, config)
+    path = train(pipe, data, config, request.model)
     print(json.dumps({"weights": str(path), "steps": config.steps, **config.sharing()}))

@@ -1,0 +1,91 @@
+"""Latents and conditions of the training examples: encoded once where they fit, else anew each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from sagediff.training.data import CaptionedPictures
+from sagediff.training.denoiser import TrainableDenoiser, pack
+
+
+class EncodedExamples:
+    """Clean latents by picture number and conditions by caption number.
+
+    Args:
+        pipe: its autoencoder and text encoders are used and stay frozen.
+        denoiser: says what layout and conditions it takes.
+        data: pictures and captions.
+        captions: the distinct captions, which `conditions` counts.
+        size: (height, width) in pixels.
+        cache_limit: bytes that the encoded examples may take in all.
+        batch_size: examples encoded at once.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        denoiser: TrainableDenoiser,
+        data: CaptionedPictures,
+        captions: Sequence[str],
+        size: tuple[int, int],
+        cache_limit: float,
+        batch_size: int = 32,
+    ) -> None:
+        self._pipe, self._denoiser, self._data = pipe, denoiser, data
+        self._captions, self._size = list(captions), size
+        self._dtype = torch.float16 if denoiser.module.device.type != "cpu" else torch.float32
+        sizes = {
+            "pictures": _bytes(self._encode_pictures([0])) * len(data),
+            "prompts": sum(map(_bytes, denoiser.conditions([captions[0]]).values())) * len(captions),
+        }
+        self._latents: Tensor | None = None
+        self._conditions: dict[str, Tensor] | None = None
+        if sizes["prompts"] <= cache_limit:
+            cache_limit -= sizes["prompts"]
+            rows = self._all(len(captions), batch_size, "encoding prompts", self._encode_prompts)
+            self._conditions = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
+        if sizes["pictures"] <= cache_limit:
+            self._latents = torch.cat(
+                self._all(len(data), batch_size, "encoding pictures", self._encode_pictures)
+            )
+
+    def _all(self, count: int, batch_size: int, words: str, encode: Callable[[list[int]], Any]) -> list[Any]:
+        starts = range(0, count, batch_size)
+        return [
+            encode(list(range(start, min(start + batch_size, count))))
+            for start in track(starts, words, console=Console(stderr=True), transient=True)
+        ]
+
+    @torch.no_grad()
+    def _encode_pictures(self, indices: Sequence[int]) -> Tensor:
+        vae = self._pipe.vae
+        pictures = self._data.pictures(indices, self._size).to(vae.device, vae.dtype)
+        latents = vae.encode(pictures).latent_dist.mode()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+        return pack((latents - shift) * vae.config.scaling_factor, self._denoiser.sample_shape).to(
+            self._dtype
+        )
+
+    def _encode_prompts(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return self._denoiser.conditions([self._captions[i] for i in indices])
+
+    def latents(self, indices: Sequence[int]) -> Tensor:
+        """(N, ...) float32, on the denoiser's device."""
+        rows = self._encode_pictures(indices) if self._latents is None else self._latents[list(indices)]
+        return rows.to(self._denoiser.module.device, torch.float32)
+
+    def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Each (N, ...), of the captions with those numbers."""
+        if self._conditions is None:
+            return self._encode_prompts(indices)
+        return {k: rows[list(indices)] for k, rows in self._conditions.items()}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,339 @@
+"""`train`: from a pipeline and captioned pictures to weights that share well."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor, nn
+
+from sagediff.condition import mean_condition
+from sagediff.embeddings import embed_prompts
+from sagediff.errors import InputError
+from sagediff.planning import SharePolicy
+from sagediff.training import checkpoint
+from sagediff.training.batches import GroupSchedule
+from sagediff.training.card import model_card
+from sagediff.training.config import TrainConfig
+from sagediff.training.data import CaptionedPictures
+from sagediff.training.denoiser import TrainableDenoiser
+from sagediff.training.encoding import EncodedExamples
+from sagediff.training.lora import adapter_off, add_adapter, save_adapter
+from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
+from sagediff.training.process import ForwardProcess
+from sagediff.training.validation import draw_validation
+
+LOG = "log.jsonl"
+
+
+def train(pipe: Any, data: CaptionedPictures, config: TrainConfig, base: str = "") -> Path:
+    """Train the pipeline's denoiser and write the weights into `config.out`; returns their path.
+
+    Args:
+        base: the model's name for the card; the pipeline's own if left out.
+
+    Afterwards the pipeline carries the trained weights (the running mean, if there is one).
+
+    Raises:
+        InputError: an output folder in use, a checkpoint of another run, or a picture that cannot be read.
+    """
+    return _Run(pipe, data, config, base).go()
+
+
+class _Run:
+    def __init__(self, pipe: Any, data: CaptionedPictures, config: TrainConfig, base: str) -> None:
+        from accelerate import Accelerator
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        self.config, self.pipe, self.data = config, pipe, data
+        self.base = base or str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
+        self.checkpoints = config.out / "checkpoints"
+        found = checkpoint.latest(self.checkpoints)
+        check_output(config)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_dir=str(config.out / "logs"),
+        )
+        device = self.accelerator.device
+        pipe.to(device)
+        size = _size(pipe, config.resolution)
+        self.denoiser = TrainableDenoiser(pipe, *size)
+        module = self.denoiser.module
+        self.captions = list(dict.fromkeys(data.captions))
+        numbers = {caption: i for i, caption in enumerate(self.captions)}
+        self.caption_of = [numbers[caption] for caption in data.captions]
+        self.examples = EncodedExamples(
+            pipe, self.denoiser, data, self.captions, size, config.cache_limit * 1e9
+        )
+        self.empty = self.denoiser.empty_condition() if config.caption_dropout else None
+        self.process = ForwardProcess.of(
+            pipe.scheduler, self.denoiser.sample_shape[0] if len(self.denoiser.sample_shape) == 2 else None
+        )
+        if config.snr_gamma is not None:
+            self.process.min_snr_weights(self.process.timesteps(torch.tensor([0.5])), config.snr_gamma)
+        pictures: list[list[int]] = [[] for _ in self.captions]
+        for picture, caption in enumerate(self.caption_of):
+            pictures[caption].append(picture)
+        self.schedule = GroupSchedule(
+            embed_prompts(self.captions, pipe).vectors, pictures, config.threshold, config.group_size,
+            config.pool_size, config.train_batch_size, config.seed,
+        )  # fmt: skip
+
+        torch.manual_seed(config.seed)
+        if config.rank:
+            add_adapter(module, config.rank, config.lora_layers)
+            self.teacher = module
+            self.teacher_context: Any = lambda: adapter_off(module)
+        else:
+            self.teacher = copy.deepcopy(module).requires_grad_(False)
+            self.teacher_context = nullcontext
+            module.requires_grad_(True)
+        module.train()
+        if hasattr(module, "enable_gradient_checkpointing") and device.type != "cpu":
+            module.enable_gradient_checkpointing()
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            list(self.trained.values()), lr=config.learning_rate, weight_decay=config.adam_weight_decay
+        )
+        self.average = EMAModel(list(self.trained.values()), decay=config.ema_decay or 0.0)
+        self.average.to(device)
+        start = 0
+        if found is not None and config.resume:
+            start = checkpoint.restore(
+                found,
+                self.trained,
+                self._averages(),
+                optimizer,
+                config.record() | {"data": self._data_record()},
+            )
+            self.average.optimization_step = start
+        lr_scheduler = get_scheduler(
+            "cosine", optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
+        )
+        for _ in range(start):
+            lr_scheduler.step()
+        self.start, self.lr_scheduler = start, lr_scheduler
+        self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
+
+    def _averages(self) -> dict[str, Tensor]:
+        return dict(zip(self.trained, self.average.shadow_params, strict=True))
+
+    def _data_record(self) -> list[int]:
+        return [len(self.data), len(self.captions)]
+
+    # -- one step
+
+    def _batch(self, number: int, rng: np.random.Generator) -> GroupBatch:
+        groups = self.schedule.batch(number)
+        members = [i for group in groups for i in group]
+        device = self.accelerator.device
+        conditions = {
+            k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype)
+            for k, v in self.examples.conditions([self.caption_of[i] for i in members]).items()
+        }
+        merged, first = [], 0
+        for group in groups:
+            merged.append(self.denoiser.merge(conditions, range(first, first + len(group)), mean_condition))
+            first += len(group)
+        dropped = rng.random(len(members)) < (self.config.caption_dropout if self.empty is not None else 0.0)
+        empty = {k: v.to(device, conditions[k].dtype) for k, v in (self.empty or {}).items()}
+        return GroupBatch(
+            latents=self.examples.latents(members),
+            conditions=conditions,
+            group_conditions={k: torch.cat([m[k] for m in merged]) for k in conditions},
+            empty=empty,
+            dropped=torch.from_numpy(dropped).to(device),
+            node=torch.tensor([n for n, group in enumerate(groups) for _ in group], device=device),
+        )
+
+    def _predict(self, model: nn.Module, context: AbstractContextManager[Any]) -> Any:
+        def predict(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
+            with context, self.accelerator.autocast():
+                return self.denoiser(states, timesteps, dict(conditions), model)
+
+        return predict
+
+    def _terms(self, number: int) -> dict[str, Tensor]:
+        config = self.config
+        rng = np.random.default_rng([config.seed, 3, number])
+        generator = torch.Generator(self.accelerator.device).manual_seed(int(rng.integers(2**62)))
+        batch = self._batch(number, rng)
+        student = self._predict(self.model, nullcontext())
+        if config.objective == "standard":
+            return standard_terms(student, self.process, batch, generator, config.snr_gamma)
+        return sage_terms(
+            student, self._predict(self.teacher, self.teacher_context()), self.process, batch, config.weights,
+            config.branch_range, generator, config.snr_gamma,
+        )  # fmt: skip
+
+    def _step(self, step: int) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        sums: dict[str, float] = {}
+        for part in range(config.gradient_accumulation_steps):
+            number = (step * config.gradient_accumulation_steps + part) * accelerator.num_processes
+            terms = self._terms(number + accelerator.process_index)
+            accelerator.backward(torch.stack(list(terms.values())).sum() / config.gradient_accumulation_steps)
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(term.detach()) / config.gradient_accumulation_steps
+        if not all(map(math.isfinite, sums.values())):
+            raise InputError(
+                f"the loss is not finite at step {step + 1} ({sums}); lower learning_rate, or use mixed_precision no"
+            )
+        accelerator.clip_grad_norm_(list(self.trained.values()), config.max_grad_norm)
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if config.ema_decay:
+            self.average.step(list(self.trained.values()))
+        return sums
+
+    # -- the whole
+
+    def go(self) -> Path:
+        config, accelerator = self.config, self.accelerator
+        config.out.mkdir(parents=True, exist_ok=True)  # not earlier: what can be refused has been by now
+        log = _Log(config.out / LOG, self.start)
+        if config.report_to != "none":
+            accelerator.init_trackers("sagediff")
+        console = Console(stderr=True)
+        columns = (
+            TextColumn(f"training ({config.objective})"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[terms]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=console, disable=not accelerator.is_main_process) as progress:
+            task = progress.add_task("", total=config.steps, completed=self.start, terms="")
+            for step in range(self.start, config.steps):
+                rate = self.lr_scheduler.get_last_lr()[0]
+                terms = self._step(step)
+                if accelerator.is_main_process:
+                    log.write({"step": step + 1, "learning_rate": rate, **terms})
+                accelerator.log(terms | {"learning_rate": rate}, step=step + 1)
+                progress.update(task, advance=1, terms=log.words())
+                last = step + 1 == config.steps
+                if config.validation_steps and (step + 1) % config.validation_steps == 0 and not last:
+                    self._validate(step + 1)
+                if accelerator.is_main_process and ((step + 1) % config.checkpointing_steps == 0 or last):
+                    checkpoint.save(
+                        self.checkpoints, step + 1, self.trained, self._averages(), self.optimizer,
+                        config.record() | {"data": self._data_record()}, config.checkpoints_total_limit,
+                    )  # fmt: skip
+                    if not console.is_terminal:
+                        console.print(f"step {step + 1}/{config.steps} {log.words()}", highlight=False)
+        accelerator.wait_for_everyone()
+        if config.report_to != "none":
+            accelerator.end_training()
+        return self._finish()
+
+    def _validate(self, step: int) -> None:
+        """Pictures of some training groups, with the running mean of the weights."""
+        if not self.accelerator.is_main_process:
+            return
+        config, module = self.config, self.denoiser.module
+        parameters = list(self.trained.values())
+        prompts: list[str] = []
+        for group in self.schedule.batch(0):
+            prompts += [self.data.captions[i] for i in group] if len(prompts) < 8 else []
+        policy = SharePolicy(config.threshold, sum(config.branch_range) / 2, max(2, config.group_size[1]))
+        if config.ema_decay:
+            self.average.store(parameters)
+            self.average.copy_to(parameters)
+        module.eval()
+        try:
+            draw_validation(
+                self.pipe, prompts[:8], policy, config.out / "validation" / f"step-{step:07d}.png",
+                config.validation_guidance, config.seed,
+            )  # fmt: skip
+        finally:
+            module.train()
+            if config.ema_decay:
+                self.average.restore(parameters)
+
+    def _finish(self) -> Path:
+        config, module = self.config, self.denoiser.module
+        self._validate(config.steps)
+        if config.ema_decay:
+            self.average.copy_to(list(self.trained.values()))
+        module.eval()
+        if config.rank:
+            path = save_adapter(self.pipe, module, config.out, config.sharing())
+        else:
+            path = config.out / ("unet" if module is getattr(self.pipe, "unet", None) else "transformer")
+            partial = path.with_name(path.name + ".partial")
+            module.save_pretrained(partial, safe_serialization=True)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(partial, path)
+        card = model_card(self.base, len(self.data), len(self.captions), config, path.name)
+        (config.out / "README.md").write_text(card, encoding="utf-8")
+        return path
+
+
+class _Log:
+    """One JSON object a step; a resumed run cuts what lies behind its checkpoint."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._path = path
+        kept = path.read_text(encoding="utf-8").splitlines()[:start] if path.is_file() and start else []
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._running: dict[str, float] = {}
+
+    def write(self, record: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name not in ("step", "learning_rate"):
+                before = self._running.get(name, value)
+                self._running[name] = 0.95 * before + 0.05 * value
+
+    def words(self) -> str:
+        return " ".join(f"{name} {value:.4f}" for name, value in self._running.items())
+
+
+def check_output(config: TrainConfig) -> None:
+    """Refuse a folder that this run must not write to. Writes nothing.
+
+    Raises:
+        InputError: in use without `resume`, or `resume` without a checkpoint.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file, not a folder")
+    used = out.is_dir() and any(out.iterdir())
+    if used and not config.resume:
+        raise InputError(f"--out {out} is in use; choose another folder, or --resume to go on with that run")
+    if used and checkpoint.latest(out / "checkpoints") is None and not (out / LOG).is_file():
+        raise InputError(f"--resume: {out} holds no checkpoint of a training run")
+
+
+def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:
+    """(height, width) in pixels.
+
+    Raises:
+        InputError: a resolution that the autoencoder cannot divide.
+    """
+    factor = int(pipe.vae_scale_factor)
+    if resolution is None:
+        side = int(getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size) * factor
+        return side, side
+    if resolution < 1 or resolution % factor:
+        raise InputError(f"resolution must be a multiple of {factor} for this model, got {resolution}")
+    return resolution, resolution

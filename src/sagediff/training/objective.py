@@ -1,0 +1,182 @@
+"""The two objectives, as equations on tensors: SAGE (both phases of shared sampling) and the standard one.
+
+They know neither files nor optimizers; `predict` is the model being trained, `teacher` the frozen one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from sagediff.errors import InputError
+from sagediff.training.process import ForwardProcess, rows_of
+
+Conditions: TypeAlias = Mapping[str, Tensor]
+Predict: TypeAlias = Callable[[Tensor, Tensor, Conditions], Tensor]
+"""(states (N, ...), timesteps (N,), conditions, each (N, ...)) -> prediction (N, ...)."""
+
+
+@dataclass(frozen=True)
+class SageWeights:
+    """Weights of the terms of the SAGE objective; 0 leaves a term out.
+
+    Attributes:
+        shared: the forward process's target on the group's mean latent, in the shared phase.
+        soft: the mean of the frozen model's predictions on the members' conditions, there (lambda).
+        branch: the usual objective, in the branch phase.
+        handover: the target that leads the group's state to the member, in the branch phase.
+        handover_rate: part of the branch examples of groups of two or more that are hand-over states.
+    """
+
+    shared: float = 1.0
+    soft: float = 1.0
+    branch: float = 1.0
+    handover: float = 1.0
+    handover_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("shared", "soft", "branch", "handover"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"the weight `{name}` must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.handover_rate <= 1:
+            raise InputError(f"handover_rate must lie in [0, 1], got {self.handover_rate}")
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Examples of some whole groups.
+
+    Attributes:
+        latents: (N, ...) clean latents z_n.
+        conditions: each (N, ...): c_n.
+        group_conditions: each (G, ...): c-bar.
+        empty: each (1, ...): the empty prompt's, for guidance; not looked at where nothing is dropped.
+        dropped: (N,) examples whose branch phase takes the empty prompt instead.
+        node: (N,) number of each example's group, 0..G-1.
+    """
+
+    latents: Tensor
+    conditions: Conditions
+    group_conditions: Conditions
+    empty: Conditions
+    dropped: Tensor
+    node: Tensor
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.node.max()) + 1
+
+    def guided_conditions(self) -> dict[str, Tensor]:
+        """Each (N, ...): c_n, or the empty prompt's where dropped."""
+        if not bool(self.dropped.any()):
+            return dict(self.conditions)
+        return {
+            name: torch.where(rows_of(self.dropped, rows).bool(), self.empty[name], rows)
+            for name, rows in self.conditions.items()
+        }
+
+
+def group_mean(rows: Tensor, node: Tensor, count: int) -> Tensor:
+    """(N, ...) -> (G, ...): the mean of each group's rows."""
+    sums = rows.new_zeros(count, *rows.shape[1:]).index_add_(0, node, rows)
+    sizes = torch.bincount(node, minlength=count).to(rows.dtype)
+    return sums / sizes.view(-1, *[1] * (rows.ndim - 1))
+
+
+def sage_terms(
+    predict: Predict,
+    teacher: Predict,
+    process: ForwardProcess,
+    batch: GroupBatch,
+    weights: SageWeights,
+    branch_range: tuple[float, float],
+    generator: torch.Generator,
+    min_snr_gamma: float | None = None,
+) -> dict[str, Tensor]:
+    """The weighted terms of one step; their sum is minimised.
+
+    Each group gets a branch point of its own, u* drawn evenly from `branch_range` (a share ratio); then
+    - shared phase, u in [0, u*): the state is q(z-bar, t) on c-bar (one row a group);
+    - branch phase, u in [u*, 1): for each member either the usual state, or one that the group's trajectory
+      leads to (one row a member).
+    """
+    z, node, count = batch.latents, batch.node, batch.num_groups
+    device = z.device
+    sizes = torch.bincount(node, minlength=count)
+    mean = group_mean(z, node, count)
+
+    def uniform(size: int) -> Tensor:
+        return torch.rand(size, generator=generator, device=device)
+
+    low, high = branch_range
+    branch = low + (high - low) * uniform(count)  # (G,) u*
+    # shared phase
+    shared_t = process.timesteps(branch * uniform(count))
+    shared_noise = torch.randn(mean.shape, generator=generator, device=device)
+    shared_state = process.state(mean, shared_noise, shared_t)
+    # branch phase
+    u = branch[node] + (1 - branch[node]) * uniform(len(z))
+    t = process.timesteps(u)
+    group_noise = torch.randn(mean.shape, generator=generator, device=device)[node]
+    own_noise = torch.randn(z.shape, generator=generator, device=device)
+    handed = (uniform(len(z)) < weights.handover_rate) & (sizes[node] > 1) & bool(weights.handover > 0)
+    taken_over = process.handover_noise(z, mean[node], group_noise, process.timesteps(branch)[node])
+    noise = torch.where(handed.view(-1, *[1] * (z.ndim - 1)), taken_over, own_noise)
+
+    guided = batch.guided_conditions()
+    predicted = predict(
+        torch.cat([shared_state, process.state(z, noise, t)]),
+        torch.cat([shared_t, t]),
+        {k: torch.cat([rows, guided[k]]) for k, rows in batch.group_conditions.items()},
+    ).float()
+    in_shared, in_branch = predicted[:count], predicted[count:]
+    scale_shared = scale_branch = None
+    if min_snr_gamma is not None:
+        scale_shared = process.min_snr_weights(shared_t, min_snr_gamma)
+        scale_branch = process.min_snr_weights(t, min_snr_gamma)
+
+    terms: dict[str, Tensor] = {}
+    if weights.shared:
+        error = squared_error(in_shared, process.target(mean, shared_noise, shared_t), scale_shared)
+        terms["shared"] = weights.shared * error.mean()
+    if weights.soft:
+        with torch.no_grad():
+            soft = group_mean(
+                teacher(shared_state[node], shared_t[node], batch.conditions).float(), node, count
+            )
+        terms["soft"] = weights.soft * squared_error(in_shared, soft, scale_shared).mean()
+    error = squared_error(in_branch, process.target(z, noise, t), scale_branch)  # (N,)
+    if weights.branch:
+        terms["branch"] = weights.branch * (error * ~handed).sum() / len(z)
+    if weights.handover:
+        terms["handover"] = weights.handover * (error * handed).sum() / len(z)
+    return terms
+
+
+def standard_terms(
+    predict: Predict,
+    process: ForwardProcess,
+    batch: GroupBatch,
+    generator: torch.Generator,
+    min_snr_gamma: float | None = None,
+) -> dict[str, Tensor]:
+    """The usual denoising objective on the same examples, over all steps: the fine-tuning baseline."""
+    z = batch.latents
+    # stratified: one draw from each of N equal parts, so that the loss varies less from step to step
+    rows = torch.arange(len(z), device=z.device)
+    u = (rows + torch.rand(len(z), generator=generator, device=z.device)) / len(z)
+    t = process.timesteps(u)
+    noise = torch.randn(z.shape, generator=generator, device=z.device)
+    predicted = predict(process.state(z, noise, t), t, batch.guided_conditions()).float()
+    scale = None if min_snr_gamma is None else process.min_snr_weights(t, min_snr_gamma)
+    return {"standard": squared_error(predicted, process.target(z, noise, t), scale).mean()}
+
+
+def squared_error(predicted: Tensor, target: Tensor, scale: Tensor | None) -> Tensor:
+    """(N, ...) twice -> (N,) mean squared error of each row, times its scale."""
+    error = (predicted - target.float()).square().flatten(1).mean(1)
+    return error if scale is None else error * scale

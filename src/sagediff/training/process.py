@@ -1,0 +1,129 @@
+"""The forward process q(z, t) of a pipeline's scheduler: noise levels, states, targets. Pure tensors.
+
+Time is told as u in [0, 1): the part of the sampling steps that lies behind. A branch point at share ratio
+beta is u = beta; which timestep that is depends on the scheduler's spacing, so it is read off its own steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagediff.errors import UnsupportedPipelineError
+
+_GRID = 250  # steps of the grid that u is read off; between them it is interpolated
+
+
+@dataclass(frozen=True)
+class ForwardProcess:
+    """q(z, t): x = alpha z + sigma e.
+
+    Attributes:
+        kind: what the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow".
+        grid: (G,) timesteps in the order of sampling, from noise to picture.
+        alphas_cumprod: (T,) of variance preserving processes; None for flow, where alpha = 1 - t / T.
+        num_train_timesteps: T.
+    """
+
+    kind: str
+    grid: Tensor
+    alphas_cumprod: Tensor | None
+    num_train_timesteps: int
+
+    @classmethod
+    def of(cls, scheduler: Any, image_tokens: int | None = None) -> ForwardProcess:
+        """The process that a scheduler's model was trained on.
+
+        Args:
+            image_tokens: number of latent tokens, which flow schedulers with dynamic shifting (FLUX) ask for.
+
+        Raises:
+            UnsupportedPipelineError: a prediction that the objective does not know.
+        """
+        scheduler = copy.deepcopy(scheduler)
+        config = scheduler.config
+        options: dict[str, Any] = {}
+        if getattr(config, "use_dynamic_shifting", False) and image_tokens is not None:
+            slope = (config.max_shift - config.base_shift) / (
+                config.max_image_seq_len - config.base_image_seq_len
+            )
+            options["mu"] = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
+        scheduler.set_timesteps(_GRID, **options)
+        grid = torch.as_tensor(scheduler.timesteps).float()
+        grid = grid[torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])]  # Heun's method tells each twice
+        cumulative = getattr(scheduler, "alphas_cumprod", None)
+        kind = "flow" if cumulative is None else str(config.prediction_type)
+        if kind not in ("epsilon", "v_prediction", "sample", "flow"):
+            raise UnsupportedPipelineError(f"training does not know the prediction type {kind!r}")
+        return cls(
+            kind,
+            grid,
+            None if cumulative is None else torch.as_tensor(cumulative).float(),
+            config.num_train_timesteps,
+        )
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        """(N,) parts of the steps in [0, 1) -> (N,) timesteps, whole numbers unless the process is a flow."""
+        place = u.clamp(0, 1).float() * len(self.grid)
+        left = place.long().clamp(max=len(self.grid) - 1)
+        following = torch.cat([self.grid, self.grid.new_zeros(1)]).to(u.device)
+        t = torch.lerp(following[left], following[left + 1], (place - left).clamp(0, 1))
+        return t if self.alphas_cumprod is None else t.round().long().clamp(max=self.num_train_timesteps - 1)
+
+    def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at timesteps (N,), each (N,)."""
+        if self.alphas_cumprod is None:
+            sigma = timesteps.float() / self.num_train_timesteps
+            return 1 - sigma, sigma
+        product = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        return product.sqrt(), (1 - product).sqrt()
+
+    def state(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha z + sigma e, shape of `clean` (N, ...)."""
+        alpha, sigma = (rows_of(level, clean) for level in self.levels(timesteps))
+        return alpha * clean + sigma * noise
+
+    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser should predict at `state(clean, noise, timesteps)`."""
+        if self.kind == "epsilon":
+            return noise
+        if self.kind == "sample":
+            return clean
+        if self.kind == "flow":
+            return noise - clean
+        alpha, sigma = (rows_of(level, clean) for level in self.levels(timesteps))
+        return alpha * noise - sigma * clean
+
+    def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """(N,) weights of the squared error: min-SNR-gamma (arXiv 2303.09556, eq. 7), for this prediction.
+
+        Raises:
+            UnsupportedPipelineError: the process is a flow, for which the weighting is not defined.
+        """
+        if self.kind == "flow":
+            raise UnsupportedPipelineError("min-SNR weighting is not defined for flow matching; leave it out")
+        alpha, sigma = self.levels(timesteps)
+        snr = (alpha / sigma).square()
+        capped = snr.clamp(max=gamma)
+        return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[self.kind]
+
+    def handover_noise(self, clean: Tensor, mean: Tensor, noise: Tensor, branch: Tensor) -> Tensor:
+        """The noise that member n sees in the group's state at the branch timestep.
+
+        a z-bar + b e = a z_n + b e_n  with  e_n = e + (a / b) (z-bar - z_n)   (METHOD "hand-over").
+
+        Args:
+            clean, mean, noise: (N, ...) z_n, z-bar and e of each member.
+            branch: (N,) timesteps.
+        """
+        alpha, sigma = (rows_of(level, clean) for level in self.levels(branch))
+        return noise + alpha / sigma * (mean - clean)
+
+
+def rows_of(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, ...) so that it multiplies rows of `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1)).to(like.dtype)

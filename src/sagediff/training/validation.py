@@ -1,0 +1,52 @@
+"""Validation pictures: some groups, sampled independently and shared, one above the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sagediff.planning import SharePolicy
+from sagediff.sampler import SharedSampler
+
+STEPS = 20
+_CELL, _GAP, _LABEL = 128, 6, 90  # pixels
+
+
+def draw_validation(
+    pipe: Any,
+    prompts: Sequence[str],
+    policy: SharePolicy,
+    path: Path,
+    guidance_scale: float | None,
+    seed: int = 0,
+) -> Path:
+    """Sample the prompts both ways from the same seeds and save the two rows as one PNG.
+
+    Args:
+        prompts: of some groups, in order; eight or so.
+        policy: how the shared row shares.
+    """
+    rows = []
+    for words, ratio in (("independent", 0.0), ("shared", policy.share_ratio)):
+        sampler = SharedSampler(
+            pipe, policy.threshold, ratio, policy.max_group_size, shared_guidance=policy.shared_guidance
+        )
+        result = sampler(list(prompts), num_inference_steps=STEPS, guidance_scale=guidance_scale, seed=seed)
+        rows.append((f"{words}\n{result.plan.cost_saving:.0%} saved", result.images))
+    width = _LABEL + len(prompts) * (_CELL + _GAP)
+    sheet = Image.new("RGB", (width, len(rows) * (_CELL + _GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for row, (words, images) in enumerate(rows):
+        draw.multiline_text((4, row * (_CELL + _GAP) + 4), words, fill="black", font=font)
+        for column, image in enumerate(images):
+            picture = image.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
+            sheet.paste(picture, (_LABEL + column * (_CELL + _GAP), row * (_CELL + _GAP)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    sheet.save(partial, format="PNG")
+    os.replace(partial, path)
+    return path
