@@ -43,9 +43,9 @@ def test_pictures_come_with_their_captions(tmp_path: Path) -> None:
         ([GOOD[0], {"file_name": "missing.png", "text": "x"}], r"line 2.*missing\.png"),
         ([GOOD[0], {"file_name": "1.png", "text": "  "}], "line 2: no caption"),
         ([{"file_name": "1.png"}], "line 1: no caption"),
-        ([{"text": "x"}], "line 1: no `file_name`"),
+        ([{"text": "x"}], "line 1: no such picture"),
         (["{"], "line 1: not JSON"),
-        ([], "no pictures"),
+        ([], "names no pictures"),
     ],
 )
 def test_bad_metadata_is_named(tmp_path: Path, records: list[Any], words: str) -> None:

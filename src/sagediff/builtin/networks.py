@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sagediff.builtin.world import ATTRIBUTES, VALUES
 
 IMAGE_TOWER_WIDTHS = (32, 64, 96, 128)
+SCORE_TOWER_WIDTHS = (16, 32, 64, 96)
 JUDGE_WIDTHS = (24, 48, 96, 160)
 
 
@@ -99,6 +100,13 @@ def load_judge(folder: Path) -> Judge:
     judge = Judge()
     judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
     return judge.eval()
+
+
+def load_score_tower(folder: Path, dim: int) -> ImageEncoder:
+    """The shipped image tower that alignment is scored by, in eval mode, float32."""
+    tower = ImageEncoder(dim, SCORE_TOWER_WIDTHS)
+    tower.load_state_dict({k: v.float() for k, v in load_file(folder / "score_tower.safetensors").items()})
+    return tower.eval()
 
 
 def load_image_encoder(folder: Path, dim: int) -> ImageEncoder:

@@ -19,10 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sagediff.cli.pipelines import open_pipeline
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.contact_sheet import contact_sheet
-from sagediff.errors import InputError
-from sagediff.loading import load_pipeline, supported_parts
+from sagediff.loading import supported_parts
 from sagediff.lora import sharing_record, sharing_warnings
 from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
@@ -94,13 +94,11 @@ def run_generate(request: GenerateRequest) -> None:
 
 def _sampler(request: GenerateRequest) -> SharedSampler:
     quiet_libraries()
-    device, dtype = _placement(request.device, request.dtype)
     settings = request.settings
     supported_parts(settings.model)  # refused before gigabytes of weights are read
-    pipe = load_pipeline(settings.model, scheduler=settings.scheduler, dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(settings.model, settings.scheduler, request.device, request.dtype, settings.lora)
     policy = settings.policy
-    sampler = SharedSampler(
+    return SharedSampler(
         pipe,
         policy.threshold,
         policy.share_ratio,
@@ -110,40 +108,6 @@ def _sampler(request: GenerateRequest) -> SharedSampler:
         micro_batch_size=request.micro_batch_size,
         encoder=settings.encoder,
     )
-    if settings.lora is not None:
-        _load_lora(pipe, settings.lora)
-    pipe.to(device)
-    return sampler
-
-
-def _placement(device: str, dtype: str) -> tuple[str, Any]:
-    import torch
-
-    if device == "auto":
-        device = (
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} does not work here: {str(error).splitlines()[0]}") from error
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype == "auto":
-        return device, torch.float32 if device == "cpu" else torch.float16
-    if dtype not in kinds:
-        raise InputError(f"unknown --dtype {dtype!r}; known are auto, {', '.join(kinds)}")
-    return device, kinds[dtype]
-
-
-def _load_lora(pipe: Any, file: Path) -> None:
-    try:
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-    except Exception as error:  # whatever a wrong file makes diffusers and peft raise
-        raise InputError(f"cannot load --lora {file}: {str(error).splitlines()[0]}") from error
-    if not pipe.get_active_adapters():
-        raise InputError(
-            f"--lora {file} holds no layers of this model's denoiser; it was made for another base"
-        )
 
 
 def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:

@@ -5,7 +5,6 @@ What is wrong with a user's folder is said before anything is encoded, with the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sagediff.errors import InputError
-
-METADATA = "metadata.jsonl"
+from sagediff.imagefolder import METADATA, open_pictures, read_imagefolder
 
 
 @dataclass(frozen=True)
@@ -38,22 +36,20 @@ class CaptionedPictures:
         Raises:
             InputError: a picture that cannot be read; its name is in the message.
         """
-        return torch.stack([self._picture(int(i), size) for i in indices])
+        return torch.cat([self._picture(int(i), size) for i in indices])
 
     def _picture(self, index: int, size: tuple[int, int]) -> Tensor:
+        """(1, 3, height, width)."""
         file = self.files[index]
+        if file is not None:
+            return torch.from_numpy(open_pictures([file], size)) * 2 - 1
         try:
-            if file is not None:
-                with Image.open(file) as image:
-                    picture = ImageOps.exif_transpose(image).convert("RGB")
-            else:
-                picture = self.rows[index]["image"].convert("RGB")
+            picture = ImageOps.fit(
+                self.rows[index]["image"].convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS
+            )
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise InputError(f"cannot read the picture {file or index}: {error}") from error
-        if picture.size != (size[1], size[0]):
-            picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
-        array = np.asarray(picture, np.float32) / 127.5 - 1
-        return torch.from_numpy(array).permute(2, 0, 1)
+            raise InputError(f"cannot read picture {index}: {error}") from error
+        return torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
 def load_pictures(name: str) -> CaptionedPictures:
@@ -68,7 +64,8 @@ def load_pictures(name: str) -> CaptionedPictures:
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and (folder / METADATA).is_file():
-        return _imagefolder(folder)
+        found = read_imagefolder(folder)
+        return CaptionedPictures(found.captions, list(found.files), None)
     if (
         folder.is_dir()
         and not (folder / "dataset_info.json").is_file()
@@ -101,33 +98,6 @@ def load_pictures(name: str) -> CaptionedPictures:
         )
     captions = [_caption(text, f"{name}, row {i}") for i, text in enumerate(rows["text"])]
     return _not_empty(CaptionedPictures(captions, [None] * len(captions), rows), name)
-
-
-def _imagefolder(folder: Path) -> CaptionedPictures:
-    captions: list[str] = []
-    files: list[Path | None] = []
-    path = folder / METADATA
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from error
-        name = record.get("file_name") if isinstance(record, dict) else None
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{where}: no `file_name`")
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{where}: no such picture: {file}")
-        captions.append(_caption(record.get("text"), where))
-        files.append(file)
-    return _not_empty(CaptionedPictures(captions, files, None), str(path))
 
 
 def _caption(text: object, where: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sagediff.builtin.training.assemble import assemble
+from sagediff.builtin.training.score import make_reference, train_score
 from sagediff.builtin.training.stages import (
     StageConfig,
     train_autoencoder,
@@ -23,6 +24,8 @@ STAGES = {
     "encoder": train_encoder,
     "autoencoder": train_autoencoder,
     "unet": train_unet,
+    "score": train_score,
+    "reference": make_reference,
 }
 
 
@@ -35,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--weights", type=Path, help="assemble: where the pipeline and the judge go (default OUT/weights)"
     )
+    parser.add_argument(
+        "--text-encoder", type=Path, metavar="DIR",
+        help="score: folder with tokenizer/ and text_encoder/, such as a pipeline's (default OUT)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
@@ -42,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, exactly")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, default=None, help="(default: where it pays)"
+    )
     args = parser.parse_args(argv)
     config = StageConfig(
         args.out,
@@ -52,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         args.device,
         args.save_every,
         args.resume,
+        args.bf16,
+        args.text_encoder,
     )
     names = list(STAGES) if args.stage == "all" else [args.stage]
     try:

@@ -1,4 +1,4 @@
-"""Put the trained stages together: a diffusers folder in half precision, and the judge beside it."""
+"""Put the trained stages together: a diffusers folder in half precision, and what evaluates it beside it."""
 
 from __future__ import annotations
 
@@ -48,5 +48,6 @@ def assemble(stages: Path, weights: Path) -> Path:
     partial.rename(folder)
     judge = weights / "judge"
     judge.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(stages / "judge.safetensors", judge / "judge.safetensors")
+    for name in ("judge", "score_tower", "reference"):
+        shutil.copyfile(stages / f"{name}.safetensors", judge / f"{name}.safetensors")
     return folder

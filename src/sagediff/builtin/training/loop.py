@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class LoopConfig:
     save_every: int = 250
     device: str = "cpu"
     resume: bool = False
+    bf16: bool = False  # autocast the losses to bfloat16; see `bf16_pays`
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -56,6 +58,15 @@ class LoopConfig:
         return self.learning_rate * min(
             (step + 1) / ramp, max(0.0, (self.steps - step) / (self.steps - ramp + 1))
         )
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether bfloat16 is faster than float32 there; a CPU that lacks it in hardware is many times slower."""
+    if torch.device(device).type != "cpu":
+        return True
+    # younger than the oldest torch that the project takes; where it cannot be asked, float32 is the safe answer
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 LossFunction = Callable[[int, np.random.Generator, torch.Generator], Mapping[str, Tensor]]
@@ -95,7 +106,7 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
         for step in range(start, config.steps):
             rng = np.random.default_rng([config.seed, step])
             noise = torch.Generator(config.device).manual_seed(int(rng.integers(2**62)))
-            with torch.autocast(config.device, torch.bfloat16):
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16):
                 terms = losses(step, rng, noise)
             total = torch.stack([term.float() for term in terms.values()]).sum()
             total.backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
 """The stages: what each trains, on what, with which loss. Sizes and defaults of the shipped model stand here.
 
 Order: `judge` and `encoder` need nothing; `autoencoder` takes its perceptual term from the encoder's image
-tower; `unet` needs both. Held-out captions are never drawn by any stage.
+tower; `unet` needs both. What only evaluation needs stands in `score.py`. Held-out captions are never drawn by
+any stage.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sagediff.builtin.networks import ImageEncoder, Judge, load_image_encoder
-from sagediff.builtin.render import Renderer
 from sagediff.builtin.tokenizer import MAX_LENGTH, build_tokenizer
-from sagediff.builtin.training.loop import LoopConfig, train, write_tensors
-from sagediff.builtin.world import ATTRIBUTES, VALUES, Scene, training_scenes
+from sagediff.builtin.training.contrast import contrastive_terms
+from sagediff.builtin.training.loop import LoopConfig, bf16_pays, train, write_tensors
+from sagediff.builtin.training.pictures import Pictures
+from sagediff.builtin.world import ATTRIBUTES, Scene
 from sagediff.errors import InputError
 
 TEXT_DIM = 128
@@ -46,38 +48,27 @@ class StageConfig:
     device: str = "cpu"
     save_every: int = 250
     resume: bool = False
+    bf16: bool | None = None  # None: where it pays
+    text_encoder: Path | None = None  # `score`: a folder with tokenizer/ and text_encoder/; None takes `out`
+
+    @property
+    def uses_bf16(self) -> bool:
+        return bf16_pays(self.device) if self.bf16 is None else self.bf16
 
     def loop(self, name: str, steps: int, learning_rate: float, seed: int, ema: float = 0.0) -> LoopConfig:
         config = LoopConfig(
             name, self.out, steps, learning_rate, seed, ema=ema, device=self.device,
-            save_every=self.save_every, resume=self.resume,
+            save_every=self.save_every, resume=self.resume, bf16=self.uses_bf16,
         )  # fmt: skip
         chosen = {"steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed}
         return replace(config, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
-
-
-class _Pictures:
-    """Random training scenes and their renders on the stage's device, values in [-1, 1]."""
-
-    def __init__(self, device: str) -> None:
-        self.scenes = training_scenes()
-        self.renderer = Renderer()
-        self.device = device
-
-    def draw(self, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-        pictures = torch.from_numpy(self.renderer.batch(scenes, rng)).to(self.device)
-        return pictures.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
-
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[list[Scene], Tensor]:
-        scenes = [self.scenes[i] for i in rng.integers(len(self.scenes), size=count)]
-        return scenes, self.draw(scenes, rng)
 
 
 def train_judge(config: StageConfig) -> Path:
     """The judge: cross-entropy on the four attributes of renders under slight noise."""
     batch_size = config.batch_size or 256
     torch.manual_seed(1234)
-    judge, pictures = Judge(), _Pictures(config.device)
+    judge, pictures = Judge(), Pictures(config.device)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
         scenes, images = pictures.sample(batch_size, rng)
@@ -120,26 +111,14 @@ def train_encoder(config: StageConfig) -> Path:
     torch.manual_seed(config.seed or 0)
     tokenizer = build_tokenizer(config.out / "tokenizer")
     model = _Contrast(CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM))
-    pictures = _Pictures(config.device)
-    allowed = {scene.caption for scene in pictures.scenes}
+    pictures = Pictures(config.device)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        scenes = [pictures.scenes[i] for i in rng.integers(len(pictures.scenes), size=batch_size // 4)]
-        for scene in scenes[:]:
-            for _ in range(3):
-                neighbour = _neighbour(scene, rng)
-                scenes.append(neighbour if neighbour.caption in allowed else scene)
-        images = pictures.draw(scenes, rng)
+        scenes, images = pictures.sample_with_neighbours(batch_size, rng)
         captions = [scene.caption for scene in scenes]
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
-        text = F.normalize(model.text(tokens.input_ids.to(config.device)).pooler_output.float(), dim=-1)
-        image = F.normalize(model.image(images).float(), dim=-1)
-        logits = text @ image.T * model.log_scale.exp().clamp(max=100.0)  # (B, B)
-        _, same = np.unique(captions, return_inverse=True)
-        ids = torch.from_numpy(same).to(logits.device)
-        target = (ids[:, None] == ids[None]).float()
-        target = target / target.sum(1, keepdim=True)
-        return {"text": F.cross_entropy(logits, target) / 2, "image": F.cross_entropy(logits.T, target) / 2}
+        text = model.text(tokens.input_ids.to(config.device)).pooler_output
+        return contrastive_terms(text, model.image(images), model.log_scale, captions)
 
     trained = train(config.loop("encoder", steps=2500, learning_rate=1e-3, seed=0, ema=0.99), model, losses)
     assert isinstance(trained, _Contrast)
@@ -147,12 +126,6 @@ def train_encoder(config: StageConfig) -> Path:
     path = config.out / "image_encoder.safetensors"
     write_tensors(path, {k: v.half() for k, v in trained.image.state_dict().items()})
     return path
-
-
-def _neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
-    name = ATTRIBUTES[rng.integers(4)]
-    value = VALUES[name][rng.integers(len(VALUES[name]))]
-    return replace(scene, **{name: value})
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -167,7 +140,7 @@ def train_autoencoder(config: StageConfig) -> Path:
     """KL autoencoder: absolute error, a perceptual term from the image tower's maps, a small KL term."""
     batch_size = config.batch_size or 24
     torch.manual_seed(config.seed or 0)
-    model, pictures = new_autoencoder(), _Pictures(config.device)
+    model, pictures = new_autoencoder(), Pictures(config.device)
     tower = load_image_encoder(config.out, TEXT_DIM).tower.to(
         config.device, memory_format=torch.channels_last
     )  # type: ignore[call-overload]
@@ -225,7 +198,7 @@ def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
             )
     batch_size = config.batch_size or 64
     torch.manual_seed(config.seed or 0)
-    unet, pictures = new_unet(), _Pictures(config.device)
+    unet, pictures = new_unet(), Pictures(config.device)
     captions, hidden = _encode_captions(config, pictures.scenes)
     latents = _encode_pictures(config, pictures, renders_per_caption)  # (renders, captions, C, 16, 16)
     noiser = DDPMScheduler(**SCHEDULE, prediction_type=PREDICTION)
@@ -244,7 +217,7 @@ def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
         predicted = unet(noisy, timesteps, condition).sample
         return {"v": F.mse_loss(predicted.float(), noiser.get_velocity(clean, epsilon, timesteps))}
 
-    trained = train(config.loop("unet", steps=12000, learning_rate=1e-3, seed=0, ema=0.999), unet, losses)
+    trained = train(config.loop("unet", steps=10000, learning_rate=1e-3, seed=0, ema=0.999), unet, losses)
     assert isinstance(trained, UNet2DConditionModel)
     trained.save_pretrained(config.out / "unet")
     return config.out / "unet"
@@ -260,14 +233,14 @@ def _encode_captions(config: StageConfig, scenes: list[Scene]) -> tuple[int, Ten
 
 
 @torch.no_grad()
-def _encode_pictures(config: StageConfig, pictures: _Pictures, renders: int) -> Tensor:
+def _encode_pictures(config: StageConfig, pictures: Pictures, renders: int) -> Tensor:
     vae = AutoencoderKL.from_pretrained(config.out / "vae").to(config.device).eval()
     rng = np.random.default_rng([config.seed or 0, 5])
     rows = []
     for _ in range(renders):
         for start in range(0, len(pictures.scenes), 256):
             images = pictures.draw(pictures.scenes[start : start + 256], rng)
-            with torch.autocast(config.device, torch.bfloat16):
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.uses_bf16):
                 rows.append(vae.encode(images).latent_dist.mean.mul(vae.config.scaling_factor).half())
     encoded = torch.cat(rows)
     return encoded.reshape(renders, len(pictures.scenes), *encoded.shape[1:])

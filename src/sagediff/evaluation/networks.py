@@ -1,0 +1,152 @@
+"""Networks of others that give features: CLIP and DINOv2 by transformers, Inception by torchmetrics.
+
+A model is a local folder or a hub id; only safetensors are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sagediff.errors import InputError
+
+Features: TypeAlias = Callable[[Tensor], Tensor]  # (N, 3, H, W) in [0, 1] -> (N, D) float32 on the CPU
+
+
+def open_features(name: str, device: str = "cpu") -> Features:
+    """The feature network of that name: "inception", or a folder or hub id.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    if name == "inception":
+        return InceptionFeatures(device)
+    return Clip(name, device) if _kind(name) == "clip" else VisionFeatures(name, device)
+
+
+class VisionFeatures:
+    """The pooled output of a vision model such as DINOv2, with the model's own preparation of pictures.
+
+    Raises:
+        InputError: no such model, or one whose weights are not safetensors.
+    """
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        import transformers
+
+        self._processor = _loaded(name, transformers.AutoImageProcessor)
+        self._model = _loaded_model(name, transformers.AutoModel, device)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = _prepared(self._processor, images).to(self._device)
+        vectors: Tensor = self._model(pixel_values=pixels).pooler_output
+        return vectors.float().cpu()
+
+
+class Clip:
+    """A CLIP model's projected vectors of pictures (by calling it) and of texts; one space for both.
+
+    Raises:
+        InputError: no such model, one that is no CLIP, or one whose weights are not safetensors.
+    """
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        import transformers
+
+        kind = _kind(name)
+        if kind != "clip":
+            raise InputError(f"{name} is a {kind} model; the CLIP score needs a CLIP model")
+        self._processor = _loaded(name, transformers.AutoImageProcessor)
+        self._tokenizer = _loaded(name, transformers.AutoTokenizer)
+        # the whole model: its halves alone read another width for the projection and make up what does not fit
+        self._model = _loaded_model(name, transformers.CLIPModel, device)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = _prepared(self._processor, images).to(self._device)
+        return _projected(self._model.get_image_features(pixel_values=pixels))
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D), one vector a text."""
+        # padded to the full length: a pooled state must not depend on which prompts share the batch
+        longest = self._model.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(
+            list(texts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
+        ).to(self._device)
+        return _projected(
+            self._model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
+        )
+
+
+class InceptionFeatures:
+    """The 2048 features that published Frechet distances are made of; its weights come from the network once.
+
+    Raises:
+        InputError: torchmetrics, torch-fidelity or torchvision is missing.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        missing = [
+            name for name in ("torchmetrics", "torch_fidelity", "torchvision") if find_spec(name) is None
+        ]
+        if missing:
+            raise InputError(
+                f"Inception features need {', '.join(missing)}: "
+                "pip install 'sagediff[eval]' torch-fidelity torchvision"
+            )
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        self._model = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        vectors: Tensor = self._model(_bytes(images).to(self._device))
+        return vectors.float().cpu()
+
+
+def _loaded(name: str, home: Any, **options: Any) -> Any:
+    try:
+        return home.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def _loaded_model(name: str, home: Any, device: str) -> Any:
+    return _loaded(name, home, use_safetensors=True, dtype=torch.float32).to(device).eval()
+
+
+def _kind(name: str) -> str:
+    import transformers
+
+    return str(_loaded(name, transformers.AutoConfig).model_type)
+
+
+def _prepared(processor: Any, images: Tensor) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> what the model takes, by its own processor."""
+    pictures = [image.permute(1, 2, 0).numpy() for image in _bytes(images)]
+    pixels: Tensor = processor(
+        images=pictures, input_data_format="channels_last", return_tensors="pt"
+    ).pixel_values
+    return pixels
+
+
+def _projected(output: Any) -> Tensor:
+    """transformers 4 returns the projected vectors themselves, 5 as the pooled output."""
+    vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return vectors.float().cpu()
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """[0, 1] -> 0..255: what a picture on disk would hold, and what the networks' preparation expects."""
+    return images.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)
