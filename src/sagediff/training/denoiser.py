@@ -60,7 +60,7 @@ class TrainableDenoiser:
     ) -> None:
         self._inputs = inputs or (lambda prompts, guided: {"prompt": prompts})
         self._pipe = pipe
-        self.module = denoiser_of(pipe)
+        self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
         self.family: Family = family_of(self.module)
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
