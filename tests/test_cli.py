@@ -293,6 +293,7 @@ BOTH: list[tuple[list[str], str]] = [  # arguments, words of the message; for ge
     (["a cat", "--model", "no-weights"], "cannot load the model"),
     (["a cat", "--model", "bad-defaults"], "`threshold` should be a number"),
     (["a cat", "--encoder", "no-such-encoder"], "encoder"),
+    (["a cat", "a cat", "--scheduler", "pndm"], "fresh noise"),
     (["a cat", "--no-such-option"], "--no-such-option"),
 ]
 GENERATE: list[tuple[list[str], str]] = [

@@ -18,8 +18,9 @@ from sagediff.families import denoiser_of, family_of
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, check_prompts, default_guidance, plan_prompts
 from sagediff.sampling import shared_sampling
+from sagediff.solver import noise_levels_of
 
-FRESH_NOISE = 0.5  # measured on the built-in model by benchmarks/fresh_noise.py
+FRESH_NOISE = 0.75  # the strongest measured, and it cost nothing: benchmarks/fresh_noise.py
 _OWN = {
     "prompt",
     "generator",
@@ -113,6 +114,20 @@ class SharedSampler:
             self.encoder,
         )  # fmt: skip
 
+    def check(self, prompts: Sequence[str], plan: SharePlan) -> None:
+        """Refuse, before anything runs, a plan that this pipeline could not carry out to the end.
+
+        Raises:
+            InputError: a plan for another number of prompts.
+            UnsupportedPipelineError: equal prompts share, and the solver's noise levels, which their fresh noise
+                needs, are not known.
+        """
+        check_prompts(prompts)
+        if len(prompts) != plan.num_prompts:
+            raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(prompts)}")
+        if self.fresh_noise > 0 and any(_repeats(prompts, plan)):
+            noise_levels_of(self.pipe.scheduler)
+
     def __call__(
         self,
         prompts: Sequence[str],
@@ -169,9 +184,7 @@ class SharedSampler:
             kwargs: passed to the pipeline; a list with one entry a prompt (negative prompts, say) is cut to
                 the wave's.
         """
-        check_prompts(prompts)
-        if len(prompts) != plan.num_prompts:
-            raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(prompts)}")
+        self.check(prompts, plan)
         _check_keywords(kwargs)
         if guidance_scale is not None:
             kwargs["guidance_scale"] = guidance_scale
@@ -182,7 +195,7 @@ class SharedSampler:
             part = plan.subset(members)
 
             options = {
-                k: [v[i] for i in members] if isinstance(v, list) and len(v) == len(prompts) else v
+                k: [v[i] for i in members] if _one_a_prompt(k, v, len(prompts)) else v
                 for k, v in kwargs.items()
             }
             if on_step is not None:
@@ -258,6 +271,11 @@ def _reporter(on_step: Callable[[int], None], count: int) -> Callable[..., dict[
         return tensors
 
     return step_done
+
+
+def _one_a_prompt(name: str, value: Any, count: int) -> bool:
+    """Whether a keyword holds one entry a prompt; schedules are lists too, and may be as long by chance."""
+    return isinstance(value, list) and len(value) == count and name not in ("timesteps", "sigmas")
 
 
 def _check_keywords(kwargs: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ def run_generate(request: GenerateRequest) -> None:
         default_guidance(type(sampler.pipe)) if settings.guidance_scale is None else settings.guidance_scale
     )
     plan = sampler.plan(prompts, settings.num_steps, guidance)
+    sampler.check(prompts, plan)
     if settings.lora is not None:
         _warn_of_lora(settings.lora, plan, settings.policy)
     folder.begin(request.manifest(), plan.to_json())
