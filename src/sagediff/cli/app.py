@@ -74,13 +74,14 @@ def generate(
 ) -> None:
     """Generate one picture for every prompt."""
     from sagediff.cli.generate import GenerateRequest, run_generate
-    from sagediff.cli.settings import run_settings
+    from sagediff.cli.settings import preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
-        shared_guidance=shared_guidance, max_group_size=max_group_size, scheduler=scheduler, encoder=encoder,
+        shared_guidance=shared_guidance, max_group_size=max_group_size,
+        scheduler=scheduler or preferred_scheduler(model, steps), encoder=encoder,
         lora=lora,
     )  # fmt: skip
     run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
@@ -103,13 +104,14 @@ def plan(
 ) -> None:
     """Say how prompts would be grouped and what that saves; the denoiser is not loaded."""
     from sagediff.cli.plan import run_plan
-    from sagediff.cli.settings import run_settings
+    from sagediff.cli.settings import preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
-        shared_guidance=shared_guidance, max_group_size=max_group_size, scheduler=scheduler, encoder=encoder,
+        shared_guidance=shared_guidance, max_group_size=max_group_size,
+        scheduler=scheduler or preferred_scheduler(model, steps), encoder=encoder,
     )  # fmt: skip
     run_plan(texts, settings, as_json)
 

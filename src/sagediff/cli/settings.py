@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.loading import SCHEDULERS, model_folder
@@ -76,6 +77,27 @@ def run_settings(
     )
 
 
+def preferred_scheduler(model: str, steps: int) -> str | None:
+    """The solver that a model's folder names for sharing, if the run has as many steps as it asks for.
+
+    `sagediff.json` may hold `"scheduler": {"name": ..., "least_steps": ...}`. None: the model's own.
+
+    Raises:
+        InputError: the entry is not of that form.
+    """
+    folder = model_folder(model)
+    entry = _defaults_file(folder).get("scheduler")
+    if entry is None:
+        return None
+    name, least = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "least_steps"))
+    if name not in SCHEDULERS or isinstance(least, bool) or not isinstance(least, int):
+        raise InputError(
+            f"{folder}/{DEFAULTS_FILE}: `scheduler` should hold a `name` ({', '.join(SCHEDULERS)}) and a whole "
+            f"number `least_steps`, got {entry!r}"
+        )
+    return str(name) if steps >= least else None
+
+
 def quiet_libraries() -> None:
     """No bars for loading from disk: stderr is for what takes long. Downloads keep theirs."""
     import diffusers.utils.logging
@@ -95,6 +117,19 @@ def _shared_guidance(text: str) -> float | None:
 
 
 def _model_defaults(folder: Path | None) -> dict[str, float]:
+    found = _defaults_file(folder)
+    own = {
+        key: found[key]
+        for key in ("threshold", "share_ratio", "guidance_scale", "shared_guidance")
+        if key in found
+    }
+    for key, value in own.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{folder}/{DEFAULTS_FILE}: `{key}` should be a number, got {value!r}")
+    return own
+
+
+def _defaults_file(folder: Path | None) -> dict[str, Any]:
     if folder is None or not (folder / DEFAULTS_FILE).is_file():
         return {}
     try:
@@ -103,12 +138,4 @@ def _model_defaults(folder: Path | None) -> dict[str, float]:
         raise InputError(f"{folder / DEFAULTS_FILE} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{folder / DEFAULTS_FILE} should hold a JSON object")
-    own = {
-        key: found[key]
-        for key in ("threshold", "share_ratio", "guidance_scale", "shared_guidance")
-        if key in found
-    }
-    for key, value in own.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{folder / DEFAULTS_FILE}: `{key}` should be a number, got {value!r}")
-    return own
+    return found
