@@ -19,8 +19,8 @@ def model_with(tmp_path: Path, defaults: Any) -> str:
 
 
 def test_the_built_in_model_prefers_its_scheduler_only_with_enough_steps() -> None:
-    assert preferred_scheduler("demo", 30) == preferred_scheduler("demo", 16) == "dpm++-beta"
-    assert preferred_scheduler("demo", 15) is None
+    assert preferred_scheduler("demo", 30) == preferred_scheduler("demo", 20) == "dpm++-beta"
+    assert preferred_scheduler("demo", 19) is None
 
 
 def test_models_without_a_preference_keep_their_own(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ DEFAULTS = {
     "share_ratio": 0.3,
     "guidance_scale": 4.0,
     "shared_guidance": 1.0,
-    "scheduler": {"name": "dpm++-beta", "least_steps": 16},
+    "scheduler": {"name": "dpm++-beta", "least_steps": 20},
 }
 
 
