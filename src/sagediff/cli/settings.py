@@ -118,7 +118,7 @@ def _shared_guidance(text: str) -> float | None:
 
 def _model_defaults(folder: Path | None) -> dict[str, float]:
     found = _defaults_file(folder)
-    own = {
+    own: dict[str, float] = {
         key: found[key]
         for key in ("threshold", "share_ratio", "guidance_scale", "shared_guidance")
         if key in found
