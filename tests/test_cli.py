@@ -293,10 +293,10 @@ BOTH: list[tuple[list[str], str]] = [  # arguments, words of the message; for ge
     (["a cat", "--model", "no-weights"], "cannot load the model"),
     (["a cat", "--model", "bad-defaults"], "`threshold` should be a number"),
     (["a cat", "--encoder", "no-such-encoder"], "encoder"),
-    (["a cat", "a cat", "--scheduler", "pndm"], "fresh noise"),
     (["a cat", "--no-such-option"], "--no-such-option"),
 ]
 GENERATE: list[tuple[list[str], str]] = [
+    (["a cat", "a cat", "--scheduler", "pndm"], "fresh noise"),
     (["a cat", "--out", "in-use"], "is in use"),
     (["a cat", "--out", "in-use", "--resume"], "not by a run that can be resumed"),
     (["a cat", "--out", "good.txt"], "is a file"),

@@ -75,14 +75,14 @@ def load_pictures(name: str) -> CaptionedPictures:
             f"{folder} holds no {METADATA}; training data is a folder of pictures with a {METADATA} "
             'of lines {"file_name": ..., "text": ...}, or a folder that `datasets` saved'
         )
+    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or name.count("/") > 1):
+        raise InputError(f"no such data: {name}")
     try:
         import datasets
     except ImportError as error:
         raise InputError("a `datasets` folder or hub name needs: pip install 'sagediff[train]'") from error
     if folder.is_dir():
         rows = datasets.load_from_disk(str(folder))
-    elif folder.exists() or folder.is_absolute() or name.count("/") > 1:
-        raise InputError(f"no such data: {name}")
     else:
         try:
             rows = datasets.load_dataset(name)
