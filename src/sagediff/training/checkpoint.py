@@ -32,8 +32,7 @@ def save(
     """Write `folder/step-N` under a temporary name, rename it, then remove the oldest beyond `limit`."""
     tensors = {f"parameter.{k}": v for k, v in parameters.items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors |= optimizer_tensors(optimizer)
     target = folder / f"{_PREFIX}{step:07d}"
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,6 +87,21 @@ def restore(
         for prefix, home in (("parameter.", parameters), ("average.", average)):
             for name, tensor in home.items():
                 tensor.copy_(tensors[prefix + name])
+    restore_optimizer(optimizer, tensors)
+    return step
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's moments and counts by name, `optimizer.INDEX.NAME`."""
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` named; other names are left alone."""
     state = optimizer.state_dict()
     state["state"] = {}
     for key, value in tensors.items():
@@ -100,4 +114,3 @@ def restore(
         for name, value in moments.items():
             if value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(value)
-    return step

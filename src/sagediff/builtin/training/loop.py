@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sagediff.errors import InputError
+from sagediff.training.checkpoint import optimizer_tensors, restore_optimizer
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,7 @@ def _save(
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if average is not model:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors |= optimizer_tensors(optimizer)
     write_tensors(path, tensors, {"step": str(step)})
 
 
@@ -159,17 +159,7 @@ def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.
     model.load_state_dict(part("model."))
     if average is not model:
         average.load_state_dict(part("average."))
-    state = optimizer.state_dict()
-    state["state"] = {}
-    for key, value in part("optimizer.").items():
-        index, name = key.split(".", 1)
-        state["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(state)
-    # a fused optimizer reads memory as it lies: the moments must lie like their parameter (channels last)
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if value.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter).copy_(value)
+    restore_optimizer(optimizer, tensors)
     return step
 
 
