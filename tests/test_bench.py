@@ -24,6 +24,7 @@ SMALL = [
     "--captions", "6", "--steps", "2,3", "--share-ratio", "0.5", "--threshold", "0", "--unguided", "0.5",
     "--seeds", "0",
 ]  # fmt: skip
+BASE = [*SMALL, "--no-lora"]
 
 
 class _Killed(BaseException):
@@ -34,7 +35,7 @@ class _Killed(BaseException):
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bench that ran through."""
     out = tmp_path_factory.mktemp("bench") / "whole"
-    assert main(["bench", *SMALL, "--out", str(out)]) == 0
+    assert main(["bench", *BASE, "--out", str(out)]) == 0
     return out
 
 
@@ -58,12 +59,17 @@ def test_the_grid_holds_every_baseline_once_and_keeps_weights_together() -> None
         "independent",
         "independent, guidance off early",
         "shared",
+        "shared, guidance off early",
         "independent, standard fine-tuning",
         "independent, guidance off early, standard fine-tuning",
         "shared, standard fine-tuning",
+        "shared, guidance off early, standard fine-tuning",
         "independent, SAGE training",
         "shared, SAGE training",
+        "shared, guidance off early, SAGE training",
     ]
+    early = [s for s in settings if s.method == "shared, guidance off early"]
+    assert [s.share_ratio for s in early] == [0.3, 0.3]  # 0.5 is no longer than the other ratio shares
     assert [methods.count(m) for m in ("independent", "shared", "shared, SAGE training")] == [2, 4, 4]
     weights = [s.weights for s in settings]
     assert weights == sorted(weights, key=["base", "standard", "sage"].index)
@@ -149,7 +155,7 @@ def test_a_killed_bench_goes_on_to_the_same_table(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "cut"
-    command = ["bench", *SMALL, "--out", str(out)]
+    command = ["bench", *BASE, "--out", str(out)]
     measure, calls = bench_module.measure, []
 
     def killed_in_the_third(*arguments: Any) -> Any:
@@ -172,7 +178,7 @@ def test_a_killed_bench_goes_on_to_the_same_table(
 
 
 def test_stdout_is_json_and_words_go_to_stderr(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *SMALL, "--out", str(whole), "--resume"]) == 0
+    assert main(["bench", *BASE, "--out", str(whole), "--resume"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((whole / "table.json").read_text())
     assert "6 of 6 are there already" in err and "table.md" in err
@@ -186,7 +192,7 @@ def test_prompts_and_pictures_of_the_users_own(tmp_path: Path, capsys: pytest.Ca
         Image.new("RGB", (80, 60), color).save(data / f"{number}.png")
         lines.append(json.dumps({"file_name": f"{number}.png", "text": f"a photo of something {color}"}))
     (data / "metadata.jsonl").write_text("\n".join(lines))
-    few = ["--steps", "1", "--share-ratio", "1", "--seeds", "0"]
+    few = ["--steps", "1", "--share-ratio", "1", "--seeds", "0", "--no-lora"]
     assert main(["bench", "--data", str(data), *few, "--out", str(tmp_path / "out")]) == 0
     figures = json.loads(capsys.readouterr().out)["rows"][0]["figures"]
     assert "frechet" in figures and "accuracy_all" not in figures

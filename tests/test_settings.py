@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from sagediff.cli.settings import preferred_scheduler
+from sagediff.builtin import lora_dir
+from sagediff.cli.settings import RunSettings, chosen_lora, preferred_scheduler, run_settings
 from sagediff.errors import InputError
+from sagediff.lora import RECORD_KEY, lora_file, sharing_record
 
 
 def model_with(tmp_path: Path, defaults: Any) -> str:
@@ -35,3 +39,41 @@ def test_models_without_a_preference_keep_their_own(tmp_path: Path) -> None:
 def test_a_preference_of_another_form_is_refused(tmp_path: Path, entry: Any) -> None:
     with pytest.raises(InputError, match="least_steps"):
         preferred_scheduler(model_with(tmp_path, {"scheduler": entry}), 30)
+
+
+def settings(model: str = "demo", lora: Path | None = None, share_ratio: float | None = None) -> RunSettings:
+    return run_settings(
+        model=model, steps=20, guidance=None, threshold=None, share_ratio=share_ratio, shared_guidance=None,
+        max_group_size=8, scheduler=None, encoder=None, lora=lora,
+    )  # fmt: skip
+
+
+def test_the_built_in_model_comes_with_a_lora_that_no_lora_leaves_out(tmp_path: Path) -> None:
+    assert chosen_lora("demo", None, no_lora=False) == lora_dir()
+    assert chosen_lora("demo", None, no_lora=True) is None
+    assert chosen_lora("demo", tmp_path, no_lora=False) == tmp_path
+    assert chosen_lora("some/hub-id", None, no_lora=False) is None
+    with pytest.raises(InputError, match="not both"):
+        chosen_lora("demo", tmp_path, no_lora=True)
+
+
+def test_the_lora_that_comes_with_it_is_small_and_says_what_it_was_trained_for() -> None:
+    file = lora_file(lora_dir())
+    record = sharing_record(file)
+    assert file.stat().st_size <= 2_000_000
+    assert record is not None and record["objective"] == "sage"
+    assert 0 < record["share_ratio"] <= record["max_share_ratio"] < 1
+
+
+def test_a_loras_record_sets_the_share_ratio_that_is_left_out(tmp_path: Path) -> None:
+    model = model_with(tmp_path, {"share_ratio": 0.2})
+    for name, record, ratio in (
+        ("told", {RECORD_KEY: json.dumps({"share_ratio": 0.45})}, 0.45),
+        ("untold", {RECORD_KEY: "{}"}, 0.2),
+        ("of-others", {}, 0.2),
+    ):
+        file = tmp_path / f"{name}.safetensors"
+        save_file({"a": torch.zeros(1)}, file, record)
+        assert settings(model, file).policy.share_ratio == ratio
+        assert settings(model, file, share_ratio=0.6).policy.share_ratio == 0.6
+    assert settings(model).policy.share_ratio == 0.2

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.training.objective import (
+    ROLLOUT_STEPS,
     GroupBatch,
     SageWeights,
     group_mean,
@@ -18,6 +19,7 @@ from sagediff.training.objective import (
     standard_terms,
 )
 from sagediff.training.process import ForwardProcess, rows_of
+from sagediff.training.rollout import roll_out
 
 KINDS = ["epsilon", "v_prediction", "sample", "flow"]
 
@@ -59,6 +61,9 @@ def test_state_and_target_give_back_picture_and_noise(kind: str) -> None:
     }[kind]()
     torch.testing.assert_close(noise, e, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close((x - sigma * noise) / alpha, z, rtol=1e-2, atol=1e-2)
+    clean, direction = process.split(target, x, t)
+    torch.testing.assert_close(clean, z, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(direction, e, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,8 +72,11 @@ def test_the_hand_over_leads_the_groups_state_to_the_member(kind: str) -> None:
     process = process_of(kind)
     z, mean, e = (torch.randn(3, 2, 3, 3, dtype=torch.float64) for _ in range(3))
     branch = process.timesteps(torch.tensor([0.3, 0.5, 0.7]))
-    own = process.handover_noise(z, mean, e, branch)
-    torch.testing.assert_close(process.state(z, own, branch), process.state(mean, e, branch))
+    shared = process.state(mean, e, branch)
+    own = process.handover_noise(z, shared, branch)
+    torch.testing.assert_close(process.state(z, own, branch), shared)
+    alpha, sigma = (rows_of(level, z) for level in process.levels(branch))
+    torch.testing.assert_close(own, e + alpha / sigma * (mean - z))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler", "heun", "flow"])
@@ -114,13 +122,55 @@ def test_a_perfect_model_has_no_loss(kind: str) -> None:
     """It leads shared states to the group's mean and every other state, handed over or not, to the member."""
     process, batch = process_of(kind), a_batch()
     oracle = Oracle(process, batch)
-    terms = sage_terms(
-        oracle, oracle, process, batch, SageWeights(soft=0.0), (0.3, 0.6), torch.Generator().manual_seed(1)
-    )
+    weights = SageWeights(soft=0.0, rollout_rate=0.0)
+    terms = sage_terms(oracle, oracle, process, batch, weights, (0.3, 0.6), torch.Generator().manual_seed(1))
     assert set(terms) == {"shared", "branch", "handover"}
     assert oracle.asked == 3 + 6  # a row a group, a row a member
     assert all(float(term) < 1e-4 for term in terms.values())
     assert float(standard_terms(oracle, process, batch, torch.Generator().manual_seed(1))["standard"]) < 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_knows_the_mean_rolls_out_to_the_state_made_from_it(kind: str, steps: int) -> None:
+    process, mean, e = process_of(kind), torch.randn(3, 2, 3, 3), torch.randn(3, 2, 3, 3)
+
+    def model(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
+        alpha, sigma = (rows_of(level, states) for level in process.levels(timesteps))
+        return process.target(mean, (states - alpha * mean) / sigma, timesteps)
+
+    branch = torch.tensor([0.2, 0.4, 0.6])
+    state = roll_out(model, process, {}, e, branch, steps)
+    # sampling starts from noise alone, where the process has a little of the picture left
+    start = process.timesteps(torch.zeros(3))
+    seen = process.handover_noise(mean, process.state(torch.zeros_like(e), e, start), start)
+    expected = process.state(mean, seen, process.timesteps(branch))
+    torch.testing.assert_close(state, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_rolled_out_state_is_the_models_own_and_leads_to_the_member() -> None:
+    """The branch phase is asked at states on the way from where the model's shared phase ends to z_n."""
+    process, batch, asked = process_of("flow"), a_batch([2, 3]), []
+
+    def model(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
+        asked.append((states, timesteps, conditions["c"]))
+        return states * conditions["c"].mean(1).view(-1, 1, 1, 1)
+
+    weights = SageWeights(soft=0.0, handover_rate=1.0, rollout_rate=1.0)
+    terms = sage_terms(model, model, process, batch, weights, (0.4, 0.4), torch.Generator().manual_seed(5))
+    *rollout, trained = asked
+    assert len(rollout) == ROLLOUT_STEPS and float(terms["branch"]) == 0
+    for states, timesteps, conditions in rollout:
+        assert len(states) == 2 and (timesteps >= process.timesteps(torch.tensor([0.4]))).all()
+        assert torch.equal(conditions, batch.group_conditions["c"])
+    # where the shared phase ends, by the same rule, from the last state that was asked at
+    last, now, _ = rollout[-1]
+    then = process.timesteps(torch.full((2,), 0.4))
+    predicted = last * batch.group_conditions["c"].mean(1).view(-1, 1, 1, 1)
+    end = process.state(*process.split(predicted, last, now), then)
+    states, timesteps, _ = (part[2:] for part in trained)
+    noise = process.handover_noise(batch.latents, end[batch.node], then[batch.node])
+    torch.testing.assert_close(states, process.state(batch.latents, noise, timesteps))
 
 
 def test_the_soft_target_is_the_mean_over_the_members() -> None:
@@ -156,7 +206,7 @@ def test_each_weight_scales_its_own_term() -> None:
 
     plain = terms()
     for name in ("shared", "soft", "branch", "handover"):
-        changed = terms(**{name: 3.0})
+        changed = terms(**{name: 3 * getattr(SageWeights(), name)})
         assert changed.keys() == plain.keys()
         for other in plain:
             factor = 3.0 if other == name else 1.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["judge_dir", "weights_dir"]
+__all__ = ["judge_dir", "lora_dir", "weights_dir"]
 
 _HERE = Path(__file__).parent
 
@@ -20,3 +20,8 @@ def weights_dir() -> Path:
 def judge_dir() -> Path:
     """Folder of the judge, for evaluation only."""
     return _HERE / "weights" / "judge"
+
+
+def lora_dir() -> Path:
+    """Folder of the LoRA that teaches the built-in model to share; the commands use it unless told `--no-lora`."""
+    return _HERE / "lora"

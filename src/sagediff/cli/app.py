@@ -43,6 +43,7 @@ def generate(
     prompt_file: options.PromptFile = None,
     model: options.Model = "demo",
     lora: options.Lora = None,
+    no_lora: options.NoLora = False,
     out: Annotated[
         Path, typer.Option(help="Folder for pictures, metadata, report and contact sheet.")
     ] = Path("out"),
@@ -74,14 +75,16 @@ def generate(
 ) -> None:
     """Generate one picture for every prompt."""
     from sagediff.cli.generate import GenerateRequest, run_generate
-    from sagediff.cli.settings import preferred_scheduler, run_settings
+    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
+    lora = chosen_lora(model, lora, no_lora)
+    if lora is None:
+        scheduler = scheduler or preferred_scheduler(model, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
-        shared_guidance=shared_guidance, max_group_size=max_group_size,
-        scheduler=scheduler or preferred_scheduler(model, steps), encoder=encoder,
+        shared_guidance=shared_guidance, max_group_size=max_group_size, scheduler=scheduler, encoder=encoder,
         lora=lora,
     )  # fmt: skip
     run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
@@ -92,6 +95,8 @@ def plan(
     prompts: options.Prompts = None,
     prompt_file: options.PromptFile = None,
     model: options.Model = "demo",
+    lora: options.Lora = None,
+    no_lora: options.NoLora = False,
     steps: options.Steps = 30,
     guidance: options.Guidance = None,
     threshold: options.Threshold = None,
@@ -104,14 +109,17 @@ def plan(
 ) -> None:
     """Say how prompts would be grouped and what that saves; the denoiser is not loaded."""
     from sagediff.cli.plan import run_plan
-    from sagediff.cli.settings import preferred_scheduler, run_settings
+    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
+    lora = chosen_lora(model, lora, no_lora)
+    if lora is None:
+        scheduler = scheduler or preferred_scheduler(model, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
-        shared_guidance=shared_guidance, max_group_size=max_group_size,
-        scheduler=scheduler or preferred_scheduler(model, steps), encoder=encoder,
+        shared_guidance=shared_guidance, max_group_size=max_group_size, scheduler=scheduler, encoder=encoder,
+        lora=lora,
     )  # fmt: skip
     run_plan(texts, settings, as_json)
 
@@ -148,13 +156,16 @@ def train(
         tuple[float, float] | None, typer.Option(help="Share ratios that the branch point is drawn from.")
     ] = None,
     pool_size: Annotated[int | None, typer.Option(help="Captions that are grouped at once.")] = None,
-    shared_weight: Annotated[float, typer.Option(help="Weight of the shared phase's target.")] = 1.0,
-    soft_weight: Annotated[float, typer.Option(help="Weight of the soft target.")] = 1.0,
+    shared_weight: Annotated[float, typer.Option(help="Weight of the shared phase's target.")] = 0.3,
+    soft_weight: Annotated[float, typer.Option(help="Weight of the soft target.")] = 0.3,
     branch_weight: Annotated[float, typer.Option(help="Weight of the branch phase.")] = 1.0,
     handover_weight: Annotated[float, typer.Option(help="Weight of the hand-over.")] = 1.0,
     handover_rate: Annotated[
         float, typer.Option(help="Part of the branch examples that are handed over.")
-    ] = 0.5,
+    ] = 0.75,
+    rollout_rate: Annotated[
+        float, typer.Option(help="Part of the hand-over states that the model itself samples.")
+    ] = 1.0,
     resolution: Annotated[
         int | None, typer.Option(help="Side of the pictures [default: the model's]")
     ] = None,
@@ -188,7 +199,7 @@ def train(
         "validation_guidance": validation_guidance, "report_to": report_to, "resume": resume,
     }, {
         "shared": shared_weight, "soft": soft_weight, "branch": branch_weight, "handover": handover_weight,
-        "handover_rate": handover_rate,
+        "handover_rate": handover_rate, "rollout_rate": rollout_rate,
     }))  # fmt: skip
 
 
@@ -196,7 +207,11 @@ def train(
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for cells, tables and plots.")] = Path("out/bench"),
     model: options.Model = "demo",
-    lora: Annotated[Path | None, typer.Option(help="LoRA after SAGE training.")] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(help="LoRA after SAGE training [default: the demo's own]", show_default=False),
+    ] = None,
+    no_lora: options.NoLora = False,
     baseline_lora: Annotated[Path | None, typer.Option(help="LoRA after standard fine-tuning.")] = None,
     prompts: options.PromptFile = None,
     data: Annotated[
@@ -235,11 +250,12 @@ def bench(
 ) -> None:
     """Compare independent and shared sampling, before and after training, in one table."""
     from sagediff.cli.bench import BenchRequest, run_bench_command
+    from sagediff.cli.settings import chosen_lora
 
     run_bench_command(BenchRequest(
-        model, out, lora, baseline_lora, prompts, data, reference, captions, share_ratio or (), threshold or (),
-        steps or (), unguided or (), seeds or (), shared_guidance, guidance, max_group_size, scheduler, encoder,
-        features, clip, resume, device, dtype,
+        model, out, chosen_lora(model, lora, no_lora), baseline_lora, prompts, data, reference, captions,
+        share_ratio or (), threshold or (), steps or (), unguided or (), seeds or (), shared_guidance, guidance,
+        max_group_size, scheduler, encoder, features, clip, resume, device, dtype,
     ))  # fmt: skip
 
 

@@ -17,7 +17,14 @@ PromptFile = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="'demo' (built in), a local diffusers folder, or a hub id.")]
 Lora = Annotated[
-    Path | None, typer.Option(help="LoRA weights: a .safetensors file, or a folder that holds one.")
+    Path | None,
+    typer.Option(
+        help="LoRA weights: a .safetensors file, or a folder that holds one [default: the demo's own]",
+        show_default=False,
+    ),
+]
+NoLora = Annotated[
+    bool, typer.Option("--no-lora", help="The demo without the LoRA that comes with it.", show_default=False)
 ]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 Guidance = Annotated[

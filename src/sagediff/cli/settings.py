@@ -42,7 +42,10 @@ def run_settings(
     encoder: str | None,
     lora: Path | None = None,
 ) -> RunSettings:
-    """Fill in the model's own defaults (`sagediff.json` in its folder) and check every value.
+    """Fill in defaults and check every value.
+
+    What is left out comes from the LoRA, which knows the share ratio that it was trained for, then from the model
+    (`sagediff.json` in its folder), which is for sharing without one.
 
     Raises:
         InputError: a value out of range, an unknown model or scheduler, a LoRA that is not there.
@@ -55,6 +58,9 @@ def run_settings(
         raise InputError(f"unknown --scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
     folder = model_folder(model)
     own = _model_defaults(folder)
+    if lora is not None:
+        lora = lora_file(lora).resolve()
+        own |= _trained_defaults(sharing_record(lora))  # refuses what is no safetensors file
     policy = SharePolicy(
         threshold=own.get("threshold", 0.8) if threshold is None else threshold,
         share_ratio=own.get("share_ratio", 0.4) if share_ratio is None else share_ratio,
@@ -63,9 +69,6 @@ def run_settings(
         if shared_guidance is None
         else _shared_guidance(shared_guidance),
     )
-    if lora is not None:
-        lora = lora_file(lora)
-        sharing_record(lora)  # refuses what is no safetensors file
     return RunSettings(
         model if folder is None or model == "demo" else str(folder.resolve()),
         policy,
@@ -73,12 +76,33 @@ def run_settings(
         own.get("guidance_scale") if guidance is None else guidance,
         scheduler,
         encoder,
-        None if lora is None else lora.resolve(),
+        lora,
     )
 
 
+def chosen_lora(model: str, lora: Path | None, no_lora: bool) -> Path | None:
+    """The LoRA of a run: the one named, else the one that comes with the built-in model.
+
+    Raises:
+        InputError: one is named and none is wanted.
+    """
+    if lora is not None and no_lora:
+        raise InputError("give --lora or --no-lora, not both")
+    if lora is None and model == "demo" and not no_lora:
+        from sagediff.builtin import lora_dir
+
+        return lora_dir()
+    return lora
+
+
+def _trained_defaults(record: dict[str, Any] | None) -> dict[str, float]:
+    """The share ratio in the middle of those that a LoRA was trained for, if its record tells."""
+    ratio = (record or {}).get("share_ratio")
+    return {"share_ratio": float(ratio)} if isinstance(ratio, int | float) and 0 < ratio <= 1 else {}
+
+
 def preferred_scheduler(model: str, steps: int) -> str | None:
-    """The solver that a model's folder names for sharing, if the run has as many steps as it asks for.
+    """The solver that a model's folder names for sharing without a LoRA, if the run has as many steps as it asks for.
 
     `sagediff.json` may hold `"scheduler": {"name": ..., "least_steps": ...}`. None: the model's own.
 

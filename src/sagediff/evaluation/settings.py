@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from sagediff.errors import InputError
@@ -27,7 +27,7 @@ class Setting:
         share_ratio: part of the steps that a group takes together; 0 is independent sampling.
         threshold: least cosine in a group; for independent sampling, the groups its diversity is measured in.
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
-        unguided: part of the steps, the first ones, that run without guidance (arXiv 2404.07724).
+        unguided: part of the steps, the first ones, that run without guidance (arXiv 2404.07724), shared or not.
     """
 
     method: str
@@ -93,7 +93,7 @@ class Grid:
         """Every setting once. Those of one set of weights stand together, so that each is loaded once.
 
         Guidance off early is a baseline of the base model and of standard fine-tuning: what sharing after SAGE
-        training has to beat.
+        training has to beat. Shared sampling has it too, where it lasts beyond the branch point.
         """
         out: dict[Setting, None] = {}
         every: tuple[Weights, ...] = ("base", *self.fine_tuned)
@@ -112,6 +112,10 @@ class Grid:
                             f"shared{after}", weights, steps, ratio, threshold, self.shared_guidance, 0.0
                         )
                         out[setting] = None
+                        for part in self.unguided:
+                            if part > ratio:
+                                name = f"shared, guidance off early{after}"
+                                out[replace(setting, method=name, unguided=part)] = None
         return list(out)
 
 

@@ -123,6 +123,7 @@ class TrainConfig:
         """The sharing that the weights are trained for, saved with them; `generate --lora` warns beyond it."""
         return {
             "objective": self.objective,
+            "share_ratio": round(sum(self.branch_range) / 2, 2) if self.objective == "sage" else 0.0,
             "max_share_ratio": self.branch_range[1] if self.objective == "sage" else 0.0,
             "max_group_size": self.group_size[1] if self.objective == "sage" else 1,
             "threshold": self.threshold,

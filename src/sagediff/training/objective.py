@@ -5,19 +5,16 @@ They know neither files nor optimizers; `predict` is the model being trained, `t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from sagediff.errors import InputError
-from sagediff.training.process import ForwardProcess, rows_of
+from sagediff.training.process import Conditions, ForwardProcess, Predict, rows_of
+from sagediff.training.rollout import roll_out
 
-Conditions: TypeAlias = Mapping[str, Tensor]
-Predict: TypeAlias = Callable[[Tensor, Tensor, Conditions], Tensor]
-"""(states (N, ...), timesteps (N,), conditions, each (N, ...)) -> prediction (N, ...)."""
+ROLLOUT_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,24 @@ class SageWeights:
         branch: the usual objective, in the branch phase.
         handover: the target that leads the group's state to the member, in the branch phase.
         handover_rate: part of the branch examples of groups of two or more that are hand-over states.
+        rollout_rate: part of the groups whose hand-over state is sampled by the model being trained, as it will be
+            in use; for the others it is made from the mean of the members' pictures.
     """
 
-    shared: float = 1.0
-    soft: float = 1.0
+    shared: float = 0.3
+    soft: float = 0.3
     branch: float = 1.0
     handover: float = 1.0
-    handover_rate: float = 0.5
+    handover_rate: float = 0.75
+    rollout_rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("shared", "soft", "branch", "handover"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"the weight `{name}` must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.handover_rate <= 1:
-            raise InputError(f"handover_rate must lie in [0, 1], got {self.handover_rate}")
+        for name in ("handover_rate", "rollout_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,17 @@ def sage_terms(
     # branch phase
     u = branch[node] + (1 - branch[node]) * uniform(len(z))
     t = process.timesteps(u)
-    group_noise = torch.randn(mean.shape, generator=generator, device=device)[node]
+    group_noise = torch.randn(mean.shape, generator=generator, device=device)
     own_noise = torch.randn(z.shape, generator=generator, device=device)
     handed = (uniform(len(z)) < weights.handover_rate) & (sizes[node] > 1) & bool(weights.handover > 0)
-    taken_over = process.handover_noise(z, mean[node], group_noise, process.timesteps(branch)[node])
+    handed_over = process.state(mean, group_noise, process.timesteps(branch))  # (G, ...)
+    rolled = (uniform(count) < weights.rollout_rate) & (torch.bincount(node[handed], minlength=count) > 0)
+    if bool(rolled.any()):
+        handed_over[rolled] = roll_out(
+            predict, process, {k: rows[rolled] for k, rows in batch.group_conditions.items()},
+            group_noise[rolled], branch[rolled], ROLLOUT_STEPS,
+        )  # fmt: skip
+    taken_over = process.handover_noise(z, handed_over[node], process.timesteps(branch)[node])
     noise = torch.where(handed.view(-1, *[1] * (z.ndim - 1)), taken_over, own_noise)
 
     guided = batch.guided_conditions()

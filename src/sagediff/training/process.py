@@ -7,13 +7,18 @@ beta is u = beta; which timestep that is depends on the scheduler's spacing, so 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sagediff.errors import UnsupportedPipelineError
+
+Conditions: TypeAlias = Mapping[str, Tensor]
+Predict: TypeAlias = Callable[[Tensor, Tensor, Conditions], Tensor]
+"""(states (N, ...), timesteps (N,), conditions, each (N, ...)) -> prediction (N, ...)."""
 
 _GRID = 250  # steps of the grid that u is read off; between them it is interpolated
 
@@ -98,6 +103,17 @@ class ForwardProcess:
         alpha, sigma = (rows_of(level, clean) for level in self.levels(timesteps))
         return alpha * noise - sigma * clean
 
+    def split(self, predicted: Tensor, state: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """A prediction at a state, told as (clean latents, noise), each (N, ...); the inverse of `target`."""
+        alpha, sigma = (rows_of(level, state) for level in self.levels(timesteps))
+        if self.kind == "epsilon":
+            return (state - sigma * predicted) / alpha, predicted
+        if self.kind == "sample":
+            return predicted, (state - alpha * predicted) / sigma
+        if self.kind == "flow":  # alpha + sigma = 1
+            return state - sigma * predicted, state + alpha * predicted
+        return alpha * state - sigma * predicted, sigma * state + alpha * predicted
+
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """(N,) weights of the squared error: min-SNR-gamma (arXiv 2303.09556, eq. 7), for this prediction.
 
@@ -111,17 +127,18 @@ class ForwardProcess:
         capped = snr.clamp(max=gamma)
         return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[self.kind]
 
-    def handover_noise(self, clean: Tensor, mean: Tensor, noise: Tensor, branch: Tensor) -> Tensor:
-        """The noise that member n sees in the group's state at the branch timestep.
+    def handover_noise(self, clean: Tensor, state: Tensor, branch: Tensor) -> Tensor:
+        """The noise that member n sees in the group's state at the branch timestep: e_n = (x - a z_n) / b.
 
-        a z-bar + b e = a z_n + b e_n  with  e_n = e + (a / b) (z-bar - z_n)   (METHOD "hand-over").
+        For x = a z-bar + b e that is e + (a / b) (z-bar - z_n)   (METHOD "hand-over").
 
         Args:
-            clean, mean, noise: (N, ...) z_n, z-bar and e of each member.
+            clean: (N, ...) z_n.
+            state: (N, ...) x, the group's state, of each member.
             branch: (N,) timesteps.
         """
         alpha, sigma = (rows_of(level, clean) for level in self.levels(branch))
-        return noise + alpha / sigma * (mean - clean)
+        return (state - alpha * clean) / sigma
 
 
 def rows_of(values: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""What each term of the SAGE objective is worth: short runs, each without one of them.
+
+    python -m sagediff.builtin.dataset --out runs/world-1 --renders 1
+    python benchmarks/ablation.py --data runs/world-1 --out runs/ablation --steps 200 --seeds 0 1 2
+
+Every run starts from the same model, sees the same pictures in the same order and takes as many steps; then it is
+sampled independently and shared, on the same held-out captions. A run that is there already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from world_eval import held_out_captions, mean_spread
+
+import sagediff
+from sagediff.builtin.perception import WorldPerception, reference_features
+from sagediff.cli.pipelines import open_pipeline
+from sagediff.evaluation.bench import as_tensor
+from sagediff.evaluation.frechet import frechet_distance
+from sagediff.lora import WEIGHT_NAME
+from sagediff.training.config import TrainConfig
+from sagediff.training.data import load_pictures
+from sagediff.training.loop import train
+from sagediff.training.objective import SageWeights
+
+VARIANTS: dict[str, dict[str, float] | None] = {
+    "untrained": None,
+    "all terms": {},
+    "without the shared target": {"shared": 0.0},
+    "without the soft target": {"soft": 0.0},
+    "without both": {"shared": 0.0, "soft": 0.0},
+    "without the branch term": {"branch": 0.0},
+    "without the hand-over": {"handover": 0.0},
+    "hand-over states from the mean picture": {"rollout_rate": 0.0},
+}
+
+
+def trained(name: str, args: argparse.Namespace) -> Path | None:
+    """The LoRA of a variant, made now unless it is there."""
+    weights = VARIANTS[name]
+    if weights is None:
+        return None
+    out = args.out / name.replace(" ", "-")
+    if not (out / WEIGHT_NAME).is_file():
+        config = TrainConfig(
+            out, steps=args.steps, rank=args.rank, lora_layers="all", learning_rate=args.learning_rate,
+            train_batch_size=args.train_batch_size, threshold=args.train_threshold, report_to="none",
+            mixed_precision=args.mixed_precision, checkpointing_steps=args.steps, seed=args.seed,
+            lr_warmup_steps=args.steps // 10, weights=SageWeights(**weights),
+        )  # fmt: skip
+        pipe = sagediff.load_pipeline("demo")
+        pipe.set_progress_bar_config(disable=True)
+        train(pipe, load_pictures(args.data), config, "demo")
+    return out / WEIGHT_NAME
+
+
+def measure(pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float) -> dict[str, Any]:
+    """Accuracy and Frechet distance over the seeds."""
+    perception = WorldPerception()
+    sampler = sagediff.SharedSampler(
+        pipe, threshold=args.threshold, share_ratio=ratio, shared_guidance=1.0 if ratio else None
+    )
+    right, distance = [], []
+    for seed in args.seeds:
+        result = sampler(captions, num_inference_steps=args.sampling_steps, guidance_scale=4.0, seed=seed)
+        images = as_tensor(result.images)
+        right.append(float(perception.accuracy(images, captions)["all"].float().mean()))
+        distance.append(
+            float(frechet_distance(perception.features(images).numpy(), reference_features(captions).numpy()))
+        )
+    return {
+        "saving": result.plan.cost_saving,
+        "all": mean_spread(right),
+        "frechet": mean_spread(distance),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="folder that sagediff.builtin.dataset wrote")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--train-batch-size", type=int, default=32)
+    parser.add_argument("--train-threshold", type=float, default=0.35)
+    parser.add_argument("--mixed-precision", default="no")
+    parser.add_argument("--seed", type=int, default=0, help="of training")
+    parser.add_argument("--captions", type=int, default=128)
+    parser.add_argument("--threshold", type=float, default=0.3, help="of sampling")
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of sampling")
+    args = parser.parse_args()
+    captions = held_out_captions(args.captions)
+    rows = []
+    for name in args.variants:
+        pipe = open_pipeline("demo", None, "auto", "auto", trained(name, args))
+        row = {"variant": name} | {
+            f"{ratio:g}": measure(pipe, captions, args, ratio) for ratio in args.ratios
+        }
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        rows.append(row)
+    ratios = [f"{ratio:g}" for ratio in args.ratios]
+    heads = [f"ratio {ratio}, {what}" for ratio in ratios for what in ("all four right", "Frechet distance")]
+    print("| objective | " + " | ".join(heads) + " |\n|" + " --- |" * (len(heads) + 1))
+    for row in rows:
+        cells = []
+        for ratio in ratios:
+            all_right, distance = row[ratio]["all"], row[ratio]["frechet"]
+            cells.append(f"{all_right['mean']:.1%} ± {all_right['spread']:.1%}")
+            cells.append(f"{distance['mean']:.2f} ± {distance['spread']:.2f}")
+        print(f"| {row['variant']} | " + " | ".join(cells) + " |")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "ablation.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
