@@ -76,11 +76,6 @@ def test_the_grid_holds_every_baseline_once_and_keeps_weights_together() -> None
     assert all(s.threshold == 0.4 for s in settings)
 
 
-def test_unguided_steps_round_half_up() -> None:
-    settings = [s for s in Grid((3, 5), (), (0.5,), (0.5,)).settings() if s.unguided]
-    assert [s.unguided_steps for s in settings] == [2, 3]
-
-
 @pytest.mark.parametrize(
     "numbers, words",
     [

@@ -63,8 +63,18 @@ def test_guidance_of_two_call_pipelines_is_their_true_scale() -> None:
     assert rows == [1, 2]
 
 
+def test_unguided_steps_round_half_up_and_cost_one_row() -> None:
+    for steps, unguided in ((3, 2), (5, 3)):
+        policy = SharePolicy(threshold=1.0, unguided=0.5)
+        plan = plan_prompts(
+            ["a", "b"], policy, tiny("sd").pipe, "UNet2DConditionModel", steps, 4.0, encoder=letters
+        )
+        assert plan.unguided_steps == unguided
+        assert plan.evaluations == 2 * (2 * steps - unguided)
+
+
 def test_defaults() -> None:
-    assert SharePolicy() == SharePolicy(0.8, 0.4, 8, 1.0)
+    assert SharePolicy() == SharePolicy(0.8, 0.4, 8, 1.0, 0.0)
     assert default_guidance(diffusers.StableDiffusionPipeline) == 7.5
     assert default_guidance(diffusers.FluxPipeline) == 3.5
     assert default_guidance(object) == 1.0
@@ -77,6 +87,8 @@ def test_defaults() -> None:
         ({"threshold": float("nan")}, "threshold"),
         ({"share_ratio": -0.1}, "share_ratio"),
         ({"share_ratio": float("nan")}, "share_ratio"),
+        ({"unguided": 1.1}, "unguided"),
+        ({"unguided": float("nan")}, "unguided"),
         ({"max_group_size": 0}, "max_group_size"),
         ({"shared_guidance": -1.0}, "shared_guidance"),
         ({"shared_guidance": float("inf")}, "shared_guidance"),

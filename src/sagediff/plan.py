@@ -147,7 +147,7 @@ class SharePlan:
             if not 0 <= ratio <= 1:
                 raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
         branch = [
-            math.floor(ratio * num_steps + 0.5 + 1e-9) if len(group) > 1 else 0
+            part_of_steps(ratio, num_steps) if len(group) > 1 else 0
             for ratio, group in zip(ratios, members, strict=True)
         ]
         levels: list[Level] = []
@@ -367,6 +367,11 @@ class SharePlan:
         if len(self.groups) > 20:
             lines.append(f"  ... and {len(self.groups) - 20} more groups")
         return "\n".join(lines)
+
+
+def part_of_steps(part: float, num_steps: int) -> int:
+    """`part` of the steps as a number of steps, rounded half up."""
+    return math.floor(part * num_steps + 0.5 + 1e-9)
 
 
 def _renumber(nodes: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import InputError
 from sagediff.families import FAMILIES
 from sagediff.grouping import group_prompts
-from sagediff.plan import SharePlan
+from sagediff.plan import SharePlan, part_of_steps
 from sagediff.run import planned_calls
 
 
@@ -26,6 +26,7 @@ class SharePolicy:
         max_group_size: most members of a group.
         shared_guidance: guidance scale of shared steps; 1.0 leaves the negative rows out, None takes the
             pipeline's.
+        unguided: part of the steps, the first ones, that run without guidance for every prompt, in [0, 1].
 
     Raises:
         InputError: a value out of range.
@@ -35,12 +36,15 @@ class SharePolicy:
     share_ratio: float = 0.4
     max_group_size: int = 8
     shared_guidance: float | None = 1.0
+    unguided: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.threshold) and -1 <= self.threshold <= 1):
             raise InputError(f"threshold must lie in [-1, 1], got {self.threshold}")
         if not 0 <= self.share_ratio <= 1:
             raise InputError(f"share_ratio must lie in [0, 1], got {self.share_ratio}")
+        if not 0 <= self.unguided <= 1:
+            raise InputError(f"unguided must lie in [0, 1], got {self.unguided}")
         if self.max_group_size < 1:
             raise InputError(f"max_group_size must be at least 1, got {self.max_group_size}")
         if self.shared_guidance is not None and not (
@@ -85,6 +89,7 @@ def plan_prompts(
         num_inference_steps,
         policy.share_ratio,
         policy.shared_guidance,
+        unguided_steps=part_of_steps(policy.unguided, num_inference_steps),
         rows_per_prompt=2 if scale > 1 else 1,
     )
     return plan.recost(calls_per_step=planned_calls(pipe.scheduler, num_inference_steps))

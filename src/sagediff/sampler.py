@@ -60,6 +60,8 @@ class SharedSampler:
         max_group_size: most members of a group.
         shared_guidance: guidance scale while sharing; at 1.0 (default) the negative rows are not run, None
             takes the pipeline's. Only nodes of two or more members are touched.
+        unguided: part of the steps, the first ones, that run without guidance for every prompt, shared or not
+            (limited-interval guidance, arXiv 2404.07724): fewer evaluations.
         group_condition: "mean" or "medoid", or a callable.
         wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser.
@@ -79,13 +81,14 @@ class SharedSampler:
         max_group_size: int = 8,
         *,
         shared_guidance: float | None = 1.0,
+        unguided: float = 0.0,
         group_condition: str | GroupCondition = "mean",
         wave_size: int = 64,
         micro_batch_size: int | None = None,
         fresh_noise: float = FRESH_NOISE,
         encoder: Encoder | None = None,
     ) -> None:
-        self.policy = SharePolicy(threshold, share_ratio, max_group_size, shared_guidance)
+        self.policy = SharePolicy(threshold, share_ratio, max_group_size, shared_guidance, unguided)
         if wave_size < 1:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if micro_batch_size is not None and micro_batch_size < 1:

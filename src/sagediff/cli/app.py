@@ -52,6 +52,7 @@ def generate(
     threshold: options.Threshold = None,
     share_ratio: options.ShareRatio = None,
     shared_guidance: options.SharedGuidance = None,
+    unguided: options.EarlyGuidanceOff = 0.0,
     max_group_size: options.MaxGroupSize = 8,
     seed: Annotated[int, typer.Option(help="Every prompt's seed is derived from it.")] = 0,
     scheduler: options.Scheduler = None,
@@ -84,8 +85,8 @@ def generate(
         scheduler = scheduler or preferred_scheduler(model, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
-        shared_guidance=shared_guidance, max_group_size=max_group_size, scheduler=scheduler, encoder=encoder,
-        lora=lora,
+        shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
+        scheduler=scheduler, encoder=encoder, lora=lora,
     )  # fmt: skip
     run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
 
@@ -102,6 +103,7 @@ def plan(
     threshold: options.Threshold = None,
     share_ratio: options.ShareRatio = None,
     shared_guidance: options.SharedGuidance = None,
+    unguided: options.EarlyGuidanceOff = 0.0,
     max_group_size: options.MaxGroupSize = 8,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
@@ -118,8 +120,8 @@ def plan(
         scheduler = scheduler or preferred_scheduler(model, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
-        shared_guidance=shared_guidance, max_group_size=max_group_size, scheduler=scheduler, encoder=encoder,
-        lora=lora,
+        shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
+        scheduler=scheduler, encoder=encoder, lora=lora,
     )  # fmt: skip
     run_plan(texts, settings, as_json)
 

@@ -105,6 +105,7 @@ def _sampler(request: GenerateRequest) -> SharedSampler:
         policy.share_ratio,
         policy.max_group_size,
         shared_guidance=policy.shared_guidance,
+        unguided=policy.unguided,
         wave_size=request.wave_size,
         micro_batch_size=request.micro_batch_size,
         encoder=settings.encoder,
@@ -165,6 +166,7 @@ def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
         "members": plan.groups[node],
         "branch_step": plan.branch_steps[index],
         "shared_guidance": plan.shared_guidance,
+        "unguided_steps": plan.unguided_steps,
     }
 
 

@@ -54,6 +54,13 @@ SharedGuidance = Annotated[
         show_default=False,
     ),
 ]
+EarlyGuidanceOff = Annotated[
+    float,
+    typer.Option(
+        "--unguided",
+        help="Part of the steps, the first ones, without guidance for every prompt: fewer evaluations.",
+    ),
+]
 MaxGroupSize = Annotated[int, typer.Option(help="Most prompts in a group.")]
 Scheduler = Annotated[
     str | None,

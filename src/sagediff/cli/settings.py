@@ -41,6 +41,7 @@ def run_settings(
     scheduler: str | None,
     encoder: str | None,
     lora: Path | None = None,
+    unguided: float = 0.0,
 ) -> RunSettings:
     """Fill in defaults and check every value.
 
@@ -68,6 +69,7 @@ def run_settings(
         shared_guidance=own.get("shared_guidance", 1.0)
         if shared_guidance is None
         else _shared_guidance(shared_guidance),
+        unguided=unguided,
     )
     return RunSettings(
         model if folder is None or model == "demo" else str(folder.resolve()),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -169,12 +169,12 @@ def _sample(
         setting.share_ratio,
         bench.max_group_size,
         shared_guidance=setting.shared_guidance,
+        unguided=setting.unguided,
         wave_size=bench.wave_size,
         micro_batch_size=bench.micro_batch_size,
         encoder=lambda texts: np.stack([known[text] for text in texts]),
     )
     plan = sampler.plan(bench.prompts, setting.num_steps, bench.guidance)
-    plan = replace(plan, unguided_steps=setting.unguided_steps)
     pictures: dict[int, Image.Image] = {}
     run = 0
     for wave in sampler.waves(bench.prompts, plan, bench.guidance, seed, on_step=on_step):

@@ -39,11 +39,6 @@ class Setting:
     unguided: float
 
     @property
-    def unguided_steps(self) -> int:
-        """Rounded half up, as the branch point is."""
-        return math.floor(self.unguided * self.num_steps + 0.5 + 1e-9)
-
-    @property
     def key(self) -> str:
         """A short name that no other setting has, good for file names."""
         digest = hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=4).hexdigest()
