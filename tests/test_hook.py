@@ -313,10 +313,10 @@ def test_conditions() -> None:
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
     other = torch.tensor([[1.0], [2.0], [3.0]])
     mask = torch.tensor([[True, False], [True, True], [False, False]])
-    mean = mean_condition({"a": rows, "b": other}, {"m": mask})
+    mean = mean_condition({"a": rows, "b": other}, {"m": mask}, {})
     assert mean["a"].tolist() == [[2.0, 0.0]]
     assert mean["m"].tolist() == [[True, True]]
-    medoid = medoid_condition({"a": rows, "b": other}, {"m": mask})
+    medoid = medoid_condition({"a": rows, "b": other}, {"m": mask}, {})
     assert [medoid[name].tolist() for name in "abm"] == [[[1.0, 0.0]], [[2.0]], [[True, True]]]
     equal = torch.randn(1, 7).half().repeat(3, 1)
-    assert torch.equal(mean_condition({"a": equal}, {})["a"], equal[:1])
+    assert torch.equal(mean_condition({"a": equal}, {}, {})["a"], equal[:1])

@@ -12,39 +12,52 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from torch import Tensor, stack
+from torch import Tensor, stack, where
 
 from .errors import InputError
 
 Tensors: TypeAlias = Mapping[str, Tensor]
-GroupCondition: TypeAlias = Callable[[Tensors, Tensors], dict[str, Tensor]]
-"""(conditions, masks), each name -> (n, ...) with n members, to name -> (1, ...) for every name of both."""
+GroupCondition: TypeAlias = Callable[[Tensors, Tensors, Tensors], dict[str, Tensor]]
+"""(conditions, masks, words), each name -> (n, ...) with n members, to name -> (1, ...) for every condition
+and mask.
+
+`words` says of a condition's tokens, (n, tokens), which are words and which are padding.  It has no entry for
+conditions that are not padded, or whose padding the model was trained to read like words.
+"""
 
 
-def mean_condition(conditions: Tensors, masks: Tensors) -> dict[str, Tensor]:
+def mean_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[str, Tensor]:
     """The mean over the members; of masks the union, so that no member's tokens are hidden.
 
-    Taken about the first member and in float32: the mean of equal rows is then exactly that row, also in half
-    precision.
+    Token by token only the members count that have a word there, so that the padding of a short prompt does
+    not dilute a long one's last words; where nobody has a word, all members count.  Taken about the first
+    member and in float32: the mean of equal rows is then exactly that row, also in half precision.
     """
     merged: dict[str, Tensor] = {}
     for name, rows in conditions.items():
         wide = rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows
-        merged[name] = (wide[:1] + (wide - wide[:1]).mean(dim=0, keepdim=True)).to(rows.dtype)  # (1, ...)
+        apart = wide - wide[:1]
+        if name in words:
+            mean = (apart * _shares(words[name], wide)).sum(dim=0, keepdim=True)
+        else:
+            mean = apart.mean(dim=0, keepdim=True)
+        merged[name] = (wide[:1] + mean).to(rows.dtype)  # (1, ...)
     for name, rows in masks.items():
         merged[name] = rows.amax(dim=0, keepdim=True)  # also right for additive masks: 0 shows, -10000 hides
     return merged
 
 
-def medoid_condition(conditions: Tensors, masks: Tensors) -> dict[str, Tensor]:
+def medoid_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[str, Tensor]:
     """The member nearest to all others, the same one for every argument; the first of equals.
 
     Each argument counts the same whatever its size: its squared distances are divided by their largest.
+    Padding counts as zero, whatever it holds.
     """
     best = 0
     total: Tensor | None = None
-    for rows in conditions.values():
-        flat = rows.flatten(1).float()  # (n, d)
+    for name, rows in conditions.items():
+        kept = rows * _as_tokens(words[name], rows) if name in words else rows
+        flat = kept.flatten(1).float()  # (n, d)
         # row by row: an (n, n, d) array of long token embeddings would not fit
         distances = stack([(flat - row).square().sum(dim=1) for row in flat])  # (n, n)
         largest = distances.max()
@@ -53,6 +66,17 @@ def medoid_condition(conditions: Tensors, masks: Tensors) -> dict[str, Tensor]:
     if total is not None:
         best = int(total.sum(dim=1).argmin())
     return {name: rows[best : best + 1] for name, rows in {**conditions, **masks}.items()}
+
+
+def _as_tokens(words: Tensor, rows: Tensor) -> Tensor:
+    """(n, tokens) made to fit (n, tokens, ...)."""
+    return words.view(*words.shape, *[1] * (rows.ndim - 2))
+
+
+def _shares(words: Tensor, rows: Tensor) -> Tensor:
+    """Weight of every member at every token, summing to 1 over the members: (n, tokens, 1)."""
+    counted = where(words.any(dim=0), words, True).to(rows.dtype)  # (n, tokens)
+    return _as_tokens(counted / counted.sum(dim=0), rows)
 
 
 GROUP_CONDITIONS: dict[str, GroupCondition] = {"mean": mean_condition, "medoid": medoid_condition}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
-from .families import Family, family_of, with_tensors
+from .families import Family, family_of
 from .plan import SharePlan
 from .run import SharedRun
 
@@ -48,13 +48,13 @@ class Layout:
         return self.spread == tuple(range(len(self.sources)))
 
     @classmethod
-    def of(cls, plan: SharePlan, step: int, halves: int, second: bool) -> Layout:
+    def of(cls, plan: SharePlan, step: int, halves: int, second: bool, negative_first: bool = True) -> Layout:
         """The layout of a call at a step.
 
         Args:
-            halves: 2 when the call carries negative rows, then conditional ones; 1 when it carries one row a
-                prompt.
+            halves: 2 when the call carries negative and conditional rows; 1 when it carries one row a prompt.
             second: the call is a step's second, negative one.
+            negative_first: of two halves the first is the negative one.
         """
         nodes = [int(node) for node in plan.partition(step)]
         members: dict[int, list[int]] = {}
@@ -65,7 +65,7 @@ class Layout:
         conditional: dict[int, int] = {}
         negative_skipped: list[tuple[int, int]] = []  # (row of the call, node): takes the conditional output
         for half in range(halves):
-            is_negative = second or (halves == 2 and half == 0)
+            is_negative = second or (halves == 2 and (half == 0) == negative_first)
             run_as: dict[int, int] = {}
             for node, of_node in members.items():
                 if is_negative and not plan.runs_negative(step, len(of_node)):
@@ -140,11 +140,9 @@ class DenoiserHook(ModelHook):
             output, kept = self._run_rows(forward, named, tensors, layout)
             spread = self._spread(kept, layout, tensors[self.family.sample].device)
             if factor is not None:
-                spread = _reguide(spread, shared, factor)
-            form = (
-                self._first if output is None else output
-            )  # nothing run: answer in the form of the first call
-            output = (spread,) if isinstance(form, tuple) else type(form)(sample=spread)
+                spread = _reguide(spread, shared, factor, self.family.first == "negative")
+            # nothing run: answer in the form of the first call
+            output = _in_form(spread, self._first if output is None else output)
         if self.family.guidance == "two calls":
             self._first = None if second else output
         self._run.leave_denoiser(len(layout.sources))
@@ -161,7 +159,10 @@ class DenoiserHook(ModelHook):
     def _guidance_factor(
         self, plan: SharePlan, shared: npt.NDArray[np.bool_], rows: int, second: bool
     ) -> float | None:
-        """(1 - shared guidance) / (1 - pipeline's guidance), where a shared guidance other than 1 applies.
+        """(shared guidance - 1) / (pipeline's guidance - 1), where a shared guidance other than 1 applies.
+
+        Guidance scales count from the one that leaves the conditional prediction as it is, which the plan has
+        at 1 and the family at its `unguided_scale`.
 
         Raises:
             UnsupportedPipelineError: the pipeline does not say its own guidance scale.
@@ -177,19 +178,21 @@ class DenoiserHook(ModelHook):
             )
         if rows == plan.num_prompts:
             return None  # no negative rows: there is no guidance to change
-        scale = getattr(self._pipe, "guidance_scale", None)
-        if not isinstance(scale, int | float) or scale == 1.0:
+        scale, unguided = getattr(self._pipe, "guidance_scale", None), self.family.unguided_scale
+        if not isinstance(scale, int | float) or scale == unguided:
             raise UnsupportedPipelineError(
                 f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` to be a number "
-                f"other than 1, but {type(self._pipe).__name__} has {scale!r}; use None or 1.0"
+                f"other than {unguided:g}, but {type(self._pipe).__name__} has {scale!r}; use None or 1.0"
             )
-        return (1.0 - guidance) / (1.0 - float(scale))
+        return (guidance - 1.0) / (float(scale) - unguided)
 
     def _layout(self, plan: SharePlan, step: int, rows: int, second: bool) -> Layout:
         unguided = step < plan.unguided_steps
         key = (np.asarray(plan.partition(step)).tobytes(), unguided, rows, second)
         if key not in self._layouts:
-            self._layouts[key] = Layout.of(plan, step, rows // plan.num_prompts, second)
+            self._layouts[key] = Layout.of(
+                plan, step, rows // plan.num_prompts, second, self.family.first == "negative"
+            )
         return self._layouts[key]
 
     def _check(self, tensors: Mapping[str, Tensor], rows: int, layout: Layout) -> None:
@@ -200,7 +203,7 @@ class DenoiserHook(ModelHook):
             InputError: members of a group started from different noise.
         """
         for name, tensor in tensors.items():
-            role = self.family.arguments[name]
+            role = self.family.role(name)
             if role == "neither" or (role == "row" and _is_broadcast(tensor)):
                 continue
             if tensor.ndim == 0 or len(tensor) != rows:
@@ -236,18 +239,19 @@ class DenoiserHook(ModelHook):
         output: Any = None
         for start in range(0, count, size):
             batch = {name: rows[start : start + size] for name, rows in gathered.items()}
-            output = forward(**with_tensors(named, batch))
+            output = forward(**self.family.put(named, batch))
             kept.append(_sample_of(output, self._class_name))
         return output, kept[0] if len(kept) == 1 else torch.cat(kept)
 
     def _gather(self, tensors: Mapping[str, Tensor], sources: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
         """One row for every source, of each argument that has rows."""
-        roles = self.family.arguments
+        roles = {name: self.family.role(name) for name in tensors}
         per_row = {
             name: tensor
             for name, tensor in tensors.items()
             if roles[name] != "neither" and not (roles[name] == "row" and _is_broadcast(tensor))
         }
+        words = self.family.words(per_row)
         device = tensors[self.family.sample].device
         firsts = torch.tensor([members[0] for members in sources], device=device)
         gathered = {
@@ -257,7 +261,9 @@ class DenoiserHook(ModelHook):
         masks = {name: tensor for name, tensor in per_row.items() if roles[name] == "mask"}
         for place, members in enumerate(sources):
             if len(members) > 1:
-                merged = self._condition(_take(conditions, members), _take(masks, members))
+                merged = self._condition(
+                    _take(conditions, members), _take(masks, members), _take(words, members)
+                )
                 for name, row in merged.items():
                     gathered[name][place : place + 1] = row
         return gathered
@@ -341,6 +347,8 @@ def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Te
 def _sample_of(output: Any, class_name: str) -> Tensor:
     """The prediction in a denoiser's output, a one-entry tuple or a dataclass with `sample`."""
     sample = output[0] if isinstance(output, tuple) and len(output) == 1 else getattr(output, "sample", None)
+    if isinstance(sample, list) and all(isinstance(row, Tensor) for row in sample):
+        return torch.stack(sample)
     if not isinstance(sample, Tensor):
         raise UnsupportedPipelineError(
             f"{class_name} returned a {type(output).__name__} without one `sample`"
@@ -348,14 +356,24 @@ def _sample_of(output: Any, class_name: str) -> Tensor:
     return sample
 
 
-def _reguide(prediction: Tensor, shared: npt.NDArray[np.bool_], factor: float) -> Tensor:
+def _in_form(prediction: Tensor, form: Any) -> Any:
+    """A prediction put up like that output of the denoiser."""
+    sample = form[0] if isinstance(form, tuple) else form.sample
+    rows = list(prediction.unbind(0)) if isinstance(sample, list) else prediction
+    return (rows,) if isinstance(form, tuple) else type(form)(sample=rows)
+
+
+def _reguide(
+    prediction: Tensor, shared: npt.NDArray[np.bool_], factor: float, negative_first: bool
+) -> Tensor:
     """Move the negative half of shared prompts so that the pipeline's guidance s comes out as the shared
     guidance g.
 
-    With u' = c + (1 - g) / (1 - s) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The
+    With u' = c + (g - 1) / (s - 1) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The
     conditional half stays, so that a guidance rescaling that looks at it sees the model's own.
     """
-    negative, conditional = prediction.chunk(2)
+    halves = prediction.chunk(2)
+    negative, conditional = halves if negative_first else halves[::-1]
     flags = torch.from_numpy(shared).to(prediction.device).view(-1, *[1] * (prediction.ndim - 1))
     moved = torch.where(flags, conditional + factor * (negative - conditional), negative)
-    return torch.cat([moved, conditional])
+    return torch.cat([moved, conditional] if negative_first else [conditional, moved])

@@ -70,7 +70,7 @@ def plan_prompts(
             absent.
         denoiser_class: name of the denoiser's class, which says how it is guided.
         true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
-            model (FLUX).
+            model (FLUX, Qwen-Image).
 
     Raises:
         InputError: an empty prompt, or a number out of range.
@@ -81,7 +81,8 @@ def plan_prompts(
     if not math.isfinite(guidance_scale):
         raise InputError(f"guidance_scale must be a finite number, got {guidance_scale}")
     family = FAMILIES.get(denoiser_class)
-    scale = true_cfg_scale if family is not None and family.guidance == "two calls" else guidance_scale
+    scale = true_cfg_scale if family is not None and family.scale == "true_cfg_scale" else guidance_scale
+    guided = scale > (1.0 if family is None else family.unguided_scale) and has_negative_rows(pipe)
     vectors = embed_prompts(prompts, pipe, encoder).vectors
     groups = group_prompts(vectors, policy.threshold, policy.max_group_size)
     plan = SharePlan.from_groups(
@@ -90,9 +91,18 @@ def plan_prompts(
         policy.share_ratio,
         policy.shared_guidance,
         unguided_steps=part_of_steps(policy.unguided, num_inference_steps),
-        rows_per_prompt=2 if scale > 1 else 1,
+        rows_per_prompt=2 if guided else 1,
     )
     return plan.recost(calls_per_step=planned_calls(pipe.scheduler, num_inference_steps))
+
+
+def has_negative_rows(pipe: Any) -> bool:
+    """Whether a pipeline guides by negative rows at all; if not, its guidance scale is an input of the model."""
+    if getattr(getattr(pipe, "config", None), "is_distilled", False):  # FLUX.2 Klein ignores its scale then
+        return False
+    if not callable(pipe):  # only what planning needs of a pipeline: no call to ask
+        return True
+    return any(name.startswith("negative_") for name in inspect.signature(type(pipe).__call__).parameters)
 
 
 def default_guidance(pipe_class: type) -> float:

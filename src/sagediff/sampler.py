@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 from sagediff.condition import GroupCondition, group_condition_named
 from sagediff.embeddings import Encoder
-from sagediff.errors import InputError
+from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.families import denoiser_of, family_of
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, check_prompts, default_guidance, plan_prompts
@@ -97,7 +98,17 @@ class SharedSampler:
             raise InputError(f"fresh_noise must lie in [0, 1], got {fresh_noise}")
         group_condition_named(group_condition)
         denoiser = _plain(denoiser_of(pipe))
-        family_of(denoiser)
+        if family_of(denoiser).makes != "pictures":
+            raise UnsupportedPipelineError(
+                f"SharedSampler makes pictures, and {type(pipe).__name__} makes videos: group and plan yourself "
+                f"and run the pipeline inside shared_sampling"
+            )
+        if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
+            raise UnsupportedPipelineError(
+                f"SharedSampler gives prompts, and {type(pipe).__name__} takes none (it takes embeddings that "
+                f"another pipeline makes): take a pipeline that combines both, or run this one inside "
+                f"shared_sampling"
+            )
         self.pipe, self.encoder = pipe, encoder
         self._denoiser_class = type(denoiser).__name__
         self.group_condition, self.fresh_noise = group_condition, fresh_noise
@@ -214,7 +225,7 @@ class SharedSampler:
                 member_noise=[own[i] for i in members],
             ) as run:
                 images = self.pipe(
-                    [prompts[i] for i in members],
+                    prompt=[prompts[i] for i in members],
                     num_inference_steps=plan.num_steps,
                     generator=[torch.Generator().manual_seed(shared[i]) for i in members],
                     output_type="pil",

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .condition import GroupCondition, group_condition_named
 from .errors import InputError, UnsupportedPipelineError
-from .families import denoiser_of
+from .families import denoisers_of
 from .hook import DenoiserHook, HookInstalled
 from .plan import SharePlan
 from .run import SharedRun
@@ -59,13 +59,17 @@ def shared_sampling(
     """
     _check_options(plan, micro_batch_size, fresh_noise, fresh_noise_rows, member_noise)
     condition = group_condition_named(group_condition)
-    module = denoiser_of(pipe)
+    modules = denoisers_of(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
     run = SharedRun(plan)
-    hook = DenoiserHook(pipe, module, run, condition, micro_batch_size)
-    tap = SchedulerTap(pipe.scheduler, run, hook.family.guidance, fresh_noise, fresh_noise_rows, member_noise)
-    with HookInstalled(module, hook), tap:
+    hooks = [DenoiserHook(pipe, module, run, condition, micro_batch_size) for module in modules]
+    guidance = hooks[0].family.guidance
+    tap = SchedulerTap(pipe.scheduler, run, guidance, fresh_noise, fresh_noise_rows, member_noise)
+    with ExitStack() as stack:
+        for module, hook in zip(modules, hooks, strict=True):
+            stack.enter_context(HookInstalled(module, hook))
+        stack.enter_context(tap)
         yield run
 
 

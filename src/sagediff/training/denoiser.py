@@ -17,10 +17,13 @@ from torch import Tensor
 
 from sagediff.condition import GroupCondition
 from sagediff.errors import UnsupportedPipelineError
-from sagediff.families import FAMILIES, Family, denoiser_of, family_of
-from sagediff.families import with_tensors as put_in
+from sagediff.families import Family, denoiser_of, family_of
 
 _HOOK = "sagediff_recorder"
+
+# What the tests train. Others scale time or turn the prediction around in their pipelines (Lumina 2), or predict
+# a variance too (PixArt), which would be learnt wrongly without a word.
+TRAINABLE = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"})
 
 
 class _Recorded(Exception):
@@ -62,6 +65,11 @@ class TrainableDenoiser:
         self._pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
         self.family: Family = family_of(self.module)
+        if TRAINABLE.isdisjoint(cls.__name__ for cls in type(self.module).__mro__):
+            raise UnsupportedPipelineError(
+                f"training is known to work with {', '.join(sorted(TRAINABLE))} and not with "
+                f"{type(self.module).__name__}, which can be sampled only"
+            )
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
         first = self._record(["a picture"], guided=False)
@@ -127,6 +135,7 @@ class TrainableDenoiser:
         merged = strategy(
             {k: v for k, v in rows.items() if roles[k] == "condition"},
             {k: v for k, v in rows.items() if roles[k] == "mask"},
+            self.family.words(rows),
         )
         return merged | {k: v[:1] for k, v in rows.items() if roles[k] == "row"}
 
@@ -150,7 +159,7 @@ class TrainableDenoiser:
                 self._time_name: timesteps * self._time_scale if self._time_scale != 1.0 else timesteps,
             }
         )
-        named = put_in(self._named, tensors)
+        named = self.family.put(self._named, tensors)
         named["return_dict"] = False
         output: Tensor = (self.module if module is None else module)(**named)[0]
         return output
@@ -173,5 +182,5 @@ def pack(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
         return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, *shape)
     raise UnsupportedPipelineError(
         f"the autoencoder's latents have shape {tuple(latents.shape[1:])}, the denoiser takes {shape}; "
-        f"known are equal shapes and FLUX's packing; supported denoisers: {', '.join(sorted(FAMILIES))}"
+        f"known are equal shapes and FLUX's packing; supported denoisers: {', '.join(sorted(TRAINABLE))}"
     )

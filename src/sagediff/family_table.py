@@ -1,0 +1,64 @@
+"""The table of denoiser classes: the one place that knows a model's particulars.
+
+How to add a model family: put one `Family` under the denoiser's class name into `FAMILIES`.  Go through the
+parameters of its `forward` and name every tensor:
+
+    row        one entry a sample (latents, timesteps, sizes); equal among members, the first's is taken
+    condition  what differs between prompts; merged over the members by the group condition
+    mask       belongs to a condition; merged with it
+    neither    has no row for each sample, even if its size equals the batch's by chance (FLUX: `txt_ids`)
+
+Entries of a dictionary argument are named with a dot (`added_cond_kwargs.text_embeds`).  Nothing is guessed
+from shapes: a tensor that is not named here is refused.  Then read the loop of its pipeline: how guidance
+runs, what comes first, how prompts of different length are padded.  Last, add a tiny pipeline of it to the
+tests (`tests/tiny_families.py`): the exactness tests do the rest.
+"""
+
+from __future__ import annotations
+
+from .family import Family
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DConditionModel": Family(  # Stable Diffusion 1 and 2, SDXL
+        sample="sample",
+        arguments={
+            "sample": "row",
+            "timestep": "row",
+            "class_labels": "row",
+            "timestep_cond": "row",
+            "encoder_hidden_states": "condition",
+            "encoder_attention_mask": "mask",
+            "added_cond_kwargs.text_embeds": "condition",
+            "added_cond_kwargs.time_ids": "row",
+        },
+        guidance="batched",
+        first="negative",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+    ),
+    "SD3Transformer2DModel": Family(
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "encoder_hidden_states": "condition",
+            "pooled_projections": "condition",
+        },
+        guidance="batched",
+        first="negative",
+    ),
+    "FluxTransformer2DModel": Family(
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "guidance": "row",
+            "encoder_hidden_states": "condition",
+            "pooled_projections": "condition",
+            "txt_ids": "neither",
+            "img_ids": "neither",
+        },
+        guidance="two calls",
+        first="conditional",
+        scale="true_cfg_scale",
+    ),
+}
