@@ -7,20 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Tiny, tiny
+from tiny import RECIPES, Tiny, tiny
+from tiny_parts import count_words
 
+from sagediff.condition import mean_condition
 from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 
-CASES = [
-    *(
-        ("sd", name)
-        for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc", "pndm", "pndm_prk")
-    ),
-    *(("sdxl", name) for name in ("dpmpp_2m", "euler", "heun", "euler_a", "unipc")),
-    ("sd3", "flow"),
-    ("flux", "flow"),
-]
+CASES = [(family, scheduler) for family, recipe in RECIPES.items() for scheduler in recipe.schedulers]
+NEVER_GUIDED = {"flux2"}  # by negative rows: their guidance is an input of the model
+GUIDED = [family for family in RECIPES if family not in NEVER_GUIDED]
 STEPS = 5
 GROUPS = [[0, 2, 3], [1]]
 EQUAL = [7, 8, 7, 7]  # the members of each group have the same prompt
@@ -37,15 +33,17 @@ def run_shared(case: Tiny, plan: SharePlan, prompts: list[int], guided: bool, **
         nonlocal seen
         seen += len(args[0])
 
-    handle = case.counted.register_forward_pre_hook(count)
+    handles = [module.register_forward_pre_hook(count) for module in case.counted]
     try:
         with shared_sampling(case.pipe, plan, **options) as run:
             images = case(prompts, plan.num_steps, plan.generators(0), guided)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     assert run.evaluations == run.plan.evaluations == seen
     assert run.plan.evaluations_independent >= run.evaluations
     assert run.step == plan.num_steps
+    assert run.plan.rows_per_prompt == (2 if guided and case.family not in NEVER_GUIDED else 1)
     return images
 
 
@@ -95,7 +93,7 @@ def test_guidance_off_while_shared_is_the_cheapest() -> None:
     assert rows == [2 * 4 + 3 * 8, 2 * 3 + 3 * 8, 2 * 4 + 3 * 8]
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("family", GUIDED)
 def test_shared_guidance_one_is_the_unguided_pipeline(family: str) -> None:
     case = tiny(family)
     plan = make_plan(1.0, shared_guidance=1.0)
@@ -106,7 +104,7 @@ def test_shared_guidance_one_is_the_unguided_pipeline(family: str) -> None:
     torch.testing.assert_close(guided[1], alone[1], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("family", GUIDED)
 def test_unguided_steps_leave_out_the_negative_rows_of_everyone(family: str) -> None:
     case = tiny(family)
     alone = [[0], [1], [2], [3]]
@@ -119,7 +117,7 @@ def test_unguided_steps_leave_out_the_negative_rows_of_everyone(family: str) -> 
     assert some.evaluations == 2 * 2 + 1 * 4 + 2 * 8
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "sana"])
 def test_another_shared_guidance_is_that_guidance(family: str) -> None:
     case = tiny(family)
     plan = make_plan(1.0, shared_guidance=2.0)
@@ -135,6 +133,32 @@ def test_a_group_of_all_prompts(family: str, scheduler: str) -> None:
     plan = SharePlan.from_groups([[0, 1, 2, 3]], num_steps=STEPS, share_ratio=1.0, shared_guidance=1.0)
     images = run_shared(case, plan, DIFFERENT, True)
     assert (images == images[:1]).all()
+
+
+@pytest.mark.parametrize("family", [family for family, recipe in RECIPES.items() if recipe.words])
+def test_what_is_merged_tells_words_from_padding(family: str) -> None:
+    case = tiny(family)
+    prompts = [3, 4, 5, 5]  # 1, 2 and 3 words
+    seen: list[dict[str, list[int]]] = []
+
+    def spy(conditions: Any, masks: Any, words: Any) -> dict[str, torch.Tensor]:
+        merged = mean_condition(conditions, masks, words)
+        for name, rows in words.items():  # past the words of all but one, the group has that one's own
+            longest = int(rows.sum(dim=1).argmax())
+            last = int(rows[longest].sum()) - 1
+            assert rows[:, last].sum() > 1 or torch.equal(
+                merged[name][0, last], conditions[name][longest, last]
+            )
+        seen.append({name: rows.sum(dim=1).tolist() for name, rows in words.items()})
+        return merged
+
+    plan = SharePlan.from_groups([[0, 1, 2], [3]], num_steps=STEPS, share_ratio=0.4)
+    run_shared(case, plan, prompts, True, group_condition=spy)
+    assert {name for counts in seen for name in counts} == set(case.recipe.words)
+    lengths = [count_words(prompt) for prompt in prompts[:3]]
+    negative = [count_words(-1)] * 3
+    assert all(count in (lengths, negative) for counts in seen for count in counts.values())
+    assert any(count == lengths for counts in seen for count in counts.values())
 
 
 def test_medoid_is_one_members_own_run() -> None:

@@ -13,41 +13,18 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
-    HeunDiscreteScheduler,
-    PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
-    UniPCMultistepScheduler,
 )
+from tiny_families import RECIPES as MORE
+from tiny_parts import SCHEDULERS, TOKENS, WIDTH, Recipe, embeddings
 
-WIDTH = 16  # of token and pooled embeddings
-TOKENS = 3
-
-# Milder than Stable Diffusion's: random weights predict no noise, so latents grow by 1 / alpha of the last
-# timestep. At 14 (theirs) a bar of 1e-5 would lie below float32's rounding, at 1.7 it does not.
-_BETAS: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.002, "beta_schedule": "linear"}
-SCHEDULERS: dict[str, Any] = {
-    "dpmpp_2m": lambda: DPMSolverMultistepScheduler(**_BETAS),
-    "dpmpp_sde": lambda: DPMSolverMultistepScheduler(**_BETAS, algorithm_type="sde-dpmsolver++"),
-    "ddim": lambda: DDIMScheduler(**_BETAS, clip_sample=False),
-    "euler": lambda: EulerDiscreteScheduler(**_BETAS),
-    "euler_a": lambda: EulerAncestralDiscreteScheduler(**_BETAS),
-    "heun": lambda: HeunDiscreteScheduler(**_BETAS),
-    "unipc": lambda: UniPCMultistepScheduler(**_BETAS),
-    "pndm": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),
-    "pndm_prk": lambda: PNDMScheduler(**_BETAS),
-    "flow": lambda: FlowMatchEulerDiscreteScheduler(shift=2.0),
-}
+__all__ = ["RECIPES", "SCHEDULERS", "TOKENS", "WIDTH", "Recipe", "Tiny", "embeddings", "tiny"]
 
 
 @dataclass
@@ -56,57 +33,59 @@ class Tiny:
 
     family: str
     pipe: Any
+    recipe: Recipe
 
     @property
     def denoiser(self) -> Any:
-        return self.pipe.unet if hasattr(self.pipe, "unet") else self.pipe.transformer
+        return self.denoisers[0]
 
     @property
-    def counted(self) -> Any:
-        """A submodule whose input has one row for each denoiser row."""
-        return {
-            "sd": lambda d: d.conv_in,
-            "sdxl": lambda d: d.conv_in,
-            "sd3": lambda d: d.pos_embed.proj,
-            "flux": lambda d: d.x_embedder,
-        }[self.family](self.denoiser)
+    def denoisers(self) -> list[Any]:
+        found = [getattr(self.pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+        return [module for module in found if module is not None]
+
+    @property
+    def counted(self) -> list[Any]:
+        """Submodules whose input has one row for each denoiser row."""
+        return [self.recipe.counted(denoiser) for denoiser in self.denoisers]
 
     def __call__(
         self, prompts: Sequence[int], steps: int, generator: Any, guided: bool = True, **kwargs: Any
     ) -> torch.Tensor:
         """Final latents, (N, ...)."""
-        inputs: dict[str, Any] = {"prompt_embeds": embeddings(prompts, TOKENS)}
-        if self.family != "sd":
-            inputs["pooled_prompt_embeds"] = embeddings(prompts)
-        if guided:
-            negative = [-1] * len(prompts)
-            inputs["negative_prompt_embeds"] = embeddings(negative, TOKENS)
-            if self.family != "sd":
-                inputs["negative_pooled_prompt_embeds"] = embeddings(negative)
-        if self.family == "flux":
-            inputs |= {"guidance_scale": 3.5, "true_cfg_scale": 4.0 if guided else 1.0}
-        else:
-            inputs["guidance_scale"] = 4.0 if guided else 1.0
-        inputs |= {"height": 16, "width": 16, "output_type": "latent"} | kwargs
-        out = self.pipe(num_inference_steps=steps, generator=generator, **inputs)
-        return out.images  # type: ignore[no-any-return]
-
-
-def embeddings(prompts: Sequence[int], tokens: int | None = None) -> torch.Tensor:
-    """(N, WIDTH), or (N, tokens, WIDTH): the same for the same number, always."""
-    shape = (WIDTH,) if tokens is None else (tokens, WIDTH)
-    return torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(p + 1000)) for p in prompts]
-    )
+        inputs = {"height": 16, "width": 16, "output_type": "latent", **self.recipe.inputs(prompts, guided)}
+        out = self.pipe(num_inference_steps=steps, generator=generator, **(inputs | kwargs))
+        latents: torch.Tensor = out.images if hasattr(out, "images") else out.frames
+        return latents
 
 
 def tiny(family: str, scheduler: str | None = None) -> Tiny:
-    """A tiny pipeline of "sd", "sdxl", "sd3" or "flux"."""
+    """The tiny pipeline of a family in `RECIPES`."""
     torch.manual_seed(0)
-    make = SCHEDULERS[scheduler or ("flow" if family in ("sd3", "flux") else "dpmpp_2m")]()
-    pipe = {"sd": _sd, "sdxl": _sdxl, "sd3": _sd3, "flux": _flux}[family](make)
+    recipe = RECIPES[family]
+    pipe = recipe.build(SCHEDULERS[scheduler or recipe.schedulers[0]]())
     pipe.set_progress_bar_config(disable=True)
-    return Tiny(family, pipe)
+    return Tiny(family, pipe, recipe)
+
+
+def _inputs(prompts: Sequence[int], guided: bool, pooled: bool = True) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"prompt_embeds": embeddings(prompts, TOKENS)}
+    negative = [-1] * len(prompts)
+    if guided:
+        inputs["negative_prompt_embeds"] = embeddings(negative, TOKENS)
+    if pooled:
+        inputs["pooled_prompt_embeds"] = embeddings(prompts)
+    if pooled and guided:
+        inputs["negative_pooled_prompt_embeds"] = embeddings(negative)
+    return inputs | {"guidance_scale": 4.0 if guided else 1.0}
+
+
+def _sd_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    return _inputs(prompts, guided, pooled=False)
+
+
+def _flux_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    return _inputs(prompts, guided) | {"guidance_scale": 3.5, "true_cfg_scale": 4.0 if guided else 1.0}
 
 
 def _vae(channels: int = 4) -> AutoencoderKL:
@@ -214,3 +193,19 @@ def _flux(scheduler: Any) -> Any:
         tokenizer_2=None,
         transformer=transformer,
     )
+
+
+RECIPES: dict[str, Recipe] = {
+    "sd": Recipe(
+        _sd,
+        _sd_inputs,
+        lambda unet: unet.conv_in,
+        ("dpmpp_2m", "dpmpp_sde", "ddim", "ddpm", "euler", "euler_a", "heun", "unipc", "pndm", "pndm_prk"),
+    ),
+    "sdxl": Recipe(
+        _sdxl, _inputs, lambda unet: unet.conv_in, ("dpmpp_2m", "euler", "heun", "euler_a", "unipc")
+    ),
+    "sd3": Recipe(_sd3, _inputs, lambda transformer: transformer.pos_embed.proj),
+    "flux": Recipe(_flux, _flux_inputs, lambda transformer: transformer.x_embedder),
+    **MORE,
+}

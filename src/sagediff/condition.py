@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from torch import Tensor, stack, where
+from torch import Tensor, arange, stack, where
 
 from .errors import InputError
 
@@ -31,17 +31,19 @@ def mean_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[
 
     Token by token only the members count that have a word there, so that the padding of a short prompt does
     not dilute a long one's last words; where nobody has a word, all members count.  Taken about the first
-    member and in float32: the mean of equal rows is then exactly that row, also in half precision.
+    member that counts and in float32: the mean of equal rows is then exactly that row, also in half precision.
     """
     merged: dict[str, Tensor] = {}
     for name, rows in conditions.items():
         wide = rows.float() if rows.is_floating_point() and rows.element_size() < 4 else rows
-        apart = wide - wide[:1]
         if name in words:
-            mean = (apart * _shares(words[name], wide)).sum(dim=0, keepdim=True)
+            first = words[name].int().argmax(dim=0)  # (tokens,)
+            about = wide[first, arange(len(first), device=first.device)][None]
+            mean = ((wide - about) * _shares(words[name], wide)).sum(dim=0, keepdim=True)
         else:
-            mean = apart.mean(dim=0, keepdim=True)
-        merged[name] = (wide[:1] + mean).to(rows.dtype)  # (1, ...)
+            about = wide[:1]
+            mean = (wide - about).mean(dim=0, keepdim=True)
+        merged[name] = (about + mean).to(rows.dtype)  # (1, ...)
     for name, rows in masks.items():
         merged[name] = rows.amax(dim=0, keepdim=True)  # also right for additive masks: 0 shows, -10000 hides
     return merged

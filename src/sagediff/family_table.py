@@ -61,4 +61,43 @@ FAMILIES: dict[str, Family] = {
         first="conditional",
         scale="true_cfg_scale",
     ),
+    "Flux2Transformer2DModel": Family(  # FLUX.2 (never a second call) and Klein
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "guidance": "row",
+            "encoder_hidden_states": "condition",
+            "txt_ids": "row",
+            "img_ids": "row",
+        },
+        guidance="two calls",
+        first="conditional",
+    ),
+    "PixArtTransformer2DModel": Family(  # PixArt-alpha and -Sigma
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "encoder_hidden_states": "condition",
+            "encoder_attention_mask": "mask",
+            "added_cond_kwargs.resolution": "row",
+            "added_cond_kwargs.aspect_ratio": "row",
+        },
+        guidance="batched",
+        first="negative",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+    ),
+    "SanaTransformer2DModel": Family(
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "encoder_hidden_states": "condition",
+            "encoder_attention_mask": "mask",
+        },
+        guidance="batched",
+        first="negative",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+    ),
 }

@@ -1,0 +1,88 @@
+"""What tiny pipelines are put together from: solvers, prompts as numbers, and what a recipe for one says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+WIDTH = 16  # of token and pooled embeddings
+TOKENS = 3
+
+# Milder than Stable Diffusion's: random weights predict no noise, so latents grow by 1 / alpha of the last
+# timestep. At 14 (theirs) a bar of 1e-5 would lie below float32's rounding, at 1.7 it does not.
+_BETAS: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.002, "beta_schedule": "linear"}
+_FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
+SCHEDULERS: dict[str, Any] = {
+    "dpmpp_2m": lambda: DPMSolverMultistepScheduler(**_BETAS),
+    "dpmpp_sde": lambda: DPMSolverMultistepScheduler(**_BETAS, algorithm_type="sde-dpmsolver++"),
+    "dpmpp_flow": lambda: DPMSolverMultistepScheduler(**_FLOW),
+    "ddim": lambda: DDIMScheduler(**_BETAS, clip_sample=False),
+    "ddpm": lambda: DDPMScheduler(**_BETAS, clip_sample=False),
+    "ddpm_learned": lambda: DDPMScheduler(**_BETAS, clip_sample=False, variance_type="learned_range"),
+    "euler": lambda: EulerDiscreteScheduler(**_BETAS),
+    "euler_a": lambda: EulerAncestralDiscreteScheduler(**_BETAS),
+    "heun": lambda: HeunDiscreteScheduler(**_BETAS),
+    "unipc": lambda: UniPCMultistepScheduler(**_BETAS),
+    "unipc_flow": lambda: UniPCMultistepScheduler(**_FLOW),
+    "pndm": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),
+    "pndm_prk": lambda: PNDMScheduler(**_BETAS),
+    "flow": lambda: FlowMatchEulerDiscreteScheduler(shift=2.0),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a tiny pipeline, and how to call it.
+
+    Attributes:
+        build: makes the pipeline around a scheduler.
+        inputs: what it is called with for prompts, each a number, guided or not.
+        counted: a submodule of the denoiser whose input has one row for each denoiser row.
+        schedulers: of `SCHEDULERS`, those that it is tested with; the first is its own.
+        words: for conditions that tell words from padding, how many a prompt has.
+    """
+
+    build: Callable[[Any], Any]
+    inputs: Callable[[Sequence[int], bool], dict[str, Any]]
+    counted: Callable[[Any], torch.nn.Module]
+    schedulers: tuple[str, ...] = ("flow",)
+    words: tuple[str, ...] = ()
+
+
+def embeddings(prompts: Sequence[int], tokens: int | None = None) -> torch.Tensor:
+    """(N, WIDTH), or (N, tokens, WIDTH): the same for the same number, always."""
+    shape = (WIDTH,) if tokens is None else (tokens, WIDTH)
+    return torch.stack(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(p + 1000)) for p in prompts]
+    )
+
+
+def count_words(prompt: int) -> int:
+    """Words of a prompt, from 1 to TOKENS."""
+    return 1 + prompt % TOKENS
+
+
+def masks(prompts: Sequence[int]) -> torch.Tensor:
+    """(N, TOKENS) of bool: the words of each prompt."""
+    return torch.arange(TOKENS) < torch.tensor([count_words(prompt) for prompt in prompts])[:, None]
+
+
+def masked(prompts: Sequence[int], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Embeddings and mask by the names that most pipelines give them. What the padding holds is large."""
+    mask = masks(prompts)
+    embeds = torch.where(mask[..., None], embeddings(prompts, TOKENS), torch.tensor(9.0))
+    return {f"{prefix}prompt_embeds": embeds, f"{prefix}prompt_attention_mask": mask.long()}
