@@ -21,6 +21,7 @@ from diffusers import (
 
 WIDTH = 16  # of token and pooled embeddings
 TOKENS = 3
+NO_TEXT: dict[str, Any] = {"text_encoder": None, "tokenizer": None}
 
 # Milder than Stable Diffusion's: random weights predict no noise, so latents grow by 1 / alpha of the last
 # timestep. At 14 (theirs) a bar of 1e-5 would lie below float32's rounding, at 1.7 it does not.
@@ -81,8 +82,39 @@ def masks(prompts: Sequence[int]) -> torch.Tensor:
     return torch.arange(TOKENS) < torch.tensor([count_words(prompt) for prompt in prompts])[:, None]
 
 
-def masked(prompts: Sequence[int], prefix: str = "") -> dict[str, torch.Tensor]:
+def padded(prompts: Sequence[int], padding: float) -> torch.Tensor:
+    """(N, TOKENS, WIDTH): embeddings of each prompt's words, then `padding`."""
+    return torch.where(masks(prompts)[..., None], embeddings(prompts, TOKENS), torch.tensor(padding))
+
+
+def masked(prompts: Sequence[int], prefix: str = "", suffix: str = "") -> dict[str, torch.Tensor]:
     """Embeddings and mask by the names that most pipelines give them. What the padding holds is large."""
-    mask = masks(prompts)
-    embeds = torch.where(mask[..., None], embeddings(prompts, TOKENS), torch.tensor(9.0))
-    return {f"{prefix}prompt_embeds": embeds, f"{prefix}prompt_attention_mask": mask.long()}
+    return {
+        f"{prefix}prompt_embeds{suffix}": padded(prompts, 9.0),
+        f"{prefix}prompt_attention_mask{suffix}": masks(prompts).long(),
+    }
+
+
+def plain_inputs(prompts: Sequence[int], guided: bool, **options: Any) -> dict[str, Any]:
+    """Prompts of one length for pipelines that take no mask."""
+    inputs: dict[str, Any] = {"prompt_embeds": embeddings(prompts, TOKENS)}
+    if guided:
+        inputs["negative_prompt_embeds"] = embeddings([-1] * len(prompts), TOKENS)
+    return inputs | {"guidance_scale": 4.0 if guided else 1.0} | options
+
+
+def masked_inputs(prompts: Sequence[int], guided: bool, **options: Any) -> dict[str, Any]:
+    """Prompts of different length with their masks."""
+    inputs: dict[str, Any] = masked(prompts)
+    if guided:
+        inputs |= masked([-1] * len(prompts), "negative_")
+    return inputs | {"guidance_scale": 4.0 if guided else 1.0} | options
+
+
+def louder(model: Any, factor: float) -> Any:
+    """Weights made larger, where what a prompt says would else hardly reach the picture."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    return model
