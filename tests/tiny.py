@@ -21,7 +21,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny_families import RECIPES as MORE
+from tiny_families import RECIPES as FURTHER
+from tiny_more_families import RECIPES as MORE
 from tiny_parts import SCHEDULERS, TOKENS, WIDTH, Recipe, embeddings
 
 __all__ = ["RECIPES", "SCHEDULERS", "TOKENS", "WIDTH", "Recipe", "Tiny", "embeddings", "tiny"]
@@ -207,5 +208,6 @@ RECIPES: dict[str, Recipe] = {
     ),
     "sd3": Recipe(_sd3, _inputs, lambda transformer: transformer.pos_embed.proj),
     "flux": Recipe(_flux, _flux_inputs, lambda transformer: transformer.x_embedder),
+    **FURTHER,
     **MORE,
 }

@@ -19,7 +19,7 @@ from __future__ import annotations
 from .family import Family
 
 FAMILIES: dict[str, Family] = {
-    "UNet2DConditionModel": Family(  # Stable Diffusion 1 and 2, SDXL
+    "UNet2DConditionModel": Family(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
         sample="sample",
         arguments={
             "sample": "row",
@@ -30,6 +30,7 @@ FAMILIES: dict[str, Family] = {
             "encoder_attention_mask": "mask",
             "added_cond_kwargs.text_embeds": "condition",
             "added_cond_kwargs.time_ids": "row",
+            "added_cond_kwargs.image_embeds": "condition",  # Kandinsky's; IP-Adapter's are a list
         },
         guidance="batched",
         first="negative",
@@ -165,5 +166,48 @@ FAMILIES: dict[str, Family] = {
         guidance="two calls",
         first="conditional",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+    ),
+    "QwenImageTransformer2DModel": Family(
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "guidance": "row",
+            "encoder_hidden_states": "condition",
+            "encoder_hidden_states_mask": "mask",
+        },
+        guidance="two calls",
+        first="conditional",
+        masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
+        scale="true_cfg_scale",
+    ),
+    "ZImageTransformer2DModel": Family(
+        sample="x",
+        arguments={"x": "row", "t": "row", "cap_feats": "condition"},
+        guidance="batched",
+        first="conditional",
+        lists=frozenset({"x", "cap_feats"}),
+        unguided_scale=0.0,
+    ),
+    "WanTransformer3DModel": Family(
+        sample="hidden_states",
+        arguments={"hidden_states": "row", "timestep": "row", "encoder_hidden_states": "condition"},
+        guidance="two calls",
+        first="conditional",
+        zero_padded=frozenset({"encoder_hidden_states"}),
+        makes="videos",
+    ),
+    "LTXVideoTransformer3DModel": Family(
+        sample="hidden_states",
+        arguments={
+            "hidden_states": "row",
+            "timestep": "row",
+            "encoder_hidden_states": "condition",
+            "encoder_attention_mask": "mask",
+        },
+        guidance="batched",
+        first="negative",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        makes="videos",
     ),
 }
