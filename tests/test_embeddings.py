@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny
+from transformers import T5Config, T5EncoderModel
 
 from sagediff.embeddings import embed_prompts
 from sagediff.errors import InputError, UnsupportedPipelineError
@@ -93,6 +95,42 @@ def test_no_prompts_give_no_rows() -> None:
 def test_an_encoder_that_returns_something_else_is_refused(encoder: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         embed_prompts(["a", "b"], encoder=encoder)
+
+
+class Characters:
+    """A tokenizer: one token a character, padded to a length."""
+
+    def __init__(self, longest: int) -> None:
+        self.model_max_length = longest
+
+    def __call__(self, texts: list[str], max_length: int, **options: Any) -> Any:
+        tokens = [[ord(letter) % 31 + 1 for letter in text][:max_length] for text in texts]
+        ids = torch.tensor([row + [0] * (max_length - len(row)) for row in tokens])
+        return SimpleNamespace(input_ids=ids, attention_mask=(ids > 0).long())
+
+
+def test_an_encoder_without_a_pooled_state_passes_over_its_padding() -> None:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    encoder = T5EncoderModel(config).eval()
+    short, long = (
+        embed_prompts(
+            ["a cat", "a dog"], SimpleNamespace(tokenizer=Characters(n), text_encoder=encoder)
+        ).vectors
+        for n in (6, 40)
+    )
+    np.testing.assert_allclose(short, long, atol=1e-5)
+    assert not np.allclose(short[0], short[1], atol=1e-3)
+
+
+def test_an_encoder_without_any_state_is_refused() -> None:
+    class Head(torch.nn.Linear):
+        def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            return SimpleNamespace(logits=ids)
+
+    pipe = SimpleNamespace(tokenizer=Characters(6), text_encoder=Head(1, 1))
+    with pytest.raises(UnsupportedPipelineError, match=r"Head, gives no state.*give encoder="):
+        embed_prompts(["a"], pipe)
 
 
 def test_a_pipeline_without_a_text_encoder_is_refused_with_words_on_what_to_do() -> None:

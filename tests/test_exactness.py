@@ -129,7 +129,17 @@ def test_another_shared_guidance_is_that_guidance(family: str) -> None:
     torch.testing.assert_close(shared[[0, 2, 3]], expected[[0, 2, 3]], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("family", "scheduler"), [("sd", "euler_a"), ("sd3", "flow"), ("flux", "flow")])
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        ("sd", "euler_a"),
+        ("sd3", "flow"),
+        ("flux", "flow"),
+        ("qwen-image", "flow"),
+        ("z-image", "flow"),
+        ("wan2.2", "unipc_flow"),
+    ],
+)
 def test_a_group_of_all_prompts(family: str, scheduler: str) -> None:
     """No node is left that runs for itself: FLUX's negative call then runs nothing at all."""
     case = tiny(family, scheduler)

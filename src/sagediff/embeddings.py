@@ -96,11 +96,19 @@ def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
     longest = min(int(getattr(tokenizer, "model_max_length", 512)), 512)
     tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
     device = next(model.parameters()).device
+    # CLIP reads its padding, as pipelines have it; encoders of other kinds (T5) are told to pass over theirs
+    reads_padding = type(model).__name__.startswith("CLIP")
+    masked = {} if reads_padding else {"attention_mask": tokens.attention_mask.to(device)}
     with torch.no_grad():
-        output = model(tokens.input_ids.to(device))
+        output = model(tokens.input_ids.to(device), **masked)
     for field in ("text_embeds", "pooler_output"):
         if getattr(output, field, None) is not None:
             return getattr(output, field)
+    if getattr(output, "last_hidden_state", None) is None:  # a language model with its head on, as FLUX.2's
+        raise UnsupportedPipelineError(
+            f"the pipeline's text encoder, {type(model).__name__}, gives no state to group prompts by; give encoder= "
+            "(a sentence-transformers name or a callable)"
+        )
     mask = tokens.attention_mask.to(device)[..., None]
     states = output.last_hidden_state * mask
     return states.sum(1) / mask.sum(1)

@@ -34,8 +34,8 @@ class Family:
         masks: for every mask the condition whose tokens it marks, entry i the token i; it may be longer than
             the condition. 1 or True shows a token (or 0, in a mask that hides by a negative number).
         zero_padded: conditions that come without a mask, padded with tokens that are all zero.
-        lists: arguments that are a list with one tensor a row, as is then the denoiser's output. Those of a
-            condition may differ in their number of tokens.
+        lists: arguments that are a list with one entry a row. Tensors of a condition may differ in their number
+            of tokens; entries that hold no tensor (sizes) must be equal.
         scale: the pipeline's argument for the scale of classifier-free guidance.
         unguided_scale: the value of that argument at which the prediction is the conditional one: 1 where
             pipelines compute u + s (c - u), 0 where c + s (c - u).
@@ -97,6 +97,12 @@ class Family:
         elif isinstance(value, Mapping):
             for key, entry in value.items():
                 self._collect(f"{name}.{key}", entry, class_name, found)
+        elif name in self.lists and isinstance(value, list | tuple) and not _holds_tensor(value):
+            if any(entry != value[0] for entry in value):
+                raise UnsupportedPipelineError(
+                    f"the pipeline gives its {class_name} unlike entries in `{name}`; sharing needs them equal for "
+                    f"all prompts"
+                )
         elif _holds_tensor(value):
             if name in self.lists and all(isinstance(entry, Tensor) for entry in value):
                 self._pack(name, value, class_name, found)
@@ -124,6 +130,7 @@ class Family:
     ) -> dict[str, Any]:
         """The arguments with those tensors (as `tensors` names them) put in; nothing of the caller's is changed."""
         replaced: dict[str, Any] = {}
+        rows_run = len(tensors[self.sample])
         for name, value in arguments.items():
             path = f"{prefix}{name}"
             if path in tensors and path in self.lists:
@@ -136,6 +143,8 @@ class Family:
                 )
             elif path in tensors:
                 replaced[name] = tensors[path]
+            elif path in self.lists and isinstance(value, list | tuple):  # all entries are equal
+                replaced[name] = value[:1] * rows_run
             elif isinstance(value, dict):
                 replaced[name] = self.put(value, tensors, f"{path}.")
             else:

@@ -175,10 +175,12 @@ FAMILIES: dict[str, Family] = {
             "guidance": "row",
             "encoder_hidden_states": "condition",
             "encoder_hidden_states_mask": "mask",
+            "img_shapes": "row",
         },
         guidance="two calls",
         first="conditional",
         masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
+        lists=frozenset({"img_shapes"}),
         scale="true_cfg_scale",
     ),
     "ZImageTransformer2DModel": Family(

@@ -241,6 +241,11 @@ class DenoiserHook(ModelHook):
             batch = {name: rows[start : start + size] for name, rows in gathered.items()}
             output = forward(**self.family.put(named, batch))
             kept.append(_sample_of(output, self._class_name))
+            if len(kept[-1]) != len(batch[self.family.sample]):
+                raise UnsupportedPipelineError(
+                    f"{self._class_name} made {len(kept[-1])} predictions for {len(batch[self.family.sample])} rows: "
+                    f"some argument that the table does not name still has a row for each prompt"
+                )
         return output, kept[0] if len(kept) == 1 else torch.cat(kept)
 
     def _gather(self, tensors: Mapping[str, Tensor], sources: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:

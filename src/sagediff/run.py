@@ -73,17 +73,16 @@ class SharedRun:
                 f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer, "
                 f"perturbed attention)"
             )
+        if guidance == "batched" and rows != (self._rows_per_prompt or rows / prompts) * prompts:
+            raise _guidance_changed(
+                self._rows_per_prompt, rows / prompts, self.step, "denoiser rows a prompt"
+            )
         per_prompt = self._count_rows(rows, prompts, guidance, guided, second)
         if self._rows_per_prompt == 0 or (second and self._call == 0):
             self._rows_per_prompt = per_prompt
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
-        elif (guidance == "batched" and per_prompt != self._rows_per_prompt) or (
-            second and self._rows_per_prompt != 2
-        ):
-            raise UnsupportedPipelineError(
-                f"guidance changed on the way: {self._rows_per_prompt} denoiser rows a prompt at first, "
-                f"{per_prompt} at step {self.step}"
-            )
+        elif second and self._rows_per_prompt != 2:
+            raise _guidance_changed(1, 2, self.step, "denoiser calls a step")
         return second
 
     def leave_denoiser(self, rows_run: int) -> None:
@@ -121,9 +120,8 @@ class SharedRun:
                 "entering, and enter once for each run)"
             )
         if guidance == "two calls" and self._denoiser_calls != self._rows_per_prompt:
-            raise UnsupportedPipelineError(
-                f"guidance changed on the way: {self._rows_per_prompt} denoiser calls a step at first, "
-                f"{self._denoiser_calls} at step {self.step}"
+            raise _guidance_changed(
+                self._rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls a step"
             )
 
     def leave_scheduler(self) -> None:
@@ -150,6 +148,13 @@ class SharedRun:
                 f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
             )
         return per_prompt
+
+
+def _guidance_changed(first: int, now: float, step: int, what: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(
+        f"guidance changed on the way: {first} {what} at first, {now:g} at step {step}. Let the pipeline guide at "
+        f"all its steps or none (without truncation); to leave guidance out at first, use the plan's unguided_steps"
+    )
 
 
 def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
