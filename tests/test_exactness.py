@@ -118,7 +118,7 @@ def test_unguided_steps_leave_out_the_negative_rows_of_everyone(family: str) -> 
 
 
 @pytest.mark.parametrize(
-    "family", ["sd", "sdxl", "sd3", "sana", "hunyuandit", "kandinsky2.2", "ltx", "z-image"]
+    "family", ["sd", "sdxl", "sd3", "sana", "auraflow", "hunyuandit", "kandinsky2.2", "ltx", "z-image"]
 )
 def test_another_shared_guidance_is_that_guidance(family: str) -> None:
     case = tiny(family)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,6 +12,10 @@ import pytest
 import torch
 from tiny import RECIPES, SCHEDULERS, tiny
 from tiny_parts import TOKENS, WIDTH, embeddings
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
@@ -38,6 +43,9 @@ def test_rows_name_real_arguments_and_every_row_is_tested() -> None:
         parameters = inspect.signature(getattr(diffusers, name).forward).parameters
         assert {argument.split(".")[0] for argument in family.arguments} <= set(parameters)
         assert family.arguments[family.sample] == "row"
+    page = (Path(__file__).parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
+    assert [name for name in FAMILIES if f"| `{name}` |" not in page] == []
+    assert [name for name in RECIPES if f"`{type(tiny(name).pipe).__name__}`" not in page] == []
     tested = {type(denoiser).__name__ for name in RECIPES for denoiser in tiny(name).denoisers}
     assert tested == set(FAMILIES)
 
@@ -59,6 +67,21 @@ def test_a_row_that_contradicts_itself_is_refused(changes: dict[str, Any], words
         dataclasses.replace(good, **changes)
 
 
+@pytest.mark.parametrize(
+    "name, argument",
+    [
+        ("WanTransformer3DModel", "encoder_hidden_states_image"),
+        ("SanaTransformer2DModel", "guidance"),
+        ("LTXVideoTransformer3DModel", "video_coords"),
+        ("HunyuanDiT2DModel", "controlnet_block_samples"),
+    ],
+)
+def test_what_no_test_covers_is_not_in_the_table(name: str, argument: str) -> None:
+    for value in (torch.zeros(4), [torch.zeros(4)]):
+        with pytest.raises(UnsupportedPipelineError, match=rf"`{argument}`.*FAMILIES"):
+            FAMILIES[name].tensors({argument: value}, name)
+
+
 # -- guidance --------------------------------------------------------------------------------------
 
 
@@ -78,6 +101,14 @@ def test_guidance_that_stops_on_the_way_is_refused(family: str, truncated: dict[
     words = r"guidance changed on the way: 2 .* at first, 1 at step"
     with pytest.raises(UnsupportedPipelineError, match=words), shared_sampling(case.pipe, plan):
         case(PROMPTS, STEPS, plan.generators(0), **truncated)
+
+
+@pytest.mark.parametrize("family", ["pixart-sigma", "chroma", "wan"])
+def test_a_guidance_between_is_refused_where_the_pipelines_own_is_not_told(family: str) -> None:
+    case = tiny(family)
+    plan = make_plan(shared_guidance=2.0)
+    with pytest.raises(UnsupportedPipelineError, match="shared_guidance 2"), shared_sampling(case.pipe, plan):
+        case(PROMPTS, STEPS, plan.generators(0))
 
 
 def test_rows_that_do_not_fit_the_pipelines_guidance_are_refused() -> None:
@@ -300,6 +331,32 @@ def test_samplers_refuse_what_makes_no_pictures_of_prompts() -> None:
         SharedSampler(tiny("wan").pipe)
     with pytest.raises(UnsupportedPipelineError, match="takes none"):
         SharedSampler(tiny("kandinsky2.2").pipe)
+
+
+def test_a_sampler_on_a_pipeline_with_a_t5_encoder() -> None:
+    torch.manual_seed(0)
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "cat", "dog"]
+    model = WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
+    plain = Tokenizer(model)
+    plain.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=8
+    )
+    config = T5Config(vocab_size=len(words), d_model=WIDTH, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    parts = tiny("pixart-sigma").pipe.components
+    parts |= {
+        "vae": tiny("sd").pipe.vae,
+        "tokenizer": tokenizer,
+        "text_encoder": T5EncoderModel(config).eval(),
+    }
+    pipe = diffusers.PixArtSigmaPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["a red cat", "a red red cat", "dog"]
+    options = {"use_resolution_binning": False, "clean_caption": False, "height": 16, "width": 16}
+    result = SharedSampler(pipe, threshold=0.8, share_ratio=0.5)(prompts, 4, 4.0, **options)
+    assert sorted(map(len, result.plan.groups)) == [1, 2]
+    assert len(result.images) == 3 and result.images[0].size == (16, 16)
+    assert result.report["evaluations_run"] == result.plan.evaluations < 3 * 4 * 2
 
 
 def test_training_refuses_what_it_is_not_tested_with() -> None:
