@@ -172,6 +172,9 @@ def test_padding_does_not_dilute_the_mean() -> None:
     merged = mean_condition({"c": rows}, {"m": words}, {"c": words})
     assert merged["c"].flatten().tolist() == [3.0, 6.0, 9.0]
     assert merged["m"].tolist() == [[True, True, False]]
+    equal = torch.randn(1, 3, 7).bfloat16().repeat(3, 1, 1)
+    words = torch.tensor([[True, True, False]] * 3)
+    assert torch.equal(mean_condition({"c": equal}, {}, {"c": words})["c"], equal[:1])
 
 
 def test_padding_does_not_decide_on_the_medoid() -> None:

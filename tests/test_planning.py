@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -123,6 +124,19 @@ def test_bad_input_is_refused_before_anything_is_encoded(
     with pytest.raises(InputError, match=words):
         plan_prompts(prompts, POLICY, None, "UNet2DConditionModel", steps, guidance, encoder=encoder)
     assert not asked
+
+
+def test_a_model_made_for_flow_gets_solvers_that_know_flow(tmp_path: Path) -> None:
+    tiny("sana", "dpmpp_flow").pipe.save_pretrained(tmp_path)
+    absent: dict[str, Any] = {"vae": None, "text_encoder": None, "tokenizer": None}
+    for name in ("unipc", "dpm++-sde", "flow-euler"):
+        scheduler = load_pipeline(tmp_path, scheduler=name, **absent).scheduler
+        assert type(scheduler).__name__ == SCHEDULERS[name][0]
+        assert scheduler.config.get("shift", scheduler.config.get("flow_shift")) == 2.0
+        assert name == "flow-euler" or scheduler.config.use_flow_sigmas
+    for name in ("euler", "ddim", "heun", "dpm++-beta"):
+        with pytest.raises(InputError, match=r"with flow: one of them"):
+            load_pipeline(tmp_path, scheduler=name, **absent)
 
 
 def test_a_scheduler_that_does_not_fit_the_model_is_refused() -> None:

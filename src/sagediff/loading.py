@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,33 @@ def load_pipeline(
         pipe.unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, equal but for rounding
     if scheduler is not None:
         class_name, changes = SCHEDULERS[scheduler]
-        own = type(pipe.scheduler).__name__
-        if own.startswith("FlowMatch") != class_name.startswith("FlowMatch"):
-            raise InputError(
-                f"scheduler {scheduler!r} does not fit the model {str(name_or_path)!r}, which was made for {own}: one "
-                "of them is for flow matching, the other is not"
-            )
+        changes = changes | _flow_changes(
+            pipe.scheduler, getattr(diffusers, class_name), changes, name_or_path
+        )
         pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
     return pipe
+
+
+def _flow_changes(own: Any, kind: type, changes: dict[str, Any], model: str | Path) -> dict[str, Any]:
+    """What to change in a scheduler's configuration so that one of another kind treats flow as it does.
+
+    Some models are made for flow matching with a solver for diffusion that knows flow too (Sana, Wan).
+
+    Raises:
+        InputError: one of them is for flow matching, the other is not.
+    """
+    matching, wants_matching = (name.startswith("FlowMatch") for name in (type(own).__name__, kind.__name__))
+    knows_flow = "use_flow_sigmas" in inspect.signature(kind).parameters and not changes.get(
+        "use_beta_sigmas"
+    )
+    is_flow = matching or bool(own.config.get("use_flow_sigmas"))
+    if (wants_matching and not is_flow) or (not wants_matching and is_flow and (matching or not knows_flow)):
+        raise InputError(
+            f"the scheduler {kind.__name__} does not fit the model {str(model)!r}, which was made for "
+            f"{type(own).__name__}{'' if matching or not is_flow else ' with flow'}: one of them is for flow "
+            f"matching, the other is not"
+        )
+    return {"shift": own.config.flow_shift} if wants_matching and not matching else {}
 
 
 def _cannot_load(name_or_path: str | Path, error: Exception) -> InputError:
