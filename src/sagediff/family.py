@@ -161,7 +161,7 @@ class Family:
             if mask in tensors and name in tensors:
                 shown = tensors[mask].flatten(1)[:, : tensors[name].shape[1]]
                 additive = shown.is_floating_point() and bool((shown < 0).any())
-                found[name] = shown >= 0 if additive else shown > 0
+                found[name] = (shown >= 0 if additive else shown > 0).to(tensors[name].device)
         return found
 
 

@@ -73,7 +73,7 @@ class SharedRun:
                 f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer, "
                 f"perturbed attention)"
             )
-        if guidance == "batched" and rows != (self._rows_per_prompt or rows / prompts) * prompts:
+        if guidance == "batched" and self._rows_per_prompt and rows != self._rows_per_prompt * prompts:
             raise _guidance_changed(
                 self._rows_per_prompt, rows / prompts, self.step, "denoiser rows a prompt"
             )

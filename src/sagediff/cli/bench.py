@@ -221,7 +221,7 @@ def _reference(
     """Features of the real pictures, scaled to the size that the model makes; else of the world's renders."""
     if material.real is None:
         return _world_reference(material.prompts) if _is_world(request) else None
-    probe = pipe(material.prompts[:1], num_inference_steps=2, output_type="pil").images
+    probe = pipe(prompt=material.prompts[:1], num_inference_steps=2, output_type="pil").images
     height, width = as_tensor(probe).shape[-2:]
     with _progress("real pictures") as progress:
         task = progress.add_task("", total=len(material.real))
