@@ -128,11 +128,15 @@ class _Run:
                 config.record() | {"data": self._data_record()},
             )
             self.average.optimization_step = start
+        for group in optimizer.param_groups:
+            group["initial_lr"] = config.learning_rate  # torch asks for it to begin at a later step
         lr_scheduler = get_scheduler(
-            "cosine", optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
+            "cosine",
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.steps,
+            last_epoch=start - 1,
         )
-        for _ in range(start):
-            lr_scheduler.step()
         self.start, self.lr_scheduler = start, lr_scheduler
         self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
 
