@@ -268,6 +268,7 @@ def test_two_call_pipelines_refuse_a_guidance_between() -> None:
         {"micro_batch_size": 0},
         {"fresh_noise": 1.5},
         {"fresh_noise": float("nan")},
+        {"handover_noise": 1.5},
         {"fresh_noise_rows": [True]},
         {"member_noise": [1, 2]},
         {"group_condition": "median"},

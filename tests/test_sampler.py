@@ -132,7 +132,7 @@ def test_an_outsider_changes_no_picture_of_a_group(demo: Any, whole: Any) -> Non
 def test_equal_prompts_come_out_different_unless_told_otherwise(demo: Any) -> None:
     prompts = [CAPTIONS[0], CAPTIONS[0], CAPTIONS[4]]
     apart, same = (arrays(sample(demo, prompts, **options).images) for options in ({}, {"fresh_noise": 0.0}))
-    assert np.array_equal(same[0], same[1])
+    assert np.abs(same[0] - same[1]).max() <= 1  # rows of one batch may round differently
     assert np.abs(apart[0] - apart[1]).mean() > 1
     assert close(apart[0], same[0]) and close(apart[2], same[2])  # the first of them, and others, keep theirs
 
@@ -258,6 +258,7 @@ def test_a_plan_for_other_prompts_is_refused_before_the_denoiser_runs(demo: Any)
         {"micro_batch_size": 0},
         {"fresh_noise": 1.1},
         {"fresh_noise": float("nan")},
+        {"handover_noise": -0.1},
         {"shared_guidance": -1.0},
         {"group_condition": "median"},
     ],

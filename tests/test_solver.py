@@ -55,6 +55,50 @@ def test_fresh_noise_sets_equal_prompts_apart(family: str, scheduler: str) -> No
     assert torch.equal(sample(fresh_noise=0.0), plain)
 
 
+# Heun's method calls back at half steps, PixArt's pipeline does not call back at all
+@pytest.mark.parametrize(
+    ("family", "scheduler"), [case for case in FRESH if case[0] != "pixart-sigma" and case[1] != "heun"]
+)
+def test_noise_at_the_hand_over_mixes_after_the_first_own_step(family: str, scheduler: str) -> None:
+    """a' x0 + sqrt(1 - k^2) (x - a' x0) + k s' f: two strengths tell the same a' x0."""
+    case = tiny(family, scheduler)
+    plan = make_plan(0.4)
+
+    def states(strength: float) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            seen.append(values["latents"].clone())
+            return values
+
+        options: dict[str, Any] = {"member_noise": [1, 2, 3, 4], "handover_noise": strength}
+        with shared_sampling(case.pipe, plan, **options):
+            case([7, 8, 6, 7], STEPS, plan.generators(0), callback_on_step_end=keep)
+        return seen
+
+    plain, some, more, whole = (states(k) for k in (0.0, 0.6, 0.8, 1.0))
+    for step in (0, 1):  # shared: as ever
+        assert torch.equal(plain[step], whole[step])
+    first = 2
+    assert torch.equal(whole[first][1], plain[first][1])  # never shared
+    for prompt in (0, 2, 3):
+        a, b, c, d = (s[first][prompt] for s in (plain, some, more, whole))
+        assert (d - a).abs().max() > 1e-2
+        torch.testing.assert_close(b - 0.8 * a - 0.6 * d, c - 0.6 * a - 0.8 * d, rtol=1e-3, atol=1e-3)
+    assert torch.equal(whole[-1], states(1.0)[-1])  # the seeds decide
+
+
+def test_noise_at_the_hand_over_needs_a_step_of_ones_own_and_one_to_follow() -> None:
+    case = tiny("sd", "ddim")
+    for ratio in (0.0, 0.8, 1.0):
+        plan = make_plan(ratio)
+        images = []
+        for strength in (0.0, 1.0):
+            with shared_sampling(case.pipe, plan, member_noise=[1, 2, 3, 4], handover_noise=strength):
+                images.append(case([7, 8, 6, 7], STEPS, plan.generators(0)))
+        assert torch.equal(*images)
+
+
 @pytest.mark.parametrize("scheduler", ["dpmpp_sde", "euler_a"])
 @pytest.mark.parametrize("kind", ["list", "one", "none"])
 def test_stochastic_solvers_draw_per_member_after_the_branch(scheduler: str, kind: str) -> None:
@@ -83,16 +127,16 @@ def test_noise_levels_are_the_schedulers_own(name: str) -> None:
     if name in ("euler_a", "dpmpp_sde"):
         return  # they renoise; covered by the deterministic members of their kind
     x0, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
-    alpha, sigma, _ = levels(scheduler, 0)
+    alpha, sigma, *_ = levels(scheduler, 0)
     state = alpha * x0 + sigma * noise
     calls = len(scheduler.timesteps)
     for call, timestep in enumerate(scheduler.timesteps):
-        alpha, sigma, following = levels(scheduler, call)
+        alpha, sigma, *following = levels(scheduler, call)
         torch.testing.assert_close(state, alpha * x0 + sigma * noise, rtol=1e-3, atol=1e-3)
         prediction = noise - x0 if name.endswith("flow") else noise
         state = scheduler.step(prediction, timestep, state).prev_sample
         if call + 1 < calls:
-            assert following == pytest.approx(levels(scheduler, call + 1)[1], rel=1e-5)
+            assert following == pytest.approx(levels(scheduler, call + 1)[:2], rel=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.6])

@@ -68,6 +68,8 @@ class SharedSampler:
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser.
         fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
             they do not come out identical; 0 lets them.
+        handover_noise: part of what is not yet the member's own picture that is drawn anew after its first step
+            past the branch point (`shared_sampling`); 0 (default) leaves it.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
 
     Raises:
@@ -87,6 +89,7 @@ class SharedSampler:
         wave_size: int = 64,
         micro_batch_size: int | None = None,
         fresh_noise: float = FRESH_NOISE,
+        handover_noise: float = 0.0,
         encoder: Encoder | None = None,
     ) -> None:
         self.policy = SharePolicy(threshold, share_ratio, max_group_size, shared_guidance, unguided)
@@ -94,8 +97,9 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise InputError(f"micro_batch_size must be at least 1 or None, got {micro_batch_size}")
-        if not 0 <= fresh_noise <= 1:
-            raise InputError(f"fresh_noise must lie in [0, 1], got {fresh_noise}")
+        for name, strength in (("fresh_noise", fresh_noise), ("handover_noise", handover_noise)):
+            if not 0 <= strength <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {strength}")
         group_condition_named(group_condition)
         denoiser = _plain(denoiser_of(pipe))
         if family_of(denoiser).makes != "pictures":
@@ -112,6 +116,7 @@ class SharedSampler:
         self.pipe, self.encoder = pipe, encoder
         self._denoiser_class = type(denoiser).__name__
         self.group_condition, self.fresh_noise = group_condition, fresh_noise
+        self.handover_noise = handover_noise
         self.wave_size, self.micro_batch_size = wave_size, micro_batch_size
 
     def plan(
@@ -133,13 +138,14 @@ class SharedSampler:
 
         Raises:
             InputError: a plan for another number of prompts.
-            UnsupportedPipelineError: equal prompts share, and the solver's noise levels, which their fresh noise
-                needs, are not known.
+            UnsupportedPipelineError: equal prompts share, or there is noise at the hand-over, and the solver's noise
+                levels, which that needs, are not known.
         """
         check_prompts(prompts)
         if len(prompts) != plan.num_prompts:
             raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(prompts)}")
-        if self.fresh_noise > 0 and any(_repeats(prompts, plan)):
+        hands_over = self.handover_noise > 0 and any(plan.branch_steps)
+        if hands_over or (self.fresh_noise > 0 and any(_repeats(prompts, plan))):
             noise_levels_of(self.pipe.scheduler)
 
     def __call__(
@@ -223,6 +229,7 @@ class SharedSampler:
                 fresh_noise=self.fresh_noise if any(flags) else 0.0,
                 fresh_noise_rows=flags,
                 member_noise=[own[i] for i in members],
+                handover_noise=self.handover_noise,
             ) as run:
                 images = self.pipe(
                     prompt=[prompts[i] for i in members],

@@ -27,6 +27,7 @@ def shared_sampling(
     fresh_noise: float = 0.0,
     fresh_noise_rows: Sequence[bool] | None = None,
     member_noise: Sequence[int] | None = None,
+    handover_noise: float = 0.0,
 ) -> Iterator[SharedRun]:
     """Inside the context, a pipeline called with the plan's prompts in order shares steps as planned.
 
@@ -44,6 +45,9 @@ def shared_sampling(
             variance kept.  Higher sets members of a group further apart, which equal prompts need; 0
             (default) hands the state over as it is.
         fresh_noise_rows: for which prompts, one flag each; None (default) for all.
+        handover_noise: part, in [0, 1], of what is not yet the member's own picture that is drawn anew after its
+            first step past the branch point.  1 lets nothing of the group's picture but what that step made of it
+            go on; for weights trained to share, few steps and no guidance.  0 (default) leaves the state.
         member_noise: a seed for each prompt.  Past its branch point a prompt's stochastic solver, and its
             fresh noise, draw from a generator of its own.  None (default): solvers go on with the pipeline's
             generators, fresh noise is torch's.
@@ -57,7 +61,7 @@ def shared_sampling(
             from different noise.
         PlanError: the pipeline is run with another number of steps than planned.
     """
-    _check_options(plan, micro_batch_size, fresh_noise, fresh_noise_rows, member_noise)
+    _check_options(plan, micro_batch_size, fresh_noise, handover_noise, fresh_noise_rows, member_noise)
     condition = group_condition_named(group_condition)
     modules = denoisers_of(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
@@ -65,7 +69,9 @@ def shared_sampling(
     run = SharedRun(plan)
     hooks = [DenoiserHook(pipe, module, run, condition, micro_batch_size) for module in modules]
     guidance = hooks[0].family.guidance
-    tap = SchedulerTap(pipe.scheduler, run, guidance, fresh_noise, fresh_noise_rows, member_noise)
+    tap = SchedulerTap(
+        pipe.scheduler, run, guidance, fresh_noise, fresh_noise_rows, member_noise, handover_noise
+    )
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):
             stack.enter_context(HookInstalled(module, hook))
@@ -77,6 +83,7 @@ def _check_options(
     plan: SharePlan,
     micro_batch_size: int | None,
     fresh_noise: float,
+    handover_noise: float,
     fresh_noise_rows: Sequence[bool] | None,
     member_noise: Sequence[int] | None,
 ) -> None:
@@ -89,8 +96,9 @@ def _check_options(
         raise InputError(
             f"micro_batch_size should be at least 1, or None for all rows at once; got {micro_batch_size!r}"
         )
-    if not (math.isfinite(fresh_noise) and 0.0 <= fresh_noise <= 1.0):
-        raise InputError(f"fresh_noise should be in [0, 1], got {fresh_noise!r}")
+    for option, strength in (("fresh_noise", fresh_noise), ("handover_noise", handover_noise)):
+        if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):
+            raise InputError(f"{option} should be in [0, 1], got {strength!r}")
     for name, values in (("fresh_noise_rows", fresh_noise_rows), ("member_noise", member_noise)):
         if values is not None and len(values) != plan.num_prompts:
             raise InputError(f"{name} should hold one entry a prompt ({plan.num_prompts}), got {len(values)}")

@@ -29,13 +29,16 @@ class SchedulerTap:
 
     Around every step it counts; copies the state of a node's first member to the others while they share (a
     solver that was given one generator for all rows would else draw different noise for members); gives
-    prompts past their branch point their own generator; and at the branch point replaces part of the state's
-    noise.
+    prompts past their branch point their own generator; and replaces part of the state's noise, at the branch point
+    (`fresh_noise`) or after the first step past it (`handover_noise`).
 
     Args:
         fresh_noise: strength k in [0, 1]: the noise component e of a state a x0 + s e becomes sqrt(1 - k^2) e
             + k fresh, whose variance is e's.  0 leaves it, 1 keeps only the predicted picture.
         fresh_noise_rows: for which prompts; None for all that branch.
+        handover_noise: strength in [0, 1] of the same for every member of a group after its first step of its
+            own. The group's picture is still in that state, as if it were noise; the member's own prediction is
+            known by then, and what else the state holds is drawn anew.
         member_noise: a seed a prompt; None: the solver goes on with the pipeline's generators.
 
     Raises:
@@ -51,12 +54,14 @@ class SchedulerTap:
         fresh_noise: float = 0.0,
         fresh_noise_rows: Sequence[bool] | None = None,
         member_noise: Sequence[int] | None = None,
+        handover_noise: float = 0.0,
     ) -> None:
         self._scheduler = scheduler
         self._run = run
         self._guidance = guidance
         self._fresh_noise = float(fresh_noise)
-        self._levels = noise_levels_of(scheduler) if self._fresh_noise > 0 else None
+        self._handover_noise = float(handover_noise)
+        self._levels = noise_levels_of(scheduler) if max(fresh_noise, handover_noise) > 0 else None
         self._fresh_rows = fresh_noise_rows
         self._member_noise = member_noise
         self._generators: dict[int, torch.Generator] = {}
@@ -104,16 +109,17 @@ class SchedulerTap:
             check_first_timestep(self._scheduler, given.get("timestep"))
         if "generator" in signature.parameters:
             self._swap_generators(given)
+        fresh, handed = self._fresh_members(), self._handed_over()
         levels = (
-            self._levels(self._scheduler, run.scheduler_call)
-            if self._levels and self._fresh_members()
-            else None
+            self._levels(self._scheduler, run.scheduler_call) if self._levels and (fresh or handed) else None
         )
         output = step(*bound.args, **bound.kwargs)
         state = output[0] if isinstance(output, tuple) else output.prev_sample
         changed = self._keep_members_equal(state)
         if levels is not None:
-            changed = self._refresh(changed, given["model_output"], given["sample"], levels)
+            prediction, sample = given["model_output"], given["sample"]
+            changed = self._refresh(changed, fresh, prediction, sample, levels)
+            changed = self._renew(changed, handed, prediction, sample, levels)
         run.leave_scheduler()
         if changed is state:
             return output
@@ -165,7 +171,7 @@ class SchedulerTap:
     def _fresh_members(self) -> list[int]:
         """Prompts that part at the end of this scheduler call and are to get fresh noise."""
         plan, step = self._run.plan, self._run.step
-        if not self._run.ends_step or step + 1 >= plan.num_steps:
+        if not self._fresh_noise or not self._run.ends_step or step + 1 >= plan.num_steps:
             return []
         wanted = self._fresh_rows
         return [
@@ -174,8 +180,20 @@ class SchedulerTap:
             if branch == step + 1 and (wanted is None or wanted[p])
         ]
 
+    def _handed_over(self) -> list[int]:
+        """Prompts whose first step of their own ends with this scheduler call."""
+        plan, step = self._run.plan, self._run.step
+        if not self._handover_noise or not self._run.ends_step or step + 1 >= plan.num_steps:
+            return []
+        return [p for p, branch in enumerate(plan.branch_steps) if 0 < branch == step]
+
     def _refresh(
-        self, state: Tensor, prediction: Tensor, sample: Tensor, levels: tuple[float, ...]
+        self,
+        state: Tensor,
+        prompts: Sequence[int],
+        prediction: Tensor,
+        sample: Tensor,
+        levels: tuple[float, ...],
     ) -> Tensor:
         """Replace part of the noise component of the rows that part now: x + s ((sqrt(1 - k^2) - 1) e + k
         fresh).
@@ -183,12 +201,12 @@ class SchedulerTap:
         Args:
             state: (N, ...) after the step, at noise level `sigma_next`.
             prediction, sample: (N, ...) what the step was given, at (alpha, sigma).
-            levels: (alpha, sigma, sigma_next).
+            levels: (alpha, sigma, alpha_next, sigma_next).
         """
-        alpha, sigma, sigma_next = levels
+        alpha, sigma, _, sigma_next = levels
         strength = self._fresh_noise
-        state = state.clone()
-        for prompt in self._fresh_members():
+        state = state.clone() if prompts else state
+        for prompt in prompts:
             row = slice(prompt, prompt + 1)
             noise = noise_in(
                 sample[row].float(), prediction[row].float(), alpha, sigma, _prediction_type(self._scheduler)
@@ -203,6 +221,42 @@ class SchedulerTap:
                 # same noise
                 last = self._scheduler.last_sample.clone()
                 last[row] += (sigma * change).to(last.dtype)
+                self._scheduler.last_sample = last
+        return state
+
+    def _renew(
+        self,
+        state: Tensor,
+        prompts: Sequence[int],
+        prediction: Tensor,
+        sample: Tensor,
+        levels: tuple[float, ...],
+    ) -> Tensor:
+        """The predicted picture with part of all else that the rows hold drawn anew: a' x0 + s' (sqrt(1 - k^2) e'
+        + k fresh), e' = (x - a' x0) / s'. With k = 1 it is one step of ancestral sampling (DDIM's eta of 1).
+
+        Args: as `_refresh` takes them.
+        """
+        alpha, sigma, alpha_next, sigma_next = levels
+        strength = self._handover_noise
+        state = state.clone() if prompts else state
+        for prompt in prompts:
+            row = slice(prompt, prompt + 1)
+            before = sample[row].float()
+            noise = noise_in(before, prediction[row].float(), alpha, sigma, _prediction_type(self._scheduler))
+            clean = (before - sigma * noise) / alpha
+            fresh = randn_tensor(
+                noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype
+            )
+
+            def renewed(rows: Tensor, a: float, s: float, x0: Tensor = clean, f: Tensor = fresh) -> Tensor:
+                kept = rows.float() - a * x0  # s e'
+                return (a * x0 + math.sqrt(1.0 - strength**2) * kept + s * strength * f).to(rows.dtype)
+
+            state[row] = renewed(state[row], alpha_next, sigma_next)
+            if _is_a(self._scheduler, "UniPCMultistepScheduler"):  # as in `_refresh`
+                last = self._scheduler.last_sample.clone()
+                last[row] = renewed(last[row], alpha, sigma)
                 self._scheduler.last_sample = last
         return state
 
@@ -226,9 +280,9 @@ def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, pre
     return sample + alpha * prediction  # flow: v = e - x0, x = (1 - s) x0 + s e
 
 
-Levels = Callable[[Any, int], tuple[float, float, float]]
-"""(scheduler, number of the call) to (alpha, sigma) of the state that the call starts from and sigma of the
-one it leads to."""
+Levels = Callable[[Any, int], tuple[float, float, float, float]]
+"""(scheduler, number of the call) to (alpha, sigma) of the state that the call starts from, and of the one it
+leads to."""
 
 
 def _sigma_pair(scheduler: Any, call: int) -> tuple[float, float]:
@@ -236,28 +290,28 @@ def _sigma_pair(scheduler: Any, call: int) -> tuple[float, float]:
     return float(scheduler.sigmas[place]), float(scheduler.sigmas[place + 1])
 
 
-def _flow(scheduler: Any, call: int) -> tuple[float, float, float]:
+def _flow(scheduler: Any, call: int) -> tuple[float, float, float, float]:
     """x = (1 - s) x0 + s e."""
     sigma, following = _sigma_pair(scheduler, call)
-    return 1.0 - sigma, sigma, following
+    return 1.0 - sigma, sigma, 1.0 - following, following
 
 
-def _exploding(scheduler: Any, call: int) -> tuple[float, float, float]:
+def _exploding(scheduler: Any, call: int) -> tuple[float, float, float, float]:
     """x = x0 + s e: the state that Euler's and Heun's step is given."""
     sigma, following = _sigma_pair(scheduler, call)
-    return 1.0, sigma, following
+    return 1.0, sigma, 1.0, following
 
 
-def _preserving(scheduler: Any, call: int) -> tuple[float, float, float]:
+def _preserving(scheduler: Any, call: int) -> tuple[float, float, float, float]:
     """x = (x0 + s e) / sqrt(1 + s^2), or flow if so configured."""
     if getattr(scheduler.config, "use_flow_sigmas", False):
         return _flow(scheduler, call)
     sigma, following = _sigma_pair(scheduler, call)
     norm, following_norm = (1 + sigma**2) ** 0.5, (1 + following**2) ** 0.5
-    return 1.0 / norm, sigma / norm, following / following_norm
+    return 1.0 / norm, sigma / norm, 1.0 / following_norm, following / following_norm
 
 
-def _cumulative(scheduler: Any, call: int) -> tuple[float, float, float]:
+def _cumulative(scheduler: Any, call: int) -> tuple[float, float, float, float]:
     """DDIM: from the products of alphas at this call's timestep and the next one's."""
     timesteps = scheduler.timesteps
     product = float(scheduler.alphas_cumprod[int(timesteps[call])])
@@ -265,7 +319,7 @@ def _cumulative(scheduler: Any, call: int) -> tuple[float, float, float]:
     following = float(
         scheduler.final_alpha_cumprod if last else scheduler.alphas_cumprod[int(timesteps[call + 1])]
     )
-    return product**0.5, (1 - product) ** 0.5, (1 - following) ** 0.5
+    return product**0.5, (1 - product) ** 0.5, following**0.5, (1 - following) ** 0.5
 
 
 NOISE_LEVELS: dict[str, Levels] = {

@@ -170,6 +170,7 @@ def _sample(
         bench.max_group_size,
         shared_guidance=setting.shared_guidance,
         unguided=setting.unguided,
+        handover_noise=setting.handover_noise,
         wave_size=bench.wave_size,
         micro_batch_size=bench.micro_batch_size,
         encoder=lambda texts: np.stack([known[text] for text in texts]),

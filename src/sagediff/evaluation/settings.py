@@ -28,6 +28,7 @@ class Setting:
         threshold: least cosine in a group; for independent sampling, the groups its diversity is measured in.
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
         unguided: part of the steps, the first ones, that run without guidance (arXiv 2404.07724), shared or not.
+        handover_noise: part of the noise drawn anew after a member's first step of its own.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Setting:
     threshold: float
     shared_guidance: float | None
     unguided: float
+    handover_noise: float = 0.0
 
     @property
     def key(self) -> str:

@@ -33,6 +33,7 @@ def model_card(base: str, num_pictures: int, num_captions: int, config: TrainCon
         "",
         "```python",
         "import sagediff",
+        "",
         f'pipe = sagediff.load_pipeline("{base}")',
         load,
         "```",
