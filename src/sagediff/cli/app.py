@@ -53,6 +53,7 @@ def generate(
     share_ratio: options.ShareRatio = None,
     shared_guidance: options.SharedGuidance = None,
     unguided: options.EarlyGuidanceOff = 0.0,
+    handover_noise: options.HandoverNoise = 0.0,
     max_group_size: options.MaxGroupSize = 8,
     seed: Annotated[int, typer.Option(help="Every prompt's seed is derived from it.")] = 0,
     scheduler: options.Scheduler = None,
@@ -88,7 +89,9 @@ def generate(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
         scheduler=scheduler, encoder=encoder, lora=lora,
     )  # fmt: skip
-    run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
+    run_generate(GenerateRequest(
+        texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype, handover_noise
+    ))  # fmt: skip
 
 
 @app.command()
@@ -236,6 +239,7 @@ def bench(
     seeds: options.Seeds = None,
     guidance: options.Guidance = None,
     shared_guidance: options.SharedGuidance = None,
+    handover_noise: options.HandoverNoise = 0.0,
     max_group_size: options.MaxGroupSize = 8,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
@@ -257,7 +261,7 @@ def bench(
     run_bench_command(BenchRequest(
         model, out, chosen_lora(model, lora, no_lora), baseline_lora, prompts, data, reference, captions,
         share_ratio or (), threshold or (), steps or (), unguided or (), seeds or (), shared_guidance, guidance,
-        max_group_size, scheduler, encoder, features, clip, resume, device, dtype,
+        max_group_size, scheduler, encoder, features, clip, resume, device, dtype, handover_noise,
     ))  # fmt: skip
 
 

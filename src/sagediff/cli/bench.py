@@ -79,6 +79,7 @@ class BenchRequest:
     resume: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    handover_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def _checked(request: BenchRequest) -> tuple[RunSettings, Grid, tuple[int, ...]]
         _numbers("--unguided", request.unguided, float),
         policy.shared_guidance,
         tuple(fine_tuned),
+        request.handover_noise,
     )
     seeds = _numbers("--seeds", request.seeds, int) or DEFAULT_SEEDS
     if len(set(seeds)) != len(seeds):
@@ -258,6 +260,7 @@ def _manifest(
         "thresholds": grid.thresholds,
         "unguided": grid.unguided,
         "shared_guidance": grid.shared_guidance,
+        "handover_noise": grid.handover_noise,
         "guidance_scale": settings.guidance_scale,
         "max_group_size": request.max_group_size,
         "scheduler": settings.scheduler,

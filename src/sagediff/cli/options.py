@@ -61,6 +61,13 @@ EarlyGuidanceOff = Annotated[
         help="Part of the steps, the first ones, without guidance for every prompt: fewer evaluations.",
     ),
 ]
+HandoverNoise = Annotated[
+    float,
+    typer.Option(
+        help="Part, 0 to 1, of what is not yet a prompt's own picture that is drawn anew after its first step past "
+        "the branch point. 1 with weights trained to share and --unguided 1."
+    ),
+]
 MaxGroupSize = Annotated[int, typer.Option(help="Most prompts in a group.")]
 Scheduler = Annotated[
     str | None,

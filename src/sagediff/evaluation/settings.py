@@ -63,6 +63,7 @@ class Grid:
     Attributes:
         steps, share_ratios, thresholds, unguided: each with each; `unguided` may be empty.
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
+        handover_noise: of shared sampling, in [0, 1].
         fine_tuned: which weights there are beside the base model's.
 
     Raises:
@@ -75,12 +76,14 @@ class Grid:
     unguided: tuple[float, ...] = ()
     shared_guidance: float | None = 1.0
     fine_tuned: tuple[Weights, ...] = ()
+    handover_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, values in (("--steps", self.steps), ("--threshold", self.thresholds)):
             if not values:
                 raise InputError(f"{name} needs at least one value")
         _check("--steps", self.steps, all(n >= 1 for n in self.steps), "at least 1")
+        _check("--handover-noise", (self.handover_noise,), 0 <= self.handover_noise <= 1, "in [0, 1]")
         within = all(0 < r <= 1 for r in self.share_ratios)
         _check("--share-ratio", self.share_ratios, within, "in (0, 1]; independent sampling always runs")
         _check("--threshold", self.thresholds, all(-1 <= t <= 1 for t in self.thresholds), "in [-1, 1]")
@@ -106,7 +109,14 @@ class Grid:
                 for ratio in self.share_ratios:
                     for steps in self.steps:
                         setting = Setting(
-                            f"shared{after}", weights, steps, ratio, threshold, self.shared_guidance, 0.0
+                            f"shared{after}",
+                            weights,
+                            steps,
+                            ratio,
+                            threshold,
+                            self.shared_guidance,
+                            0.0,
+                            self.handover_noise,
                         )
                         out[setting] = None
                         for part in self.unguided:
