@@ -53,6 +53,8 @@ class Setting:
             parts += [f"share ratio {self.share_ratio:g}", f"threshold {self.threshold:g}"]
         if self.unguided:
             parts += [f"first {self.unguided:.0%} unguided"]
+        if self.handover_noise:
+            parts += [f"noise at the hand-over {self.handover_noise:g}"]
         return ", ".join(parts)
 
 
