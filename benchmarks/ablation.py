@@ -59,9 +59,11 @@ def trained(name: str, args: argparse.Namespace) -> Path | None:
     return out / WEIGHT_NAME
 
 
-def measure(pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float) -> dict[str, Any]:
+def measure(
+    pipe: Any, perception: WorldPerception, captions: list[str], args: argparse.Namespace, ratio: float
+) -> dict[str, Any]:
     """Accuracy and Frechet distance over the seeds."""
-    perception = WorldPerception()
+    real = reference_features(captions)
     sampler = sagediff.SharedSampler(
         pipe, threshold=args.threshold, share_ratio=ratio, shared_guidance=1.0 if ratio else None
     )
@@ -70,9 +72,7 @@ def measure(pipe: Any, captions: list[str], args: argparse.Namespace, ratio: flo
         result = sampler(captions, num_inference_steps=args.sampling_steps, guidance_scale=4.0, seed=seed)
         images = as_tensor(result.images)
         right.append(float(perception.accuracy(images, captions)["all"].float().mean()))
-        distance.append(
-            float(frechet_distance(perception.features(images).numpy(), reference_features(captions).numpy()))
-        )
+        distance.append(frechet_distance(perception.features(images), real))
     return {
         "saving": result.plan.cost_saving,
         "all": mean_spread(right),
@@ -100,12 +100,12 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of sampling")
     args = parser.parse_args()
-    captions = held_out_captions(args.captions)
+    captions, perception = held_out_captions(args.captions), WorldPerception()
     rows = []
     for name in args.variants:
         pipe = open_pipeline("demo", None, "auto", "auto", trained(name, args))
         row = {"variant": name} | {
-            f"{ratio:g}": measure(pipe, captions, args, ratio) for ratio in args.ratios
+            f"{ratio:g}": measure(pipe, perception, captions, args, ratio) for ratio in args.ratios
         }
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows.append(row)

@@ -26,11 +26,10 @@ from sagediff.evaluation.bench import Bench, embeddings_of, run_bench, yardstick
 from sagediff.evaluation.cells import CellStore
 from sagediff.evaluation.plots import frontier
 from sagediff.evaluation.reference import Reference
-from sagediff.evaluation.settings import Setting, Weights
+from sagediff.evaluation.settings import AFTER, Setting, Weights
 from sagediff.evaluation.summary import Row, row
 from sagediff.evaluation.table import json_text, markdown
 
-AFTER = {"base": "", "standard": ", standard fine-tuning", "sage": ", SAGE training"}
 # (steps, of which the first so many without guidance)
 INDEPENDENT = [(6, 4), (8, 8), (8, 4), (12, 12), (12, 8), (16, 8), (20, 0)]
 # (steps, of which shared, of which without guidance, noise at the hand-over)

@@ -196,33 +196,14 @@ class SchedulerTap:
         levels: tuple[float, ...],
     ) -> Tensor:
         """Replace part of the noise component of the rows that part now: x + s ((sqrt(1 - k^2) - 1) e + k
-        fresh).
-
-        Args:
-            state: (N, ...) after the step, at noise level `sigma_next`.
-            prediction, sample: (N, ...) what the step was given, at (alpha, sigma).
-            levels: (alpha, sigma, alpha_next, sigma_next).
+        fresh).  Args: as `_replace` takes them.
         """
-        alpha, sigma, _, sigma_next = levels
         strength = self._fresh_noise
-        state = state.clone() if prompts else state
-        for prompt in prompts:
-            row = slice(prompt, prompt + 1)
-            noise = noise_in(
-                sample[row].float(), prediction[row].float(), alpha, sigma, _prediction_type(self._scheduler)
-            )
-            fresh = randn_tensor(
-                noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype
-            )
-            change = (math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh
-            state[row] += (sigma_next * change).to(state.dtype)
-            if _is_a(self._scheduler, "UniPCMultistepScheduler"):
-                # Its corrector starts the next step anew from the state before this one: it must hold the
-                # same noise
-                last = self._scheduler.last_sample.clone()
-                last[row] += (sigma * change).to(last.dtype)
-                self._scheduler.last_sample = last
-        return state
+
+        def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
+            return rows + s * ((math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh)
+
+        return self._replace(state, prompts, prediction, sample, levels, change)
 
     def _renew(
         self,
@@ -235,10 +216,33 @@ class SchedulerTap:
         """The predicted picture with part of all else that the rows hold drawn anew: a' x0 + s' (sqrt(1 - k^2) e'
         + k fresh), e' = (x - a' x0) / s'. With k = 1 it is one step of ancestral sampling (DDIM's eta of 1).
 
-        Args: as `_refresh` takes them.
+        Args: as `_replace` takes them.
+        """
+        strength = self._handover_noise
+
+        def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
+            return a * clean + math.sqrt(1.0 - strength**2) * (rows - a * clean) + s * strength * fresh
+
+        return self._replace(state, prompts, prediction, sample, levels, change)
+
+    def _replace(
+        self,
+        state: Tensor,
+        prompts: Sequence[int],
+        prediction: Tensor,
+        sample: Tensor,
+        levels: tuple[float, ...],
+        change: Callable[[Tensor, float, float, Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The state with some prompts' rows changed.
+
+        Args:
+            state: (N, ...) after the step, at (alpha_next, sigma_next).
+            prediction, sample: (N, ...) what the step was given, at (alpha, sigma).
+            levels: (alpha, sigma, alpha_next, sigma_next).
+            change: (rows, their alpha and sigma, predicted picture x0 and noise e, fresh noise) to rows.
         """
         alpha, sigma, alpha_next, sigma_next = levels
-        strength = self._handover_noise
         state = state.clone() if prompts else state
         for prompt in prompts:
             row = slice(prompt, prompt + 1)
@@ -248,15 +252,13 @@ class SchedulerTap:
             fresh = randn_tensor(
                 noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype
             )
-
-            def renewed(rows: Tensor, a: float, s: float, x0: Tensor = clean, f: Tensor = fresh) -> Tensor:
-                kept = rows.float() - a * x0  # s e'
-                return (a * x0 + math.sqrt(1.0 - strength**2) * kept + s * strength * f).to(rows.dtype)
-
-            state[row] = renewed(state[row], alpha_next, sigma_next)
-            if _is_a(self._scheduler, "UniPCMultistepScheduler"):  # as in `_refresh`
+            after = change(state[row].float(), alpha_next, sigma_next, clean, noise, fresh)
+            state[row] = after.to(state.dtype)
+            if _is_a(self._scheduler, "UniPCMultistepScheduler"):
+                # Its corrector starts the next step anew from the state before this one: it must hold the
+                # same noise
                 last = self._scheduler.last_sample.clone()
-                last[row] = renewed(last[row], alpha, sigma)
+                last[row] = change(last[row].float(), alpha, sigma, clean, noise, fresh).to(last.dtype)
                 self._scheduler.last_sample = last
         return state
 

@@ -13,7 +13,7 @@ from sagediff.errors import InputError
 
 Weights = Literal["base", "standard", "sage"]
 
-_AFTER = {"base": "", "standard": ", standard fine-tuning", "sage": ", SAGE training"}
+AFTER = {"base": "", "standard": ", standard fine-tuning", "sage": ", SAGE training"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Grid:
         out: dict[Setting, None] = {}
         every: tuple[Weights, ...] = ("base", *self.fine_tuned)
         for weights in every:
-            after, first = _AFTER[weights], self.thresholds[0]
+            after, first = AFTER[weights], self.thresholds[0]
             for steps in self.steps:
                 out[Setting(f"independent{after}", weights, steps, 0.0, first, None, 0.0)] = None
             for part in self.unguided if weights != "sage" else ():

@@ -125,14 +125,15 @@ def sage_terms(
     group_noise = torch.randn(mean.shape, generator=generator, device=device)
     own_noise = torch.randn(z.shape, generator=generator, device=device)
     handed = (uniform(len(z)) < weights.handover_rate) & (sizes[node] > 1) & bool(weights.handover > 0)
-    handed_over = process.state(mean, group_noise, process.timesteps(branch))  # (G, ...)
+    branch_t = process.timesteps(branch)  # (G,)
+    handed_over = process.state(mean, group_noise, branch_t)  # (G, ...)
     rolled = (uniform(count) < weights.rollout_rate) & (torch.bincount(node[handed], minlength=count) > 0)
     if bool(rolled.any()):
         handed_over[rolled] = roll_out(
             predict, process, {k: rows[rolled] for k, rows in batch.group_conditions.items()},
             group_noise[rolled], branch[rolled], ROLLOUT_STEPS,
         )  # fmt: skip
-    taken_over = process.handover_noise(z, handed_over[node], process.timesteps(branch)[node])
+    taken_over = process.handover_noise(z, handed_over[node], branch_t[node])
     noise = torch.where(handed.view(-1, *[1] * (z.ndim - 1)), taken_over, own_noise)
 
     guided = batch.guided_conditions()
