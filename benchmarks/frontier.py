@@ -31,7 +31,7 @@ from sagediff.evaluation.summary import Row, row
 from sagediff.evaluation.table import json_text, markdown
 
 # (steps, of which the first so many without guidance)
-INDEPENDENT = [(6, 4), (8, 8), (8, 4), (12, 12), (12, 8), (16, 8), (20, 0)]
+INDEPENDENT = [(6, 4), (8, 8), (8, 4), (12, 12), (12, 8), (16, 8), (12, 0), (20, 0), (30, 0)]
 # (steps, of which shared, of which without guidance, noise at the hand-over)
 TRAINED = [
     (6, 3, 6, 1.0),
@@ -40,6 +40,7 @@ TRAINED = [
     (16, 8, 16, 1.0),
     (24, 12, 24, 1.0),
     (20, 10, 20, 1.0),
+    (30, 15, 30, 1.0),
 ]
 TRAINED += [(8, 4, 8, 0.0), (20, 8, 8, 0.0), (20, 10, 10, 0.0)]
 UNTRAINED = [(12, 6, 12, 1.0), (20, 10, 10, 0.0)]
@@ -66,7 +67,7 @@ def settings(fine_tuned: bool, threshold: float) -> list[Setting]:
     for weights in plain:
         out += [independent(weights, *numbers, threshold) for numbers in INDEPENDENT]
         out += [shared(weights, *numbers, threshold) for numbers in UNTRAINED]
-    out.append(independent("sage", 20, 0, threshold))
+    out += [independent("sage", *numbers, threshold) for numbers in [(20, 0), (20, 20), (8, 8)]]
     return out + [shared("sage", *numbers, threshold) for numbers in TRAINED]
 
 

@@ -17,6 +17,7 @@ from sagediff.lora import RECORD_KEY, lora_file, sharing_record
 
 
 def model_with(tmp_path: Path, defaults: Any) -> str:
+    tmp_path.mkdir(exist_ok=True)
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
     (tmp_path / "sagediff.json").write_text(json.dumps(defaults), encoding="utf-8")
     return str(tmp_path)
@@ -77,3 +78,38 @@ def test_a_loras_record_sets_the_share_ratio_that_is_left_out(tmp_path: Path) ->
         assert settings(model, file).policy.share_ratio == ratio
         assert settings(model, file, share_ratio=0.6).policy.share_ratio == 0.6
     assert settings(model).policy.share_ratio == 0.2
+
+
+def test_a_lora_folder_tells_how_its_weights_are_best_used(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    model = model_with(tmp_path / "model", {"guidance_scale": 5.0})
+    (tmp_path / "sagediff.json").write_text(json.dumps({"unguided": 0.5, "handover_noise": 0.25}))
+    found = settings(model, tmp_path)
+    assert (found.policy.unguided, found.handover_noise, found.guidance_scale) == (0.5, 0.25, 5.0)
+    # the file alone, not the folder, was named: what lies beside it may belong to something else
+    assert settings(model, tmp_path / "weights.safetensors").policy.unguided == 0.0
+    assert settings(model).handover_noise == 0.0
+
+
+def test_who_asks_for_guidance_gets_it(tmp_path: Path) -> None:
+    def run(**options: Any) -> RunSettings:
+        return run_settings(
+            model="demo", steps=20, threshold=None, share_ratio=None, shared_guidance=None, max_group_size=8,
+            scheduler=None, encoder=None, lora=lora_dir(), **options,
+        )  # fmt: skip
+
+    left_to_it = run(guidance=None)
+    assert (left_to_it.policy.unguided, left_to_it.handover_noise) == (1.0, 1.0)
+    asked = run(guidance=4.0)
+    assert (asked.policy.unguided, asked.handover_noise, asked.guidance_scale) == (0.0, 0.0, 4.0)
+    named = run(guidance=4.0, unguided=0.5, handover_noise=0.5)
+    assert (named.policy.unguided, named.handover_noise) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("noise", [-0.1, 1.5, float("nan")])
+def test_noise_at_the_hand_over_must_be_a_part(noise: float) -> None:
+    with pytest.raises(InputError, match="--handover-noise"):
+        run_settings(
+            model="demo", steps=20, guidance=None, threshold=None, share_ratio=None, shared_guidance=None,
+            max_group_size=8, scheduler=None, encoder=None, handover_noise=noise,
+        )  # fmt: skip

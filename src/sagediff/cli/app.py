@@ -52,8 +52,8 @@ def generate(
     threshold: options.Threshold = None,
     share_ratio: options.ShareRatio = None,
     shared_guidance: options.SharedGuidance = None,
-    unguided: options.EarlyGuidanceOff = 0.0,
-    handover_noise: options.HandoverNoise = 0.0,
+    unguided: options.EarlyGuidanceOff = None,
+    handover_noise: options.HandoverNoise = None,
     max_group_size: options.MaxGroupSize = 8,
     seed: Annotated[int, typer.Option(help="Every prompt's seed is derived from it.")] = 0,
     scheduler: options.Scheduler = None,
@@ -87,11 +87,9 @@ def generate(
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
-        scheduler=scheduler, encoder=encoder, lora=lora,
+        scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise,
     )  # fmt: skip
-    run_generate(GenerateRequest(
-        texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype, handover_noise
-    ))  # fmt: skip
+    run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
 
 
 @app.command()
@@ -106,7 +104,7 @@ def plan(
     threshold: options.Threshold = None,
     share_ratio: options.ShareRatio = None,
     shared_guidance: options.SharedGuidance = None,
-    unguided: options.EarlyGuidanceOff = 0.0,
+    unguided: options.EarlyGuidanceOff = None,
     max_group_size: options.MaxGroupSize = 8,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
@@ -239,7 +237,7 @@ def bench(
     seeds: options.Seeds = None,
     guidance: options.Guidance = None,
     shared_guidance: options.SharedGuidance = None,
-    handover_noise: options.HandoverNoise = 0.0,
+    handover_noise: options.BenchHandoverNoise = 0.0,
     max_group_size: options.MaxGroupSize = 8,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,

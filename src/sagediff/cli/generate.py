@@ -43,7 +43,6 @@ class GenerateRequest:
     micro_batch_size: int | None
     device: str
     dtype: str
-    handover_noise: float = 0.0
 
     def manifest(self) -> dict[str, Any]:
         """What a resumed run must repeat."""
@@ -57,7 +56,7 @@ class GenerateRequest:
             "scheduler": settings.scheduler,
             "encoder": settings.encoder,
             "seed": self.seed,
-            "handover_noise": self.handover_noise,
+            "handover_noise": settings.handover_noise,
             "prompts": fingerprint(self.prompts),
         }
 
@@ -111,7 +110,7 @@ def _sampler(request: GenerateRequest) -> SharedSampler:
         wave_size=request.wave_size,
         micro_batch_size=request.micro_batch_size,
         encoder=settings.encoder,
-        handover_noise=request.handover_noise,
+        handover_noise=settings.handover_noise,
     )
 
 

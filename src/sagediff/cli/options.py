@@ -55,19 +55,26 @@ SharedGuidance = Annotated[
     ),
 ]
 EarlyGuidanceOff = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--unguided",
-        help="Part of the steps, the first ones, without guidance for every prompt: fewer evaluations.",
+        help="Part of the steps, the first ones, without guidance for every prompt: fewer evaluations "
+        "[default: the LoRA's own unless --guidance is given, else 0]",
+        show_default=False,
     ),
 ]
+_HANDOVER_NOISE = (
+    "Part, 0 to 1, of what is not yet a prompt's own picture that is drawn anew after its first step past "
+    "the branch point. 1 with weights trained to share and --unguided 1"
+)
 HandoverNoise = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="Part, 0 to 1, of what is not yet a prompt's own picture that is drawn anew after its first step past "
-        "the branch point. 1 with weights trained to share and --unguided 1."
+        help=f"{_HANDOVER_NOISE} [default: the LoRA's own unless --guidance is given, else 0]",
+        show_default=False,
     ),
 ]
+BenchHandoverNoise = Annotated[float, typer.Option(help=f"{_HANDOVER_NOISE}.")]
 MaxGroupSize = Annotated[int, typer.Option(help="Most prompts in a group.")]
 Scheduler = Annotated[
     str | None,

@@ -14,6 +14,7 @@ from sagediff.lora import lora_file, sharing_record
 from sagediff.planning import SharePolicy
 
 DEFAULTS_FILE = "sagediff.json"
+_DEFAULTS = ("threshold", "share_ratio", "guidance_scale", "shared_guidance", "unguided", "handover_noise")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RunSettings:
     scheduler: str | None
     encoder: str | None
     lora: Path | None
+    handover_noise: float = 0.0
 
 
 def run_settings(
@@ -41,12 +43,15 @@ def run_settings(
     scheduler: str | None,
     encoder: str | None,
     lora: Path | None = None,
-    unguided: float = 0.0,
+    unguided: float | None = None,
+    handover_noise: float | None = None,
 ) -> RunSettings:
     """Fill in defaults and check every value.
 
-    What is left out comes from the LoRA, which knows the share ratio that it was trained for, then from the model
-    (`sagediff.json` in its folder), which is for sharing without one.
+    What is left out comes from `sagediff.json` in the LoRA's folder, then from the LoRA's own record, which knows the
+    share ratio that it was trained for, then from `sagediff.json` in the model's folder, which is for sharing without
+    one. Who names a guidance scale gets it on every step of a prompt of its own: only then are steps without guidance
+    and noise at the hand-over, which belong together, not taken from a file.
 
     Raises:
         InputError: a value out of range, an unknown model or scheduler, a LoRA that is not there.
@@ -60,8 +65,16 @@ def run_settings(
     folder = model_folder(model)
     own = _model_defaults(folder)
     if lora is not None:
+        beside = lora if lora.is_dir() else None
         lora = lora_file(lora).resolve()
         own |= _trained_defaults(sharing_record(lora))  # refuses what is no safetensors file
+        own |= _model_defaults(beside)
+    if guidance is not None:
+        own.pop("unguided", None)
+        own.pop("handover_noise", None)
+    noise = own.get("handover_noise", 0.0) if handover_noise is None else handover_noise
+    if not 0 <= noise <= 1:
+        raise InputError(f"--handover-noise must lie in [0, 1], got {noise:g}")
     policy = SharePolicy(
         threshold=own.get("threshold", 0.8) if threshold is None else threshold,
         share_ratio=own.get("share_ratio", 0.4) if share_ratio is None else share_ratio,
@@ -69,7 +82,7 @@ def run_settings(
         shared_guidance=own.get("shared_guidance", 1.0)
         if shared_guidance is None
         else _shared_guidance(shared_guidance),
-        unguided=unguided,
+        unguided=own.get("unguided", 0.0) if unguided is None else unguided,
     )
     return RunSettings(
         model if folder is None or model == "demo" else str(folder.resolve()),
@@ -79,6 +92,7 @@ def run_settings(
         scheduler,
         encoder,
         lora,
+        noise,
     )
 
 
@@ -144,11 +158,7 @@ def _shared_guidance(text: str) -> float | None:
 
 def _model_defaults(folder: Path | None) -> dict[str, float]:
     found = _defaults_file(folder)
-    own: dict[str, float] = {
-        key: found[key]
-        for key in ("threshold", "share_ratio", "guidance_scale", "shared_guidance")
-        if key in found
-    }
+    own: dict[str, float] = {key: found[key] for key in _DEFAULTS if key in found}
     for key, value in own.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{folder}/{DEFAULTS_FILE}: `{key}` should be a number, got {value!r}")
