@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -118,8 +118,11 @@ class SchedulerTap:
         changed = self._keep_members_equal(state)
         if levels is not None:
             prediction, sample = given["model_output"], given["sample"]
-            changed = self._refresh(changed, fresh, prediction, sample, levels)
-            changed = self._renew(changed, handed, prediction, sample, levels)
+            for prompts, change in (
+                (fresh, refreshed(self._fresh_noise)),
+                (handed, renewed(self._handover_noise)),
+            ):
+                changed = self._replace(changed, prompts, prediction, sample, levels, change)
         run.leave_scheduler()
         if changed is state:
             return output
@@ -187,44 +190,6 @@ class SchedulerTap:
             return []
         return [p for p, branch in enumerate(plan.branch_steps) if 0 < branch == step]
 
-    def _refresh(
-        self,
-        state: Tensor,
-        prompts: Sequence[int],
-        prediction: Tensor,
-        sample: Tensor,
-        levels: tuple[float, ...],
-    ) -> Tensor:
-        """Replace part of the noise component of the rows that part now: x + s ((sqrt(1 - k^2) - 1) e + k
-        fresh).  Args: as `_replace` takes them.
-        """
-        strength = self._fresh_noise
-
-        def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
-            return rows + s * ((math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh)
-
-        return self._replace(state, prompts, prediction, sample, levels, change)
-
-    def _renew(
-        self,
-        state: Tensor,
-        prompts: Sequence[int],
-        prediction: Tensor,
-        sample: Tensor,
-        levels: tuple[float, ...],
-    ) -> Tensor:
-        """The predicted picture with part of all else that the rows hold drawn anew: a' x0 + s' (sqrt(1 - k^2) e'
-        + k fresh), e' = (x - a' x0) / s'. With k = 1 it is one step of ancestral sampling (DDIM's eta of 1).
-
-        Args: as `_replace` takes them.
-        """
-        strength = self._handover_noise
-
-        def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
-            return a * clean + math.sqrt(1.0 - strength**2) * (rows - a * clean) + s * strength * fresh
-
-        return self._replace(state, prompts, prediction, sample, levels, change)
-
     def _replace(
         self,
         state: Tensor,
@@ -232,7 +197,7 @@ class SchedulerTap:
         prediction: Tensor,
         sample: Tensor,
         levels: tuple[float, ...],
-        change: Callable[[Tensor, float, float, Tensor, Tensor, Tensor], Tensor],
+        change: Change,
     ) -> Tensor:
         """The state with some prompts' rows changed.
 
@@ -240,7 +205,7 @@ class SchedulerTap:
             state: (N, ...) after the step, at (alpha_next, sigma_next).
             prediction, sample: (N, ...) what the step was given, at (alpha, sigma).
             levels: (alpha, sigma, alpha_next, sigma_next).
-            change: (rows, their alpha and sigma, predicted picture x0 and noise e, fresh noise) to rows.
+            change: what happens to a row; it draws one fresh noise.
         """
         alpha, sigma, alpha_next, sigma_next = levels
         state = state.clone() if prompts else state
@@ -261,6 +226,32 @@ class SchedulerTap:
                 last[row] = change(last[row].float(), alpha, sigma, clean, noise, fresh).to(last.dtype)
                 self._scheduler.last_sample = last
         return state
+
+
+# -- what happens to a row -------------------------------------------------------------------------
+
+Change: TypeAlias = Callable[[Tensor, float, float, Tensor, Tensor, Tensor], Tensor]
+"""(rows, their alpha and sigma, predicted picture x0 and noise e, fresh noise) to rows."""
+
+
+def refreshed(strength: float) -> Change:
+    """Part of the noise component replaced: x + s ((sqrt(1 - k^2) - 1) e + k fresh), k the strength."""
+
+    def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
+        return rows + s * ((math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh)
+
+    return change
+
+
+def renewed(strength: float) -> Change:
+    """The predicted picture with part of all else that the rows hold drawn anew: a x0 + s (sqrt(1 - k^2) e' + k
+    fresh), e' = (x - a x0) / s, k the strength. With k = 1 it is one step of ancestral sampling (DDIM's eta of 1).
+    """
+
+    def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
+        return a * clean + math.sqrt(1.0 - strength**2) * (rows - a * clean) + s * strength * fresh
+
+    return change
 
 
 # -- noise levels ----------------------------------------------------------------------------------

@@ -63,12 +63,12 @@ def run_settings(
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise InputError(f"unknown --scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
     folder = model_folder(model)
-    own = _model_defaults(folder)
+    own = _folder_defaults(folder)
     if lora is not None:
         beside = lora if lora.is_dir() else None
         lora = lora_file(lora).resolve()
         own |= _trained_defaults(sharing_record(lora))  # refuses what is no safetensors file
-        own |= _model_defaults(beside)
+        own |= _folder_defaults(beside)
     if guidance is not None:
         own.pop("unguided", None)
         own.pop("handover_noise", None)
@@ -156,7 +156,7 @@ def _shared_guidance(text: str) -> float | None:
         raise InputError(f"--shared-guidance must be a number or 'same', got {text!r}") from None
 
 
-def _model_defaults(folder: Path | None) -> dict[str, float]:
+def _folder_defaults(folder: Path | None) -> dict[str, float]:
     found = _defaults_file(folder)
     own: dict[str, float] = {key: found[key] for key in _DEFAULTS if key in found}
     for key, value in own.items():
