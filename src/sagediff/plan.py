@@ -18,11 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import PlanError
+from sagediff.levels import (
+    Level,
+    branching_levels,
+    check_groups,
+    check_levels,
+    part_of_steps,
+    renumber,
+    tree_levels,
+)
 
 if TYPE_CHECKING:
     import torch
-
-Level = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,7 @@ class SharePlan:
     share_ratio: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise PlanError(f"num_steps must be a whole number of at least 1, got {self.num_steps!r}")
+        _check_steps(self.num_steps)
         if self.rows_per_prompt not in (1, 2):
             raise PlanError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
         if self.shared_guidance is not None and not (
@@ -75,35 +81,7 @@ class SharePlan:
             raise PlanError(
                 f"calls_per_step must hold {self.num_steps} counts of at least 1, got {self.calls_per_step!r}"
             )
-        self._check_levels()
-
-    def _check_levels(self) -> None:
-        if not self.levels or self.levels[0][0] != 0:
-            raise PlanError("levels must begin at step 0")
-        before: Level | None = None
-        for level in self.levels:
-            start, nodes = level
-            if tuple(_renumber(nodes)) != tuple(nodes):
-                raise PlanError(
-                    f"nodes at step {start} must be numbered from 0 in the order of first members"
-                )
-            if before is not None:
-                if not before[0] < start < self.num_steps:
-                    raise PlanError(
-                        f"levels must begin at growing steps below {self.num_steps}; {start} follows {before[0]}"
-                    )
-                if len(nodes) != len(before[1]):
-                    raise PlanError(
-                        f"the level at step {start} has {len(nodes)} prompts, not {len(before[1])}"
-                    )
-                parent: dict[int, int] = {}
-                for child, node in zip(nodes, before[1], strict=True):
-                    if parent.setdefault(child, node) != node:
-                        raise PlanError(
-                            f"the partition at step {start} joins prompts that were apart before; "
-                            "partitions may only get finer"
-                        )
-            before = level
+        check_levels(self.levels, self.num_steps)
 
     @classmethod
     def from_groups(
@@ -124,43 +102,56 @@ class SharePlan:
         Raises:
             PlanError: the groups do not cover the prompts once, or a ratio is out of range.
         """
-        members = [[int(i) for i in group] for group in groups]
-        flat = sorted(i for group in members for i in group)
-        if any(not group for group in members):
-            raise PlanError("a group is empty; every group needs at least one prompt")
-        if flat != list(range(len(flat))):
-            raise PlanError(f"groups must name each of the prompts 0..{max(len(flat) - 1, 0)} exactly once")
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise PlanError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+        check_groups(groups)
+        _check_steps(num_steps)
         kept: float | tuple[float, ...]
         if isinstance(share_ratio, Sequence | np.ndarray):
             kept = tuple(float(r) for r in share_ratio)
             ratios = list(kept)
-            if len(ratios) != len(members):
+            if len(ratios) != len(groups):
                 raise PlanError(
-                    f"share_ratio must be one number or one a group ({len(members)}), got {len(ratios)}"
+                    f"share_ratio must be one number or one a group ({len(groups)}), got {len(ratios)}"
                 )
         else:
             kept = float(share_ratio)
-            ratios = [kept] * len(members)
-        for ratio in ratios:
-            if not 0 <= ratio <= 1:
-                raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
+            ratios = [kept] * len(groups)
+        _check_ratios(ratios)
         branch = [
             part_of_steps(ratio, num_steps) if len(group) > 1 else 0
-            for ratio, group in zip(ratios, members, strict=True)
+            for ratio, group in zip(ratios, groups, strict=True)
         ]
-        levels: list[Level] = []
-        for start in sorted({0, *(b for b in branch if b < num_steps)}):
-            nodes = list(range(len(flat)))
-            for group, end in zip(members, branch, strict=True):
-                if start < end:
-                    for i in group:
-                        nodes[i] = min(group)
-            level = (start, tuple(_renumber(nodes)))
-            if not levels or levels[-1][1] != level[1]:
-                levels.append(level)
-        return cls(num_steps, tuple(levels), shared_guidance, unguided_steps, rows_per_prompt, None, kept)
+        levels = branching_levels(groups, branch, num_steps)
+        return cls(num_steps, levels, shared_guidance, unguided_steps, rows_per_prompt, None, kept)
+
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Sequence[tuple[float, Sequence[Sequence[int]]]],
+        num_steps: int = 30,
+        shared_guidance: float | None = None,
+        unguided_steps: int = 0,
+        rows_per_prompt: int = 2,
+    ) -> SharePlan:
+        """Groups that part into smaller groups, and those into single prompts (a tree, arXiv 2508.21032).
+
+        Args:
+            tree: (share ratio, groups), coarsest first, ratios growing: these groups share until that part of the
+                steps, rounded half up. Every partition holds each of the prompts 0..N-1 once and refines the one
+                before.
+
+        Raises:
+            PlanError: there is no partition, one joins prompts that were apart, or ratios out of range or order.
+        """
+        _check_steps(num_steps)
+        ratios = [float(ratio) for ratio, _ in tree]
+        _check_ratios(ratios)
+        if not ratios or ratios != sorted(set(ratios)):
+            raise PlanError(
+                f"a tree needs share ratios that grow from one partition to the next, got {ratios}"
+            )
+        ends = [(part_of_steps(ratio, num_steps), groups) for ratio, groups in tree]
+        levels = tree_levels(ends, num_steps)
+        return cls(num_steps, levels, shared_guidance, unguided_steps, rows_per_prompt)
 
     # -- partitions
 
@@ -280,7 +271,7 @@ class SharePlan:
                 raise PlanError(f"a subset must take whole groups; it names only some of {group}")
         levels: list[Level] = []
         for start, nodes in self.levels:
-            part = tuple(_renumber([nodes[i] for i in prompts]))
+            part = tuple(renumber([nodes[i] for i in prompts]))
             if not levels or levels[-1][1] != part:
                 levels.append((start, part))
         # ratios given one a group stand in the caller's order of groups, which a part cannot tell
@@ -369,15 +360,15 @@ class SharePlan:
         return "\n".join(lines)
 
 
-def part_of_steps(part: float, num_steps: int) -> int:
-    """`part` of the steps as a number of steps, rounded half up."""
-    return math.floor(part * num_steps + 0.5 + 1e-9)
+def _check_steps(num_steps: object) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise PlanError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
 
 
-def _renumber(nodes: Sequence[int]) -> list[int]:
-    """Numbers in the order of first appearance."""
-    seen: dict[int, int] = {}
-    return [seen.setdefault(node, len(seen)) for node in nodes]
+def _check_ratios(ratios: Sequence[float]) -> None:
+    for ratio in ratios:
+        if not 0 <= ratio <= 1:
+            raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
 
 
 def _derive(seed: int, part: int) -> int:

@@ -12,7 +12,9 @@ from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import InputError
 from sagediff.families import FAMILIES
 from sagediff.grouping import group_prompts
-from sagediff.plan import SharePlan, part_of_steps
+from sagediff.ladder import Parting, Rung, group_ratios, ladder, nested_groups
+from sagediff.levels import part_of_steps
+from sagediff.plan import SharePlan
 from sagediff.run import planned_calls
 
 
@@ -27,6 +29,10 @@ class SharePolicy:
         shared_guidance: guidance scale of shared steps; 1.0 leaves the negative rows out, None takes the
             pipeline's.
         unguided: part of the steps, the first ones, that run without guidance for every prompt, in [0, 1].
+        rungs: (threshold, share ratio) pairs above the first, which `threshold` and `share_ratio` are; both grow:
+            prompts more alike than the threshold stay together longer. None (default): a fixed split.
+        parting: with rungs, "tree" (default) cuts each group into the closer groups that the next rung makes of it,
+            step by step; "together" gives every group one branch point, by its least alike pair.
 
     Raises:
         InputError: a value out of range.
@@ -37,6 +43,13 @@ class SharePolicy:
     max_group_size: int = 8
     shared_guidance: float | None = 1.0
     unguided: float = 0.0
+    rungs: tuple[tuple[float, float], ...] = ()
+    parting: Parting = "tree"
+
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """All rungs, the first one included."""
+        return ladder([(self.threshold, self.share_ratio), *self.rungs])
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.threshold) and -1 <= self.threshold <= 1):
@@ -51,6 +64,23 @@ class SharePolicy:
             math.isfinite(self.shared_guidance) and self.shared_guidance >= 0
         ):
             raise InputError(f"shared_guidance must be None or at least 0, got {self.shared_guidance}")
+        if self.parting not in ("tree", "together"):
+            raise InputError(f"parting must be 'tree' or 'together', got {self.parting!r}")
+        ladder([(self.threshold, self.share_ratio), *self.rungs])
+
+    def plan(self, vectors: Any, num_steps: int, rows_per_prompt: int = 2) -> SharePlan:
+        """Group unit vectors, (N, D), and plan; pure."""
+        groups = group_prompts(vectors, self.threshold, self.max_group_size)
+        unguided = part_of_steps(self.unguided, num_steps)
+        if self.rungs and self.parting == "tree":
+            tree = nested_groups(vectors, groups, self.ladder, self.max_group_size)
+            return SharePlan.from_tree(tree, num_steps, self.shared_guidance, unguided, rows_per_prompt)
+        ratio: float | list[float] = self.share_ratio
+        if self.rungs:
+            ratio = group_ratios(vectors, groups, self.ladder)
+        return SharePlan.from_groups(
+            groups, num_steps, ratio, self.shared_guidance, unguided, rows_per_prompt
+        )
 
 
 def plan_prompts(
@@ -84,15 +114,7 @@ def plan_prompts(
     scale = true_cfg_scale if family is not None and family.scale == "true_cfg_scale" else guidance_scale
     guided = scale > (1.0 if family is None else family.unguided_scale) and has_negative_rows(pipe)
     vectors = embed_prompts(prompts, pipe, encoder).vectors
-    groups = group_prompts(vectors, policy.threshold, policy.max_group_size)
-    plan = SharePlan.from_groups(
-        groups,
-        num_inference_steps,
-        policy.share_ratio,
-        policy.shared_guidance,
-        unguided_steps=part_of_steps(policy.unguided, num_inference_steps),
-        rows_per_prompt=2 if guided else 1,
-    )
+    plan = policy.plan(vectors, num_inference_steps, rows_per_prompt=2 if guided else 1)
     return plan.recost(calls_per_step=planned_calls(pipe.scheduler, num_inference_steps))
 
 

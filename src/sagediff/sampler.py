@@ -16,6 +16,7 @@ from sagediff.condition import GroupCondition, group_condition_named
 from sagediff.embeddings import Encoder
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.families import denoiser_of, family_of
+from sagediff.ladder import Parting
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, check_prompts, default_guidance, plan_prompts
 from sagediff.sampling import shared_sampling
@@ -71,6 +72,8 @@ class SharedSampler:
         handover_noise: part of what is not yet the member's own picture that is drawn anew after its first step
             past the branch point (`shared_sampling`); 0 (default) leaves it.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
+        rungs: further (threshold, share ratio) pairs, both growing: closer prompts stay together longer.
+        parting: how, with rungs: "tree" or "together" (`SharePolicy`).
 
     Raises:
         InputError: an option out of range. UnsupportedPipelineError: a denoiser that sharing does not know.
@@ -91,8 +94,12 @@ class SharedSampler:
         fresh_noise: float = FRESH_NOISE,
         handover_noise: float = 0.0,
         encoder: Encoder | None = None,
+        rungs: Sequence[tuple[float, float]] = (),
+        parting: Parting = "tree",
     ) -> None:
-        self.policy = SharePolicy(threshold, share_ratio, max_group_size, shared_guidance, unguided)
+        self.policy = SharePolicy(
+            threshold, share_ratio, max_group_size, shared_guidance, unguided, tuple(rungs), parting
+        )
         if wave_size < 1:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if micro_batch_size is not None and micro_batch_size < 1:
