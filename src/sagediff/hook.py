@@ -18,6 +18,7 @@ import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
+from .caches import REGISTRY, CacheRows
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
 from .families import Family, family_of
@@ -25,7 +26,6 @@ from .plan import SharePlan
 from .run import SharedRun
 
 HOOK_NAME = "sagediff_shared_sampling"
-REGISTRY = "_diffusers_hook"  # a module's HookRegistry; tests/test_hook.py guards diffusers' private name
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class DenoiserHook(ModelHook):
         self._run = run
         self._condition = condition
         self._micro_batch_size = micro_batch_size
+        self.caches = CacheRows(inner, micro_batch_size)
         self._layouts: dict[tuple[bytes, bool, int, bool], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
@@ -132,6 +133,7 @@ class DenoiserHook(ModelHook):
         factor = self._guidance_factor(plan, shared, rows, second)
         layout = self._layout(plan, step, rows, second)
         self._check(tensors, rows, layout)
+        self.caches.follow(layout.sources, second, self._run.number, self._run.scheduler_call)
 
         output: Any
         if layout.is_whole and (self._micro_batch_size is None or rows <= self._micro_batch_size):
@@ -315,6 +317,7 @@ class HookInstalled:
 
     def __exit__(self, *exc: object) -> None:
         module = self._module
+        self._hook.caches.clear()  # what an aborted run remembered has the rows of nodes
         registry = HookRegistry.check_if_exists_or_initialize(module)
         found = vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
