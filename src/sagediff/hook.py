@@ -295,6 +295,7 @@ class HookInstalled:
 
     Raises:
         InputError: the module carries such a hook already.
+        UnsupportedPipelineError: the module was compiled in place.
     """
 
     def __init__(self, module: torch.nn.Module, hook: DenoiserHook) -> None:
@@ -303,9 +304,15 @@ class HookInstalled:
 
     def __enter__(self) -> DenoiserHook:
         module = self._module
-        self._had_registry = hasattr(module, REGISTRY)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedPipelineError(
+                f"{type(module).__name__} was compiled in place (`module.compile()`), which would compile sharing with "
+                f"it; wrap it instead (`pipe.transformer = torch.compile(pipe.transformer)`), or compile its blocks "
+                f"(`compile_repeated_blocks()`)"
+            )
+        self._had_registry = REGISTRY in vars(module)
         self._had_forward = "forward" in vars(module)
-        registry = HookRegistry.check_if_exists_or_initialize(module)
+        registry = _registry_of(module)
         if registry.get_hook(HOOK_NAME) is not None:
             raise InputError(
                 "shared_sampling is already active on this pipeline's denoiser; leave that context before "
@@ -318,7 +325,7 @@ class HookInstalled:
     def __exit__(self, *exc: object) -> None:
         module = self._module
         self._hook.caches.clear()  # what an aborted run remembered has the rows of nodes
-        registry = HookRegistry.check_if_exists_or_initialize(module)
+        registry = _registry_of(module)
         found = vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
         if found is not self._forward and not registry.hooks:
@@ -331,11 +338,18 @@ class HookInstalled:
         elif not self._had_forward and not registry.hooks:
             vars(module).pop("forward", None)  # the class's own shows again
         if not self._had_registry and not registry.hooks:
-            for home in (
-                module,
-                _unwrapped(module),
-            ):  # a compiled module keeps attributes on the module inside
-                vars(home).pop(REGISTRY, None)
+            vars(module).pop(REGISTRY, None)
+
+
+def _registry_of(module: torch.nn.Module) -> HookRegistry:
+    """The module's own registry of hooks.
+
+    Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
+    inside, whose hooks would be compiled with it.
+    """
+    found = vars(module).setdefault(REGISTRY, None) or cast("Any", HookRegistry)(module)
+    vars(module)[REGISTRY] = found
+    return cast("HookRegistry", found)
 
 
 def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
