@@ -1,8 +1,9 @@
 """The group condition: the members' mean, their medoid, and their tokens side by side, on the built-in model.
 
-    python benchmarks/group_condition.py --captions 128 --seeds 0 1 2
+    python benchmarks/group_condition.py --captions 128 --seeds 0 1 2 --threshold 0.15
 
-Twice: the base weights, and the LoRA trained to share (on the mean, so that it has a head start there). Side by side
+The base weights, the same shared for so long that it harms, and the LoRA trained to share (on the mean, so that it has
+a head start there). Side by side
 means that a shared row's cross-attention sees the tokens of all members at once; equal prompts then give what one of
 them gives, as softmax over n copies averages the same values. Rows of one batch need equally many tokens: shorter ones
 are padded and masked. It is done here by hooks on the cross-attention layers, outside the package.
@@ -26,6 +27,13 @@ from sagediff.builtin import judge_dir, lora_dir
 from sagediff.builtin.networks import load_judge
 from sagediff.cli.pipelines import open_pipeline
 from sagediff.condition import mean_condition
+
+# weights -> (LoRA, steps, share ratio, unguided, noise at the hand-over)
+SETTINGS: dict[str, tuple[Path | None, int, float, float, float]] = {
+    "base": (None, 20, 0.3, 0.0, 0.0),
+    "base, shared for long": (None, 20, 0.6, 0.0, 0.0),
+    "trained to share": (lora_dir(), 8, 0.5, 1.0, 1.0),
+}
 
 
 class SideBySide:
@@ -88,17 +96,15 @@ def main() -> None:
     )
     parser.add_argument("--captions", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threshold", type=float, default=0.35)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--threshold", type=float, default=0.15)
     parser.add_argument("--max-group-size", type=int, default=8)
     parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
     args = parser.parse_args()
     judge, captions = load_judge(judge_dir()), held_out_captions(args.captions)
     rows: list[dict[str, Any]] = []
-    # (weights, LoRA, steps, share ratio, unguided, noise at the hand-over)
-    for weights, lora, steps, ratio, unguided, noise in [
-        ("base", None, 20, 0.3, 0.0, 0.0),
-        ("trained to share", lora_dir(), 8, 0.5, 1.0, 1.0),
-    ]:
+    for weights in args.settings:
+        lora, steps, ratio, unguided, noise = SETTINGS[weights]
         pipe = open_pipeline("demo", "dpm++-beta", "auto", "auto", lora)
         pipe.set_progress_bar_config(disable=True)
         for name in ("mean", "medoid", "tokens"):
