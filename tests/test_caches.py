@@ -151,6 +151,32 @@ def test_groups_of_different_size_part_into_their_own_members(cache: str) -> Non
     torch.testing.assert_close(images[1], alone[1], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("family", "cache"),
+    [
+        ("ltx", "taylor"),
+        ("ltx", "attention"),
+        ("qwen-image", "taylor"),
+        ("wan", "taylor"),
+        ("wan2.2", "taylor"),
+    ],
+)
+def test_other_families(family: str, cache: str) -> None:
+    """Both halves in one batch (LTX), a second call, and two transformers one after the other (Wan 2.2)."""
+    case = tiny(family)
+    for denoiser in case.denoisers:
+        denoiser.enable_cache(CACHES[cache](case))
+    plan = plan_of([[0, 2, 3], [1]], 0.5)
+    prompts = [7, 8, 7, 7]
+    expected = case(prompts, STEPS, plan.generators(0))
+    torch.testing.assert_close(shared(case, plan, prompts, True), expected, rtol=0, atol=TOLERANCE)
+    nothing = plan_of([[0, 2, 3], [1]], 0.0)
+    expected = case(DIFFERENT, STEPS, nothing.generators(0))
+    torch.testing.assert_close(shared(case, nothing, DIFFERENT, True), expected, rtol=0, atol=TOLERANCE)
+    off = plan_of([[0, 2, 3], [1]], 0.5, shared_guidance=1.0)
+    assert shared(case, off, DIFFERENT, True).isfinite().all()
+
+
 @pytest.mark.parametrize("cache", TWO_CALLS)
 def test_negative_rows_that_begin_at_the_branch_point_compute_in_full(cache: str) -> None:
     """With guidance off while sharing there is no memory for them, and the group beside has one."""
