@@ -347,9 +347,9 @@ def _registry_of(module: torch.nn.Module) -> HookRegistry:
     Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
     inside, whose hooks would be compiled with it.
     """
-    found = vars(module).setdefault(REGISTRY, None) or cast("Any", HookRegistry)(module)
-    vars(module)[REGISTRY] = found
-    return cast("HookRegistry", found)
+    if REGISTRY not in vars(module):
+        vars(module)[REGISTRY] = HookRegistry(module)
+    return cast("HookRegistry", vars(module)[REGISTRY])
 
 
 def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
