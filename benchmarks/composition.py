@@ -1,13 +1,15 @@
-"""Sharing and FirstBlockCache together: do their savings multiply?
+"""Sharing and a cache together: do their savings multiply?
 
     python benchmarks/composition.py
+    python benchmarks/composition.py --cache magnitudes --seeds 0 --shifts 3
 
 A FLUX transformer with random weights, moderately sized. What is counted is block executions: rows that the forward of
 each inner block really runs on, which does not depend on the machine. Sharing alone saves the part a, the cache alone
 b; if they multiply, both together save 1 - (1 - a)(1 - b). They do so as far as the cache leaves out as many of the
 shared steps as of the others, and that the noise schedule decides, not sharing; so the cost is also held against what
 comes out if the cache leaves out just the steps that it leaves out alone. The threshold is set for each model so that
-the cache alone leaves out about the part `--skipped` of the steps.
+the cache alone leaves out about the part `--skipped` of the steps. MagCache (with one ratio for all steps) decides by
+the number of the step alone, and leaves out none of the first fifth.
 """
 
 from __future__ import annotations
@@ -26,11 +28,19 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    MagCacheConfig,
 )
 
 import sagediff
 
 WIDTH, TOKENS = 64, 16
+# name -> (threshold, steps) to configuration
+CACHES: dict[str, Callable[[float, int], Any]] = {
+    "first-block": lambda threshold, steps: FirstBlockCacheConfig(threshold=threshold),
+    "magnitudes": lambda threshold, steps: MagCacheConfig(
+        threshold=threshold, num_inference_steps=steps, mag_ratios=[0.9] * steps
+    ),
+}
 
 
 def pipeline(layers: int, shift: float, seed: int) -> FluxPipeline:
@@ -87,11 +97,16 @@ class Counted:
 
 
 def executions(
-    pipe: Any, counted: Counted, plan: sagediff.SharePlan, inputs: dict[str, Any], threshold: float | None
+    pipe: Any,
+    counted: Counted,
+    plan: sagediff.SharePlan,
+    inputs: dict[str, Any],
+    cache: str,
+    threshold: float | None,
 ) -> list[int]:
     """Block executions of every step."""
     if threshold is not None:
-        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        pipe.transformer.enable_cache(CACHES[cache](threshold, plan.num_steps))
     counted.steps.clear()
     try:
         with sagediff.shared_sampling(pipe, plan):
@@ -125,8 +140,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--cache", choices=CACHES, default="first-block")
     parser.add_argument("--layers", type=int, default=4, help="double blocks; twice as many single ones")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--group-sizes", type=int, nargs="+", default=[3, 3, 2, 3, 1])
     parser.add_argument("--alike", type=float, default=0.8)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.4, 0.5])
@@ -145,15 +161,15 @@ def main() -> None:
         counted = Counted(pipe.transformer)
         inputs = prompts(groups, args.alike, seed)
         alone = sagediff.SharePlan.from_groups(groups, args.steps, 0.0)
-        base = executions(pipe, counted, alone, inputs, None)
+        base = executions(pipe, counted, alone, inputs, args.cache, None)
         for skipped in args.skipped:
             threshold, cached = threshold_for(
-                skipped, functools.partial(executions, pipe, counted, alone, inputs), base
+                skipped, functools.partial(executions, pipe, counted, alone, inputs, args.cache), base
             )
             for ratio in args.ratios:
                 plan = sagediff.SharePlan.from_groups(groups, args.steps, ratio)
-                shared = executions(pipe, counted, plan, inputs, None)
-                both = sum(executions(pipe, counted, plan, inputs, threshold))
+                shared = executions(pipe, counted, plan, inputs, args.cache, None)
+                both = sum(executions(pipe, counted, plan, inputs, args.cache, threshold))
                 same = sum(
                     one * made / full for one, made, full in zip(shared, cached, base, strict=True)
                 )  # fmt: skip
