@@ -12,9 +12,10 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from tiny import SCHEDULERS, embeddings, tiny
 
+from sagediff.caches import REGISTRY
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
-from sagediff.hook import REGISTRY, Layout
+from sagediff.hook import Layout
 from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 
@@ -242,11 +243,12 @@ def test_arguments_outside_the_table_are_refused() -> None:
     case = tiny("sd")
     case.pipe._guidance_scale = 1.0
     case.pipe.scheduler.set_timesteps(STEPS)
-    residuals = {"mid_block_additional_residual": torch.zeros(4, 16, 4, 4)}
     for extra in (
-        residuals,
+        {"down_intrablock_additional_residuals": [torch.zeros(4, 16, 4, 4)]},  # T2I-Adapter
+        {"attention_mask": torch.zeros(4, 16)},
         {"cross_attention_kwargs": {"x": torch.zeros(4)}},
-        {"added_cond_kwargs": {"image_embeds": [torch.zeros(4)]}},
+        {"cross_attention_kwargs": {"ip_adapter_masks": [torch.zeros(4)]}},
+        {"down_block_additional_residuals": [[torch.zeros(4)]]},
     ):
         with (
             pytest.raises(UnsupportedPipelineError, match="FAMILIES"),

@@ -36,6 +36,8 @@ class Family:
         zero_padded: conditions that come without a mask, padded with tokens that are all zero.
         lists: arguments that are a list with one entry a row. Tensors of a condition may differ in their number
             of tokens; entries that hold no tensor (sizes) must be equal.
+        parts: arguments that may be a list or tuple of tensors, each with a row a sample (ControlNet's residuals, one
+            tensor a block); the part i is named with a dot, `name.i`, and has the role of the whole.
         scale: the pipeline's argument for the scale of classifier-free guidance.
         unguided_scale: the value of that argument at which the prediction is the conditional one: 1 where
             pipelines compute u + s (c - u), 0 where c + s (c - u).
@@ -52,6 +54,7 @@ class Family:
     masks: Mapping[str, str] = field(default_factory=dict)
     zero_padded: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
     makes: Literal["pictures", "videos"] = "pictures"
@@ -69,10 +72,17 @@ class Family:
             raise ValueError(f"padding is declared for {', '.join(wrong)}, which is no condition")
         if wrong := [name for name in self.lists if self.arguments.get(name) not in ("row", "condition")]:
             raise ValueError(f"{', '.join(wrong)}: only rows and conditions can be lists")
+        if self.parts - set(self.arguments) or self.parts & self.lists:
+            raise ValueError(
+                f"{', '.join(sorted(self.parts))}: parts need a role, and are no lists with an entry a row"
+            )
 
     def role(self, name: str) -> Role:
         """The role of a tensor that `tensors` gave."""
-        return "mask" if name.endswith(_WORDS) else self.arguments[name]
+        if name.endswith(_WORDS):
+            return "mask"
+        whole = name.rpartition(".")[0]
+        return self.arguments[whole if whole in self.parts else name]
 
     # -- arguments to tensors, and back ------------------------------------------------------------
 
@@ -106,7 +116,9 @@ class Family:
         elif _holds_tensor(value):
             if name in self.lists and all(isinstance(entry, Tensor) for entry in value):
                 self._pack(name, value, class_name, found)
-            elif self.arguments.get(name) != "neither":  # ControlNet residuals, IP-Adapter embeddings
+            elif name in self.parts and all(isinstance(entry, Tensor) for entry in value):
+                found |= {f"{name}.{number}": entry for number, entry in enumerate(value)}
+            elif self.arguments.get(name) != "neither":  # T2I-Adapter's features
                 raise _unknown_argument(name, class_name)
 
     def _pack(self, name: str, rows: Sequence[Tensor], class_name: str, found: dict[str, Tensor]) -> None:
@@ -145,6 +157,8 @@ class Family:
                 replaced[name] = tensors[path]
             elif path in self.lists and isinstance(value, list | tuple):  # all entries are equal
                 replaced[name] = value[:1] * rows_run
+            elif path in self.parts and isinstance(value, list | tuple):
+                replaced[name] = type(value)(tensors[f"{path}.{number}"] for number in range(len(value)))
             elif isinstance(value, dict):
                 replaced[name] = self.put(value, tensors, f"{path}.")
             else:

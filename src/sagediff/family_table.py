@@ -30,11 +30,14 @@ FAMILIES: dict[str, Family] = {
             "encoder_attention_mask": "mask",
             "added_cond_kwargs.text_embeds": "condition",
             "added_cond_kwargs.time_ids": "row",
-            "added_cond_kwargs.image_embeds": "condition",  # Kandinsky's; IP-Adapter's are a list
+            "added_cond_kwargs.image_embeds": "condition",  # Kandinsky's; a list with one for each IP-Adapter
+            "down_block_additional_residuals": "condition",  # ControlNet's: it has read each member's prompt
+            "mid_block_additional_residual": "condition",
         },
         guidance="batched",
         first="negative",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        parts=frozenset({"added_cond_kwargs.image_embeds", "down_block_additional_residuals"}),
     ),
     "SD3Transformer2DModel": Family(
         sample="hidden_states",

@@ -18,6 +18,7 @@ import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
+from .caches import REGISTRY, CacheRows
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
 from .families import Family, family_of
@@ -25,7 +26,6 @@ from .plan import SharePlan
 from .run import SharedRun
 
 HOOK_NAME = "sagediff_shared_sampling"
-REGISTRY = "_diffusers_hook"  # a module's HookRegistry; tests/test_hook.py guards diffusers' private name
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class DenoiserHook(ModelHook):
         self._run = run
         self._condition = condition
         self._micro_batch_size = micro_batch_size
+        self.caches = CacheRows(inner, micro_batch_size)
         self._layouts: dict[tuple[bytes, bool, int, bool], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
@@ -132,6 +133,7 @@ class DenoiserHook(ModelHook):
         factor = self._guidance_factor(plan, shared, rows, second)
         layout = self._layout(plan, step, rows, second)
         self._check(tensors, rows, layout)
+        self.caches.follow(layout.sources, second, self._run.number, self._run.scheduler_call)
 
         output: Any
         if layout.is_whole and (self._micro_batch_size is None or rows <= self._micro_batch_size):
@@ -293,6 +295,7 @@ class HookInstalled:
 
     Raises:
         InputError: the module carries such a hook already.
+        UnsupportedPipelineError: the module was compiled in place.
     """
 
     def __init__(self, module: torch.nn.Module, hook: DenoiserHook) -> None:
@@ -301,9 +304,15 @@ class HookInstalled:
 
     def __enter__(self) -> DenoiserHook:
         module = self._module
-        self._had_registry = hasattr(module, REGISTRY)
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedPipelineError(
+                f"{type(module).__name__} was compiled in place (`module.compile()`), which would compile sharing with "
+                f"it; wrap it instead (`pipe.transformer = torch.compile(pipe.transformer)`), or compile its blocks "
+                f"(`compile_repeated_blocks()`)"
+            )
+        self._had_registry = REGISTRY in vars(module)
         self._had_forward = "forward" in vars(module)
-        registry = HookRegistry.check_if_exists_or_initialize(module)
+        registry = _registry_of(module)
         if registry.get_hook(HOOK_NAME) is not None:
             raise InputError(
                 "shared_sampling is already active on this pipeline's denoiser; leave that context before "
@@ -315,7 +324,8 @@ class HookInstalled:
 
     def __exit__(self, *exc: object) -> None:
         module = self._module
-        registry = HookRegistry.check_if_exists_or_initialize(module)
+        self._hook.caches.clear()  # what an aborted run remembered has the rows of nodes
+        registry = _registry_of(module)
         found = vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
         if found is not self._forward and not registry.hooks:
@@ -328,11 +338,18 @@ class HookInstalled:
         elif not self._had_forward and not registry.hooks:
             vars(module).pop("forward", None)  # the class's own shows again
         if not self._had_registry and not registry.hooks:
-            for home in (
-                module,
-                _unwrapped(module),
-            ):  # a compiled module keeps attributes on the module inside
-                vars(home).pop(REGISTRY, None)
+            vars(module).pop(REGISTRY, None)
+
+
+def _registry_of(module: torch.nn.Module) -> HookRegistry:
+    """The module's own registry of hooks.
+
+    Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
+    inside, whose hooks would be compiled with it.
+    """
+    if REGISTRY not in vars(module):
+        vars(module)[REGISTRY] = HookRegistry(module)
+    return cast("HookRegistry", vars(module)[REGISTRY])
 
 
 def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:

@@ -27,6 +27,7 @@ class SharedRun:
 
     def __init__(self, plan: SharePlan) -> None:
         self.plan = plan
+        self.number = 0  # of the pipeline's run
         self.begin()
 
     @property
@@ -40,6 +41,7 @@ class SharedRun:
 
     def begin(self) -> None:
         """A new run of the pipeline: all counts at zero."""
+        self.number += 1
         self.evaluations = 0
         self._call = 0  # scheduler calls finished
         self._denoiser_calls = 0  # denoiser calls since the last scheduler call

@@ -1,0 +1,146 @@
+"""The group condition: the members' mean, their medoid, and their tokens side by side, on the built-in model.
+
+    python benchmarks/group_condition.py --captions 128 --seeds 0 1 2 --threshold 0.15
+
+The base weights, the same shared for so long that it harms, and the LoRA trained to share (on the mean, so that it has
+a head start there). Side by side
+means that a shared row's cross-attention sees the tokens of all members at once; equal prompts then give what one of
+them gives, as softmax over n copies averages the same values. Rows of one batch need equally many tokens: shorter ones
+are padded and masked. It is done here by hooks on the cross-attention layers, outside the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from world_eval import accuracy, diversity, held_out_captions, mean_spread, to_judge
+
+import sagediff
+from sagediff.builtin import judge_dir, lora_dir
+from sagediff.builtin.networks import load_judge
+from sagediff.cli.pipelines import open_pipeline
+from sagediff.condition import mean_condition
+
+# weights -> (LoRA, steps, share ratio, unguided, noise at the hand-over)
+SETTINGS: dict[str, tuple[Path | None, int, float, float, float]] = {
+    "base": (None, 20, 0.3, 0.0, 0.0),
+    "base, shared for long": (None, 20, 0.6, 0.0, 0.0),
+    "trained to share": (lora_dir(), 8, 0.5, 1.0, 1.0),
+}
+
+
+class SideBySide:
+    """A group condition that hands the members' tokens to the U-Net's cross-attention beside each other.
+
+    As a group condition it gives the mean, and remembers which members that mean stands for; the hooks on the layers
+    put the members' tokens in its place.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._members: dict[bytes, Tensor] = {}  # a mean (tokens, d), as bytes -> (n tokens, d)
+        layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+        self._handles = [layer.register_forward_pre_hook(self._widen, with_kwargs=True) for layer in layers]
+
+    def __call__(
+        self, conditions: Mapping[str, Tensor], masks: Mapping[str, Tensor], words: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        merged = mean_condition(conditions, masks, words)
+        name = "encoder_hidden_states"
+        self._members[_key(merged[name][0])] = conditions[name].flatten(0, 1)
+        return merged
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _widen(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tokens = kwargs["encoder_hidden_states"]  # (rows, tokens, d)
+        rows = [self._members.get(_key(row), row) for row in tokens]
+        longest = max(len(row) for row in rows)
+        if longest == tokens.shape[1]:
+            return None
+        lengths = torch.tensor([len(row) for row in rows])
+        hidden = (torch.arange(longest) >= lengths[:, None]).to(tokens.dtype) * -10_000.0
+        wide = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return args, kwargs | {"encoder_hidden_states": wide, "attention_mask": hidden[:, None]}
+
+
+def _key(row: Tensor) -> bytes:
+    return row.detach().contiguous().numpy().tobytes()
+
+
+def difference_for_equal_prompts(pipe: Any, condition: Any) -> float:
+    """Largest difference of the latents between a group of equal prompts and the same prompts unshared.
+
+    Not 0 for the mean either, as rounding depends on the number of rows: that is what to compare with.
+    """
+    plan = sagediff.SharePlan.from_groups([[0, 1, 2]], 6, 0.5)
+    options = {"num_inference_steps": 6, "output_type": "latent"}
+    captions = held_out_captions(1) * 3
+    alone = pipe(captions, generator=plan.generators(0), **options).images
+    with sagediff.shared_sampling(pipe, plan, group_condition=condition):
+        together = pipe(captions, generator=plan.generators(0), **options).images
+    return float((together - alone).abs().max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--captions", type=int, default=128)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--threshold", type=float, default=0.15)
+    parser.add_argument("--max-group-size", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
+    args = parser.parse_args()
+    judge, captions = load_judge(judge_dir()), held_out_captions(args.captions)
+    rows: list[dict[str, Any]] = []
+    for weights in args.settings:
+        lora, steps, ratio, unguided, noise = SETTINGS[weights]
+        pipe = open_pipeline("demo", "dpm++-beta", "auto", "auto", lora)
+        pipe.set_progress_bar_config(disable=True)
+        for name in ("mean", "medoid", "tokens"):
+            condition: Any = SideBySide(pipe.unet) if name == "tokens" else name
+            rounding = difference_for_equal_prompts(pipe, condition)
+            print(f"{weights}, {name}: equal prompts differ by {rounding:.1e} at most", file=sys.stderr)
+            sampler = sagediff.SharedSampler(
+                pipe, args.threshold, ratio, args.max_group_size, unguided=unguided, handover_noise=noise,
+                group_condition=condition,
+            )  # fmt: skip
+            figures = []
+            for seed in args.seeds:
+                made = sampler(captions, steps, guidance_scale=4.0, seed=seed)
+                images, groups = to_judge(made.images), [list(group) for group in made.plan.groups]
+                figures.append(
+                    accuracy(judge, images, captions) | {"diversity": diversity(judge, images, groups)}
+                )
+            if name == "tokens":
+                condition.remove()
+            spread = {key: mean_spread([f[key] for f in figures]) for key in figures[0]}
+            rows.append({"weights": weights, "condition": name, "groups": len(groups)} | spread)
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print(
+        "| weights | group condition | all four attributes right | diversity within groups |\n"
+        + "| --- " * 4
+        + "|"
+    )
+    for row in rows:
+        right, apart = row["all"], row["diversity"]
+        print(
+            f"| {row['weights']} | {row['condition']} | {right['mean']:.1%} ± {right['spread']:.1%} "
+            f"| {apart['mean']:.3f} ± {apart['spread']:.3f} |"
+        )
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
