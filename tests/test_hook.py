@@ -14,7 +14,8 @@ from tiny import SCHEDULERS, embeddings, tiny
 
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
-from sagediff.hook import REGISTRY, Layout
+from sagediff.hook import REGISTRY
+from sagediff.layout import Layout
 from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 

@@ -46,7 +46,7 @@ def plans(draw: st.DrawFn) -> SharePlan:
         plan = plan.recost(calls_per_step=draw(st.lists(st.integers(1, 4), min_size=steps, max_size=steps)))
     if draw(st.booleans()):
         replayed = [0] * plan.num_prompts
-        for group in groups:  # members replay alike, if not all of their shared phase then none past it
+        for group in groups:
             for i in group:
                 replayed[i] = draw(st.integers(0, steps)) if i == group[0] else replayed[group[0]]
         plan = replace(plan, replayed_steps=tuple(replayed))
