@@ -71,6 +71,20 @@ def test_who_stays_is_not_changed_and_who_left_costs_nothing(
     assert images.isfinite().all()
 
 
+def test_a_step_of_two_calls_is_finished_for_who_leaves_between_them() -> None:
+    case = tiny("sd", "heun")
+    plan = make_plan()
+
+    def look(pipe: Any, call: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if call == 2:  # the first of step 1
+            run.drop([1])
+        return values
+
+    with shared_sampling(case.pipe, plan) as run:
+        case(PROMPTS, STEPS, plan.generators(0), callback_on_step_end=look)
+    assert run.evaluations == rows_wanted(run.plan, {1: 1})
+
+
 def test_row_by_row_it_is_the_same_to_the_last_bit() -> None:
     case = tiny("sd", "dpmpp_2m")
     expected, _ = run_with(case, make_plan(), {}, micro_batch_size=1)

@@ -215,11 +215,11 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
 
     def refused(words: str, plan: SharePlan, replay: dict[int, Trajectory], **call: Any) -> None:
         guided = call.pop("guided", True)
-        pipe = call.pop("case", case)
+        pipe, seed = call.pop("case", case), call.pop("seed", SEED)
         pipe.counted[0].register_forward_pre_hook(must_not_run)
         steps = plan.num_steps
         with pytest.raises(InputError, match=words), shared_sampling(pipe.pipe, plan, replay=replay):
-            pipe([4] * plan.num_prompts, steps, generators(plan.num_prompts), guided, **call)
+            pipe([4] * plan.num_prompts, steps, generators(plan.num_prompts, seed), guided, **call)
 
     refused("no trajectory for it", plan, {})
     refused("does not have replay any step", SharePlan.from_groups([[0]], STEPS), {0: trajectory})
@@ -228,6 +228,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     refused("recorded at timesteps", plan, {0: trajectory}, case=tiny("sd", "heun"))
     refused("latents of shape", plan, {0: trajectory}, height=32)
     refused("recorded with classifier-free guidance", plan, {0: trajectory}, guided=False)
+    refused("other noise", plan, {0: trajectory}, seed=SEED + 1)
     half = replace(trajectory, outputs=tuple(output.half() for output in trajectory.outputs))
     other = replace(trajectory, outputs=tuple(-output for output in trajectory.outputs))
     pair = replace(SharePlan.from_groups([[0, 1]], STEPS, 0.8), replayed_steps=(2, 2))
@@ -315,7 +316,7 @@ def test_files_that_hold_no_trajectory_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_trajectory_that_contradicts_itself_is_refused(changes: dict[str, Any]) -> None:
-    good = Trajectory((torch.zeros(1, 4), torch.zeros(2, 4)), (1, 1), (2.0, 1.0), (4,), 2)
+    good = Trajectory((torch.zeros(1, 4), torch.zeros(2, 4)), (1, 1), (2.0, 1.0), (4,), 2, ())
     with pytest.raises(InputError):
         replace(good, **changes)
 

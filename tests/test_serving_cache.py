@@ -29,9 +29,8 @@ DIMENSIONS = 3
 
 def trajectory(fill: float, size: int = 8) -> Trajectory:
     """Two steps of one row of `size` numbers."""
-    return Trajectory(
-        (torch.full((1, size), fill), torch.full((1, size), -fill)), (1, 1), (9.0, 5.0), (size,), 2
-    )
+    outputs = torch.full((1, size), fill), torch.full((1, size), -fill)
+    return Trajectory(outputs, (1, 1), (9.0, 5.0), (size,), 2, (fill,))
 
 
 def direction(angle: float) -> np.ndarray:
@@ -178,7 +177,7 @@ def test_every_part_of_the_key_keeps_entries_apart(name: str) -> None:
     value = getattr(KEY, name)
     other = replace(KEY, **{name: f"{value}x" if isinstance(value, str) else (value or 0) + 1})
     cache = TrajectoryCache(10 * BYTES)
-    given = Trajectory((torch.zeros(1, 4),) * 3, (1, 1, 1), (3.0, 2.0, 1.0), (4,), 2)
+    given = Trajectory((torch.zeros(1, 4),) * 3, (1, 1, 1), (3.0, 2.0, 1.0), (4,), 2, ())
     cache.put(KEY, direction(0.0), 0, given, 1.0)
     assert cache.find(other, direction(0.0), -1.0) == []
     assert cache.put(other, direction(0.0), 0, given, 1.0) is not None

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from .errors import InputError
 from .family import Family
 from .plan import SharePlan
 from .run import SharedRun
-from .trajectory import Trajectory, check_timesteps
+from .trajectory import Trajectory, check_timesteps, start_of
 
 Record: TypeAlias = Sequence[int | Sequence[int]] | Mapping[int, int]
 """Prompts, or groups of prompts, whose shared steps are recorded; or how many first steps of which prompt."""
@@ -46,7 +47,7 @@ class Tape:
             second: the call is a step's second, negative one.
 
         Raises:
-            InputError: other timesteps, another size, or only one of both runs is guided.
+            InputError: other timesteps, size or noise, or only one of both runs is guided.
         """
         run, plan = self._run, self._run.plan
         # a pipeline that calls twice a step does not show that it guides before its second call
@@ -60,6 +61,11 @@ class Tape:
                     raise InputError(
                         f"{where}: it was recorded with latents of shape {trajectory.sample_shape}, this run has "
                         f"{tuple(sample.shape[1:])}; replay it at the size that it was recorded at"
+                    )
+                if not np.allclose(start_of(sample[prompt]), trajectory.start, rtol=1e-2, atol=1e-3):
+                    raise InputError(
+                        f"{where}: it starts from other noise than the recorded run; seed its generator with the "
+                        f"noise seed that the recorded group had"
                     )
             if knows_guidance and plan.rows_per_prompt != trajectory.rows_per_prompt:
                 was, now = (
@@ -110,7 +116,7 @@ class Tape:
                 negative: prediction[place]
                 for place, negative in self._places(prompt, len(prediction), second)
             }
-            recording.note(run.scheduler_call, rows, sample.shape[1:])
+            recording.note(run.scheduler_call, rows, sample[prompt])
 
     def _places(self, prompt: int, rows: int, second: bool) -> Iterator[tuple[int, bool]]:
         """The prompt's rows in a call, each with whether it is the negative one."""

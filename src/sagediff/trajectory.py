@@ -28,6 +28,7 @@ class Trajectory:
         calls: solver calls of each step (Heun's method takes two).
         timesteps: the scheduler's timestep of every solver call.
         sample_shape: shape of one row of the noisy latents.
+        start: the first few numbers of the noisy latents that the run began with, which tell its noise from other.
         rows_per_prompt: 2 if the run was guided without a classifier, else 1.
 
     Raises:
@@ -39,6 +40,7 @@ class Trajectory:
     timesteps: tuple[float, ...]
     sample_shape: tuple[int, ...]
     rows_per_prompt: int
+    start: tuple[float, ...]
 
     def __post_init__(self) -> None:
         count = len(self.outputs)
@@ -78,8 +80,8 @@ class Trajectory:
         """Whether all numbers are the same."""
         return (
             self is other
-            or (self.calls, self.timesteps, self.sample_shape, self.rows_per_prompt)
-            == (other.calls, other.timesteps, other.sample_shape, other.rows_per_prompt)
+            or (self.calls, self.timesteps, self.sample_shape, self.rows_per_prompt, self.start)
+            == (other.calls, other.timesteps, other.sample_shape, other.rows_per_prompt, other.start)
         ) and all(
             mine.dtype == theirs.dtype and torch.equal(mine, theirs.to(mine.device))
             for mine, theirs in zip(self.outputs, other.outputs, strict=True)
@@ -118,6 +120,7 @@ class Trajectory:
                 timesteps=tuple(map(float, told["timesteps"])),
                 sample_shape=tuple(map(int, told["sample_shape"])),
                 rows_per_prompt=int(told["rows_per_prompt"]),
+                start=tuple(map(float, told["start"])),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"not a trajectory: {error!r}") from error
@@ -164,6 +167,7 @@ class Recording:
     num_steps: int
     _rows: list[list[Tensor]] = field(default_factory=list)  # of each solver call: conditional, negative
     _sample_shape: tuple[int, ...] = ()
+    _start: tuple[float, ...] = ()
     _broken: bool = False
 
     def begin(self) -> None:
@@ -174,11 +178,16 @@ class Recording:
         """A step was not run: what comes after it belongs to nothing."""
         self._broken = True
 
-    def note(self, call: int, rows: Mapping[bool, Tensor], sample_shape: Sequence[int]) -> None:
-        """Rows of a solver call, by whether they are the negative one, are copied; each kind comes once a call."""
-        self._sample_shape = tuple(sample_shape)
+    def note(self, call: int, rows: Mapping[bool, Tensor], sample: Tensor) -> None:
+        """Copy rows of a solver call, by whether they are the negative one; each kind comes once a call.
+
+        Args:
+            sample: (...) the noisy latents that they answer.
+        """
         if call == len(self._rows):
             self._rows.append([])
+            if call == 0:
+                self._sample_shape, self._start = tuple(sample.shape), start_of(sample)
         kept = self._rows[call]
         for negative in sorted(rows):  # the conditional row first
             row = rows[negative].detach()
@@ -203,7 +212,13 @@ class Recording:
             tuple(timesteps[:count]),
             self._sample_shape,
             rows_per_prompt,
+            self._start,
         )
+
+
+def start_of(sample: Tensor) -> tuple[float, ...]:
+    """`Trajectory.start` of one row of noisy latents."""
+    return tuple(sample.flatten()[:8].tolist())
 
 
 def check_timesteps(
