@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.families import FAMILIES, Family, denoisers_of, family_of
-from sagediff.hook import Layout
+from sagediff.layout import Layout
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, plan_prompts
 from sagediff.sampler import SharedSampler

@@ -15,7 +15,7 @@ from tiny import SCHEDULERS, embeddings, tiny
 from sagediff.caches import REGISTRY
 from sagediff.condition import mean_condition, medoid_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
-from sagediff.hook import Layout
+from sagediff.layout import Layout
 from sagediff.plan import SharePlan
 from sagediff.sampling import shared_sampling
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,23 @@ def plans(draw: st.DrawFn) -> SharePlan:
     )
     if draw(st.booleans()):
         plan = plan.recost(calls_per_step=draw(st.lists(st.integers(1, 4), min_size=steps, max_size=steps)))
+    if draw(st.booleans()):
+        replayed = [0] * plan.num_prompts
+        for group in groups:
+            for i in group:
+                replayed[i] = draw(st.integers(0, steps)) if i == group[0] else replayed[group[0]]
+        plan = replace(plan, replayed_steps=tuple(replayed))
     return plan
 
 
 def rows_by_counting(plan: SharePlan, step: int) -> int:
     """Rows of a step by the definition: once a node, its negative row only where that is run."""
     nodes = plan.partition(step).tolist()
+    replayed = plan.replayed_steps or [0] * len(nodes)
     total = 0
     for node in set(nodes):
+        if replayed[nodes.index(node)] > step:
+            continue
         alone = nodes.count(node) == 1
         guided = step >= plan.unguided_steps and (alone or plan.shared_guidance != 1.0)
         total += plan.rows_per_prompt if guided else 1
@@ -193,6 +203,31 @@ def test_calls_per_step_multiply_the_rows_of_their_step() -> None:
     assert heun.recost(rows_per_prompt=1).evaluations == 10
 
 
+# -- replay
+
+
+def test_replayed_steps_cost_nothing_and_are_no_steps_of_ones_own() -> None:
+    plan = replace(SharePlan.from_groups([[0, 1], [2]], 10, 0.4), replayed_steps=(2, 2, 3))
+    assert [plan.step_evaluations(step) for step in range(5)] == [0, 0, 2, 4, 6]
+    assert plan.branch_steps == [4, 4, 3]
+    assert plan.evaluations_independent == 60
+    assert [plan.replays(step).tolist() for step in (1, 2, 3)] == [
+        [True] * 3,
+        [False, False, True],
+        [False] * 3,
+    ]
+    apart = replace(plan, replayed_steps=(4, 7, 0))  # may differ once their node has parted
+    assert apart.branch_steps == [4, 7, 0]
+    assert apart.subset([2]).replayed_steps == (0,)
+
+
+def test_plans_stored_before_there_was_replay_are_read() -> None:
+    plan = SharePlan.from_groups([[0, 1]], 10)
+    stored = json.loads(plan.to_json())
+    del stored["replayed_steps"]
+    assert SharePlan.from_json(json.dumps(stored)) == plan
+
+
 # -- in and out
 
 
@@ -232,6 +267,9 @@ def test_text_that_is_no_plan_is_refused(text: str, words: str) -> None:
         ({"levels": [[0]]}, "not a share plan"),
         ({"unguided_steps": 11}, "unguided_steps"),
         ({"calls_per_step": [1]}, "calls_per_step"),
+        ({"replayed_steps": [1]}, "replayed_steps"),
+        ({"replayed_steps": [1, 11]}, "replayed_steps"),
+        ({"replayed_steps": [1, 2]}, "prompts 0 and 1 are one node until step 4"),
     ],
 )
 def test_a_stored_plan_that_was_damaged_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -20,6 +20,8 @@ NAMES = [
     "SharePlan",
     "SharedResult",
     "SharedSampler",
+    "StoppedError",
+    "Trajectory",
     "UnsupportedPipelineError",
     "__version__",
     "embed_prompts",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sagediff.errors import OutputError as OutputError
     from sagediff.errors import PlanError as PlanError
     from sagediff.errors import SagediffError as SagediffError
+    from sagediff.errors import StoppedError as StoppedError
     from sagediff.errors import UnsupportedPipelineError as UnsupportedPipelineError
     from sagediff.grouping import group_prompts as group_prompts
     from sagediff.loading import load_pipeline as load_pipeline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sagediff.sampler import SharedResult as SharedResult
     from sagediff.sampler import SharedSampler as SharedSampler
     from sagediff.sampling import shared_sampling as shared_sampling
+    from sagediff.trajectory import Trajectory as Trajectory
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,8 @@ _HOMES = {
     "SharePlan": "plan",
     "SharedResult": "sampler",
     "SharedSampler": "sampler",
+    "StoppedError": "errors",
+    "Trajectory": "trajectory",
     "UnsupportedPipelineError": "errors",
     "embed_prompts": "embeddings",
     "group_prompts": "grouping",

@@ -4,7 +4,8 @@
     |-- InputError (also a ValueError)   what the user gave cannot work; nothing has run, nothing was written
     |   |-- PlanError                    a share plan that is not one
     |   `-- UnsupportedPipelineError     a pipeline, denoiser or scheduler that sharing does not know
-    `-- OutputError                      the work itself failed: disk full, folder not writable
+    |-- OutputError                      the work itself failed: disk full, folder not writable
+    `-- StoppedError                     nobody is left who wants the pictures of a run
 
 The command line exits with 2 for an InputError and with 1 for any other SagediffError.
 """
@@ -30,3 +31,7 @@ class UnsupportedPipelineError(InputError):
 
 class OutputError(SagediffError):
     """Writing results failed; what was finished before is kept."""
+
+
+class StoppedError(SagediffError):
+    """Every prompt of a shared run was dropped, so the pipeline's call was ended; nothing is wrong."""

@@ -1,8 +1,8 @@
 """The hook on the denoiser: gather one row a node, run, spread the output over the members again.
 
-`Layout` says which rows of a call are run and where each output goes; `DenoiserHook` does it with real
-tensors; `HookInstalled` puts it on a module and takes it off, leaving no trace.  What is particular to a
-model is in `families.py`, what step it is in `run.py`.
+`DenoiserHook` does with real tensors what a `Layout` says; `HookInstalled` puts it on a module and takes it off,
+leaving no trace.  What is particular to a model is in `families.py`, what step it is in `run.py`, what is
+recorded and replayed in `tape.py`.
 """
 
 from __future__ import annotations
@@ -16,71 +16,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from .caches import REGISTRY, CacheRows
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
 from .families import Family, family_of
+from .layout import Layout
 from .plan import SharePlan
 from .run import SharedRun
+from .tape import Tape
 
 HOOK_NAME = "sagediff_shared_sampling"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Which rows of a denoiser call are run, and which output each row of the call gets.
+@dataclass
+class Prediction(BaseOutput):
+    """A denoiser's output where the module itself is not run: (rows, ...), or a list of rows."""
 
-    Attributes:
-        sources: for every row run, the rows of the call that it stands for (the members of a node, in one
-            half of the batch).
-        spread: (rows,) for every row of the call the row run that it takes its output from; -1: it is not
-            run, and takes the output that the first call of the step gave it.
-    """
-
-    sources: tuple[tuple[int, ...], ...]
-    spread: tuple[int, ...]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row of the call is run for itself."""
-        return self.spread == tuple(range(len(self.sources)))
-
-    @classmethod
-    def of(cls, plan: SharePlan, step: int, halves: int, second: bool, negative_first: bool = True) -> Layout:
-        """The layout of a call at a step.
-
-        Args:
-            halves: 2 when the call carries negative and conditional rows; 1 when it carries one row a prompt.
-            second: the call is a step's second, negative one.
-            negative_first: of two halves the first is the negative one.
-        """
-        nodes = [int(node) for node in plan.partition(step)]
-        members: dict[int, list[int]] = {}
-        for prompt, node in enumerate(nodes):
-            members.setdefault(node, []).append(prompt)
-        sources: list[tuple[int, ...]] = []
-        spread: list[int] = []
-        conditional: dict[int, int] = {}
-        negative_skipped: list[tuple[int, int]] = []  # (row of the call, node): takes the conditional output
-        for half in range(halves):
-            is_negative = second or (halves == 2 and (half == 0) == negative_first)
-            run_as: dict[int, int] = {}
-            for node, of_node in members.items():
-                if is_negative and not plan.runs_negative(step, len(of_node)):
-                    continue
-                run_as[node] = len(sources)
-                sources.append(tuple(half * len(nodes) + prompt for prompt in of_node))
-            if not is_negative:
-                conditional = run_as
-            for node in nodes:
-                if node not in run_as:
-                    negative_skipped.append((len(spread), node))
-                spread.append(run_as.get(node, -1))
-        for row, node in negative_skipped:
-            spread[row] = conditional.get(node, -1)
-        return cls(tuple(sources), tuple(spread))
+    sample: Any
 
 
 class DenoiserHook(ModelHook):
@@ -90,6 +45,7 @@ class DenoiserHook(ModelHook):
         pipe: asked for its guidance scale and for its scheduler.
         module: the denoiser as the pipeline holds it.
         run: told of every call.
+        tape: records and replays.
         condition: makes the members' conditions into the group's.
         micro_batch_size: most rows in one run of the module; None for all at once.
     """
@@ -99,6 +55,7 @@ class DenoiserHook(ModelHook):
         pipe: Any,
         module: torch.nn.Module,
         run: SharedRun,
+        tape: Tape,
         condition: GroupCondition,
         micro_batch_size: int | None,
     ) -> None:
@@ -110,10 +67,11 @@ class DenoiserHook(ModelHook):
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner)
         self._run = run
+        self._tape = tape
         self._condition = condition
         self._micro_batch_size = micro_batch_size
         self.caches = CacheRows(inner, micro_batch_size)
-        self._layouts: dict[tuple[bytes, bool, int, bool], Layout] = {}
+        self._layouts: dict[tuple[object, ...], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -134,17 +92,22 @@ class DenoiserHook(ModelHook):
         layout = self._layout(plan, step, rows, second)
         self._check(tensors, rows, layout)
         self.caches.follow(layout.sources, second, self._run.number, self._run.scheduler_call)
+        sample = tensors[self.family.sample]
+        self._tape.check(sample, second)
 
         output: Any
         if layout.is_whole and (self._micro_batch_size is None or rows <= self._micro_batch_size):
             output = forward(*args, **kwargs)
         else:
             output, kept = self._run_rows(forward, named, tensors, layout)
-            spread = self._spread(kept, layout, tensors[self.family.sample].device)
+            spread = self._spread(kept, layout, second, sample.device)
             if factor is not None:
                 spread = _reguide(spread, shared, factor, self.family.first == "negative")
-            # nothing run: answer in the form of the first call
-            output = _in_form(spread, self._first if output is None else output)
+            self._tape.play(spread, second)
+            if output is None:  # nothing run: answer in the form of the first call, or as asked for
+                output = self._first if second else self._form(named)
+            output = _in_form(spread, output)
+        self._tape.note(_sample_of(output, self._class_name), second, sample)
         if self.family.guidance == "two calls":
             self._first = None if second else output
         self._run.leave_denoiser(len(layout.sources))
@@ -190,10 +153,12 @@ class DenoiserHook(ModelHook):
 
     def _layout(self, plan: SharePlan, step: int, rows: int, second: bool) -> Layout:
         unguided = step < plan.unguided_steps
-        key = (np.asarray(plan.partition(step)).tobytes(), unguided, rows, second)
+        left_out = self._run.abandoned()
+        replayed = plan.replays(step).tobytes()
+        key = (np.asarray(plan.partition(step)).tobytes(), unguided, rows, second, replayed, left_out)
         if key not in self._layouts:
             self._layouts[key] = Layout.of(
-                plan, step, rows // plan.num_prompts, second, self.family.first == "negative"
+                plan, step, rows // plan.num_prompts, second, self.family.first == "negative", left_out
             )
         return self._layouts[key]
 
@@ -275,15 +240,22 @@ class DenoiserHook(ModelHook):
                     gathered[name][place : place + 1] = row
         return gathered
 
-    def _spread(self, kept: Tensor | None, layout: Layout, device: torch.device) -> Tensor:
-        """(rows run, ...) to (rows of the call, ...)."""
+    def _form(self, named: Mapping[str, Any]) -> Any:
+        """An empty output in the form that the caller asked the denoiser for."""
+        rows: Any = [] if self.family.sample in self.family.lists else None
+        return Prediction(sample=rows) if named.get("return_dict", True) else (rows,)
+
+    def _spread(self, kept: Tensor | None, layout: Layout, second: bool, device: torch.device) -> Tensor:
+        """(rows run, ...) to (rows of the call, ...); zeros where nothing was run."""
         places = torch.tensor(layout.spread, device=device)
         if -1 not in layout.spread:
             assert kept is not None
             return kept.index_select(0, places)
-        spread = _sample_of(
-            self._first, self._class_name
-        ).clone()  # only a step's second call leaves rows out
+        if second:
+            spread = _sample_of(self._first, self._class_name).clone()
+        else:
+            like = self._tape.like() if kept is None else kept
+            spread = torch.zeros((len(places), *like.shape[1:]), dtype=like.dtype, device=device)
         if kept is not None:
             run = places >= 0
             spread[run] = kept.index_select(0, places[run])

@@ -48,6 +48,8 @@ class SharePlan:
         calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
         share_ratio: what the plan was made with, one number, or one a group in the order they were given; for
             reports. None when it is not known.
+        replayed_steps: for each prompt how many of its first steps are replayed from a recorded trajectory and so
+            cost no rows; members agree while they are one node. None: nothing is replayed.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -60,6 +62,7 @@ class SharePlan:
     rows_per_prompt: int = 2
     calls_per_step: tuple[int, ...] | None = None
     share_ratio: float | tuple[float, ...] | None = None
+    replayed_steps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_steps(self.num_steps)
@@ -82,6 +85,29 @@ class SharePlan:
                 f"calls_per_step must hold {self.num_steps} counts of at least 1, got {self.calls_per_step!r}"
             )
         check_levels(self.levels, self.num_steps)
+        self._check_replayed()
+
+    def _check_replayed(self) -> None:
+        replayed = self.replayed_steps
+        if replayed is None:
+            return
+        if len(replayed) != self.num_prompts or not all(
+            isinstance(steps, int) and 0 <= steps <= self.num_steps for steps in replayed
+        ):
+            raise PlanError(
+                f"replayed_steps must hold a whole number in [0, {self.num_steps}] for each of the "
+                f"{self.num_prompts} prompts, got {replayed!r}"
+            )
+        ends = [*(start for start, _ in self.levels[1:]), self.num_steps]
+        for (_, nodes), end in zip(self.levels, ends, strict=True):
+            first: dict[int, int] = {}
+            for prompt, node in enumerate(nodes):
+                other = first.setdefault(node, prompt)
+                if min(replayed[prompt], end) != min(replayed[other], end):
+                    raise PlanError(
+                        f"prompts {other} and {prompt} are one node until step {end}, but replay "
+                        f"{replayed[other]} and {replayed[prompt]} steps: give both the same number, or part them"
+                    )
 
     @classmethod
     def from_groups(
@@ -173,6 +199,10 @@ class SharePlan:
         nodes = self.partition(step)
         return np.asarray(np.bincount(nodes)[nodes] > 1) if len(nodes) else np.zeros(0, dtype=bool)
 
+    def replays(self, step: int) -> npt.NDArray[np.bool_]:
+        """Whether each prompt's step is replayed instead of run, shape (N,)."""
+        return np.asarray(self.replayed_steps or (0,) * self.num_prompts, dtype=np.int64) > step
+
     @cached_property
     def groups(self) -> list[list[int]]:
         """The coarsest partition, as lists of prompt numbers."""
@@ -185,12 +215,15 @@ class SharePlan:
 
     @cached_property
     def branch_steps(self) -> list[int]:
-        """For each prompt the first step that it takes alone; 0 where it never shares, `num_steps` where always."""
+        """For each prompt the first step that it takes alone; 0 where it never shares, `num_steps` where always.
+
+        A replayed step is not a step of its own: it was shared with those whose steps were recorded.
+        """
         out = [self.num_steps] * self.num_prompts
         for start, _ in reversed(self.levels):
             for prompt in np.flatnonzero(~self.shared(start)):
                 out[prompt] = start
-        return out
+        return [max(pair) for pair in zip(out, self.replayed_steps or out, strict=True)]
 
     # -- cost
 
@@ -198,32 +231,34 @@ class SharePlan:
         """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
         return step >= self.unguided_steps and not (members > 1 and self.shared_guidance == 1.0)
 
-    def _node_rows(self, step: int, members: int) -> int:
-        """Denoiser rows of one call for a node of so many members."""
-        return self.rows_per_prompt if self.runs_negative(step, members) else 1
+    def _node_rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Denoiser rows of one call for each node, shape (nodes,); 0 where the step is replayed."""
+        nodes = self.partition(step)
+        run = np.zeros(max(nodes, default=-1) + 1, dtype=bool)
+        run[nodes] = ~self.replays(step)
+        rows = [self.rows_per_prompt if self.runs_negative(step, int(n)) else 1 for n in np.bincount(nodes)]
+        return np.asarray(rows, dtype=np.int64) * run
 
     def _calls(self, step: int) -> int:
         return 1 if self.calls_per_step is None else self.calls_per_step[step]
 
     def _spans(self) -> list[tuple[int, int, tuple[int, ...]]]:
         """(first step, end, nodes) of the stretches in which a step's rows do not change."""
-        cuts = sorted({*(start for start, _ in self.levels), self.unguided_steps, self.num_steps})
+        starts = (start for start, _ in self.levels)
+        cuts = sorted({*starts, *(self.replayed_steps or ()), self.unguided_steps, self.num_steps})
         return [(a, b, self._level(a)) for a, b in pairwise(cuts)]
 
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
-        sizes = np.bincount(np.asarray(self._level(step), dtype=np.int64)).tolist()
-        return self._calls(step) * sum(self._node_rows(step, size) for size in sizes)
+        return self._calls(step) * int(self._node_rows(step).sum())
 
     @cached_property
     def evaluations(self) -> int:
         """Denoiser rows of the whole plan."""
-        total = 0
-        for start, end, nodes in self._spans():
-            sizes = np.bincount(np.asarray(nodes, dtype=np.int64)).tolist()
-            rows = sum(self._node_rows(start, size) for size in sizes)
-            total += rows * sum(map(self._calls, range(start, end)))
-        return total
+        return sum(
+            int(self._node_rows(start).sum()) * sum(map(self._calls, range(start, end)))
+            for start, end, _ in self._spans()
+        )
 
     @property
     def evaluations_independent(self) -> int:
@@ -241,8 +276,7 @@ class SharePlan:
         total = np.zeros(self.num_prompts)
         for start, end, level in self._spans():
             nodes = np.asarray(level, dtype=np.int64)
-            sizes = np.bincount(nodes)
-            rows = np.array([self._node_rows(start, int(size)) for size in sizes]) / sizes
+            rows = self._node_rows(start) / np.bincount(nodes)
             total += rows[nodes] * sum(map(self._calls, range(start, end)))
         return total
 
@@ -276,7 +310,8 @@ class SharePlan:
                 levels.append((start, part))
         # ratios given one a group stand in the caller's order of groups, which a part cannot tell
         ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
-        return replace(self, levels=tuple(levels), share_ratio=ratio)
+        replayed = self.replayed_steps and tuple(self.replayed_steps[i] for i in prompts)
+        return replace(self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed)
 
     # -- noise
 
@@ -330,6 +365,7 @@ class SharePlan:
                     f"share plan of version {data.get('version')!r}; this sagediff reads version 1"
                 )
             ratio, calls = data["share_ratio"], data["calls_per_step"]
+            replayed = data.get("replayed_steps")  # not in plans that were written before there was replay
             return cls(
                 num_steps=data["num_steps"],
                 levels=tuple((int(start), tuple(map(int, nodes))) for start, nodes in data["levels"]),
@@ -338,6 +374,7 @@ class SharePlan:
                 rows_per_prompt=data["rows_per_prompt"],
                 calls_per_step=None if calls is None else tuple(map(int, calls)),
                 share_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
+                replayed_steps=None if replayed is None else tuple(map(int, replayed)),
             )
         except PlanError:
             raise

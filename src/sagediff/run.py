@@ -7,13 +7,16 @@ those each in its own way.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from .errors import PlanError, UnsupportedPipelineError
+from .errors import InputError, PlanError, StoppedError, UnsupportedPipelineError
 from .families import GuidanceKind
 from .plan import SharePlan
+from .trajectory import Recording, Trajectory
 
 
 class SharedRun:
@@ -21,13 +24,20 @@ class SharedRun:
 
     Attributes:
         plan: the share plan, costed as the pipeline runs it (rows a prompt, denoiser calls a step) once a run
-            has begun; so `evaluations == plan.evaluations` at the end of every run.
-        evaluations: denoiser rows really run so far, guidance rows included.
+            has begun; so `evaluations == plan.evaluations` at the end of every run in which no prompt was dropped.
+        evaluations: denoiser rows really run so far, guidance rows included; less than planned after a `drop`.
+        dropped: prompts whose rows are not run any more.
+        recordings: for each prompt that is recorded, what there is of its trajectory.
+        timesteps: the scheduler's timestep of every solver call; empty until the first denoiser call.
     """
 
-    def __init__(self, plan: SharePlan) -> None:
+    def __init__(self, plan: SharePlan, record: Mapping[int, int] | None = None) -> None:
         self.plan = plan
         self.number = 0  # of the pipeline's run
+        self.recordings = {prompt: Recording(steps) for prompt, steps in (record or {}).items()}
+        self.dropped: frozenset[int] = frozenset()
+        self._leaving: frozenset[int] = frozenset()  # asked to be dropped
+        self._lock = threading.Lock()
         self.begin()
 
     @property
@@ -40,13 +50,51 @@ class SharedRun:
         )
 
     def begin(self) -> None:
-        """A new run of the pipeline: all counts at zero."""
+        """A new run of the pipeline: all counts at zero. Who was dropped stays so."""
         self.number += 1
         self.evaluations = 0
         self._call = 0  # scheduler calls finished
         self._denoiser_calls = 0  # denoiser calls since the last scheduler call
         self._steps: list[int] = []  # plan step of every scheduler call
         self._rows_per_prompt = 0  # 0 until seen
+        self.timesteps: tuple[float, ...] = ()
+        for recording in self.recordings.values():
+            recording.begin()
+
+    # -- for the caller ----------------------------------------------------------------------------
+
+    def drop(self, prompts: Iterable[int]) -> None:
+        """From the next step on, and until the context is left, those prompts' rows are not run.
+
+        May be called from a step callback, another thread, or before the run. The group condition stays the mean
+        over all members, so nobody else's picture changes; a node is run while one member is left. What comes out
+        for a dropped prompt is no picture. When all are dropped the next step raises StoppedError.
+
+        Raises:
+            InputError: a prompt that the plan does not have.
+        """
+        wanted = frozenset(prompts)
+        for prompt in wanted:
+            if not 0 <= prompt < self.plan.num_prompts:
+                raise InputError(f"there is no prompt {prompt} to drop; the plan has {self.plan.num_prompts}")
+        with self._lock:
+            self._leaving |= wanted
+
+    @property
+    def recorded(self) -> dict[int, Trajectory]:
+        """Trajectories that are finished, by prompt (a group's by its first member); on the denoiser's device."""
+        calls = self.plan.calls_per_step or ()
+        found = {
+            prompt: recording.trajectory(self._call, calls, self.timesteps, self.plan.rows_per_prompt)
+            for prompt, recording in self.recordings.items()
+        }
+        return {prompt: trajectory for prompt, trajectory in found.items() if trajectory is not None}
+
+    def abandoned(self) -> frozenset[int]:
+        """Prompts whose node at this step has no member left."""
+        nodes = self.plan.partition(self.step).tolist()
+        wanted = {node for prompt, node in enumerate(nodes) if prompt not in self.dropped}
+        return frozenset(prompt for prompt, node in enumerate(nodes) if node not in wanted)
 
     # -- reported by the hook ----------------------------------------------------------------------
 
@@ -60,14 +108,19 @@ class SharedRun:
         Raises:
             PlanError: the scheduler's steps are not the plan's.
             UnsupportedPipelineError: rows or calls that sharing cannot assign to prompts.
+            StoppedError: every prompt was dropped.
         """
         prompts = self.plan.num_prompts
         if not self._steps:
             calls = calls_per_step(scheduler, self.plan.num_steps)
             self.plan = self.plan.recost(calls_per_step=calls)
             self._steps = [step for step, count in enumerate(calls) for _ in range(count)]
+            begin = getattr(scheduler, "begin_index", None) or 0
+            self.timesteps = tuple(float(t) for t in scheduler.timesteps[begin:])
         if self._call >= len(self._steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
+        if self._denoiser_calls == 0 and self._begins_step:
+            self._drop_who_left()
         second = self._denoiser_calls == 1
         if (second and guidance == "batched") or self._denoiser_calls > 1:
             raise UnsupportedPipelineError(
@@ -86,6 +139,20 @@ class SharedRun:
         elif second and self._rows_per_prompt != 2:
             raise _guidance_changed(1, 2, self.step, "denoiser calls a step")
         return second
+
+    @property
+    def _begins_step(self) -> bool:
+        return self._call == 0 or self._steps[self._call] != self._steps[self._call - 1]
+
+    def _drop_who_left(self) -> None:
+        """Only between steps: within one, a solver's or a guidance's calls belong together."""
+        with self._lock:
+            self.dropped = self._leaving
+        if self.dropped and len(self.dropped) == self.plan.num_prompts:
+            raise StoppedError(
+                f"all {len(self.dropped)} prompts of the run were dropped; stopped before step {self.step} of "
+                f"{self.plan.num_steps}"
+            )
 
     def leave_denoiser(self, rows_run: int) -> None:
         """A denoiser call has ended, having run so many rows."""

@@ -4,17 +4,19 @@ its own loop."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from .condition import GroupCondition, group_condition_named
 from .errors import InputError, UnsupportedPipelineError
-from .families import denoisers_of
+from .families import denoisers_of, family_of
 from .hook import DenoiserHook, HookInstalled
 from .plan import SharePlan
 from .run import SharedRun
 from .solver import SchedulerTap
+from .tape import Record, Tape, steps_to_record
+from .trajectory import Trajectory
 
 
 @contextmanager
@@ -28,6 +30,8 @@ def shared_sampling(
     fresh_noise_rows: Sequence[bool] | None = None,
     member_noise: Sequence[int] | None = None,
     handover_noise: float = 0.0,
+    record: Record = (),
+    replay: Mapping[int, Trajectory] | None = None,
 ) -> Iterator[SharedRun]:
     """Inside the context, a pipeline called with the plan's prompts in order shares steps as planned.
 
@@ -51,14 +55,22 @@ def shared_sampling(
         member_noise: a seed for each prompt.  Past its branch point a prompt's stochastic solver, and its
             fresh noise, draw from a generator of its own.  None (default): solvers go on with the pipeline's
             generators, fresh noise is torch's.
+        record: whose shared steps are kept for later: prompts, or groups of them, each until its members part; or
+            {prompt: number of first steps}, which also records a prompt that shares nothing.  They are in
+            `run.recorded`, by the (first) prompt, as soon as the last of those steps is finished.
+        replay: for each prompt of which the plan says `replayed_steps`, the trajectory that its first steps take
+            instead of running.  With the noise that the recorded group started from, a prompt's picture is the one
+            that it gets as a member of that group.
 
     Yields:
-        What was run: `evaluations`, `plan` as costed for this pipeline, `step`.
+        The run: `evaluations`, `plan` as costed for this pipeline, `step`, `recorded`; and `drop(prompts)`, which
+        takes prompts out while it runs.
 
     Raises:
         UnsupportedPipelineError: a denoiser, scheduler or feature that sharing does not know.
         InputError: an option out of range; or the context is entered twice on a pipeline; or members start
-            from different noise.
+            from different noise; or a trajectory does not fit the plan or the run.
+        StoppedError: out of the pipeline's call, when every prompt was dropped.
         PlanError: the pipeline is run with another number of steps than planned.
     """
     _check_options(plan, micro_batch_size, fresh_noise, handover_noise, fresh_noise_rows, member_noise)
@@ -66,11 +78,12 @@ def shared_sampling(
     modules = denoisers_of(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
-    run = SharedRun(plan)
-    hooks = [DenoiserHook(pipe, module, run, condition, micro_batch_size) for module in modules]
-    guidance = hooks[0].family.guidance
+    run = SharedRun(plan, steps_to_record(plan, record))
+    family = family_of(getattr(modules[0], "_orig_mod", modules[0]))
+    tape = Tape(run, replay or {}, family)
+    hooks = [DenoiserHook(pipe, module, run, tape, condition, micro_batch_size) for module in modules]
     tap = SchedulerTap(
-        pipe.scheduler, run, guidance, fresh_noise, fresh_noise_rows, member_noise, handover_noise
+        pipe.scheduler, run, family.guidance, fresh_noise, fresh_noise_rows, member_noise, handover_noise
     )
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):

@@ -1,0 +1,1 @@
+"""Serving: requests of many people, grouped by meaning as they come."""
