@@ -80,11 +80,13 @@ def read_body(
             f"the model {body.model!r} does not exist here; this server has {config.model_name!r}",
             "model_not_found",
         )
-    for field, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt)):
-        if text is not None and len(text) > config.max_prompt_length:
+    for field, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt or "")):
+        if len(text) > config.max_prompt_length:
             raise RequestProblem(
                 field, f"{field} has {len(text)} characters; at most {config.max_prompt_length} are taken"
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can say it, UTF-8 cannot
+            raise RequestProblem(field, f"{field} holds half of a surrogate pair, which is no character")
     if not body.prompt.strip():
         raise RequestProblem("prompt", "prompt must not be empty")
     count, steps = body.n or 1, body.num_inference_steps or num_steps
