@@ -280,3 +280,56 @@ def test_previews_are_spread_over_the_steps(count: int, steps: int) -> None:
     assert len(shown) <= count and list(shown) == sorted(set(shown)) and all(0 < s < steps for s in shown)
     if steps > 4:
         assert len(shown) == count
+
+
+def test_many_requests_with_faults_are_each_answered_once_and_rightly(demo: Any) -> None:
+    """Bad prompts, clients that leave, memory that runs out, several tenants, and a drain in the middle of it."""
+    poison = condition_of(demo, STAR)
+
+    def fault(rows: torch.Tensor) -> None:
+        if len(rows) > 6:
+            raise torch.OutOfMemoryError("out of memory")
+        if any(torch.allclose(row, poison, atol=1e-4) for row in rows):
+            raise ValueError("this prompt breaks the denoiser")
+
+    chance = np.random.default_rng(0)
+    prompts = [CAT, DOG, LION, STAR]
+    with faulty(demo, fault), running(demo, policy=BatchPolicy(0.01, 8, 256)) as (engine, reports):
+        tickets: list[Ticket] = []
+        for i in range(60):
+            prompt = prompts[int(chance.integers(4))]
+            seed = i if chance.random() < 0.3 else None
+            tickets += engine.submit([wanted(str(i), prompt, tenant=str(i % 3), seed=seed)])
+        left = [ticket for ticket in tickets if chance.random() < 0.2]
+        engine.cancel(left)
+        engine.drain()
+        found = results(tickets)
+    for ticket, outcome in zip(tickets, found, strict=True):
+        if ticket.request.prompt == STAR:
+            assert isinstance(outcome, PictureFailed | Cancelled)
+        elif ticket in left:
+            assert isinstance(outcome, Cancelled) or hasattr(outcome, "image")
+        else:
+            assert outcome.image.size == (64, 64) and outcome.seed == (ticket.request.seed or outcome.seed)
+    told = sum(sum(report.outcomes.values()) for report in reports)
+    dropped = sum(isinstance(outcome, Cancelled) for outcome in found)
+    assert len(tickets) - dropped <= told <= len(tickets)
+    assert engine.waiting == 0
+
+
+def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
+    seen: list[int] = []
+    poison = condition_of(demo, STAR)
+    calls: list[int] = []
+
+    def fault(rows: torch.Tensor) -> None:
+        calls.append(len(rows))
+        if len(calls) > 3 and any(torch.allclose(row, poison, atol=1e-4) for row in rows):
+            raise ValueError("fails only at its last step")
+
+    with faulty(demo, fault), running(demo) as (engine, _):
+        requests = [wanted(str(i), p, seed=i, num_inference_steps=4) for i, p in enumerate((CAT, STAR))]
+        tickets = engine.submit(requests, 2, lambda ticket, shown: seen.append(shown.number))
+        found = results(tickets)
+    assert hasattr(found[0], "image") and isinstance(found[1], PictureFailed)
+    assert sorted(seen) == [0, 0, 1, 1]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,7 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
             tickets = engine.submit(wanted.requests, wanted.partial_images, events.preview)
             events.follow(tickets)
             lines = _stream(events, tickets, wanted, partial(engine.cancel, tickets), request)
-            return StreamingResponse(lines, media_type="text/event-stream")
+            return StreamingResponse(lines, 200, {"Cache-Control": "no-store"}, "text/event-stream")
         tickets = engine.submit(wanted.requests)
         try:
             pictures = await _unless_gone(request, _all(tickets))
@@ -202,8 +202,7 @@ class Events:
         self._tell(ticket, None)
 
     def _tell(self, ticket: Ticket, shown: Preview | None) -> None:
-        # a loop that ended with its stream still open takes nothing any more, and nobody misses it
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop ended with its stream still open: nobody misses it
             self._loop.call_soon_threadsafe(self.queue.put_nowait, (ticket, shown))
 
 

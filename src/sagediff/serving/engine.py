@@ -64,6 +64,7 @@ class Ticket:
         self.request = request
         self.future: Future[Picture] = Future()
         self.steps_done = 0
+        self._shown = 0
         self._gone = threading.Event()
         self._listener = on_preview
         # cancelling goes through `Engine.cancel`, never through the future: it is running from the start
@@ -95,7 +96,8 @@ class Ticket:
         self.steps_done = done
 
     def _preview(self, number: int, image: Any) -> None:
-        if self._listener is not None and not self.gone:
+        if self._listener is not None and not self.gone and number >= self._shown:
+            self._shown = number + 1  # a wave that is tried again shows nothing twice
             self._listener(self, Preview(number, image))
 
 
@@ -104,7 +106,7 @@ class Engine:
 
     Args:
         load: makes the pipeline; called in the engine's thread.
-        observe: told of every wave; must not raise.
+        observe: told of every wave.
         clock: seconds, for windows and deadlines.
         on_failed: called if the pipeline cannot be loaded.
     """
@@ -287,4 +289,8 @@ class Engine:
             self._batcher.wave_took(seconds)
             waiting = len(self._batcher)
         waited = tuple(start - entry.arrived for _, entry in wave)
-        self._observe(WaveReport(waited, seconds, tuple(sizes), rows[0], rows[1], outcomes, waiting))
+        report = WaveReport(waited, seconds, tuple(sizes), rows[0], rows[1], outcomes, waiting)
+        try:
+            self._observe(report)
+        except Exception:  # measuring must not end the thread that everyone waits for
+            log.exception("a wave could not be reported")
