@@ -163,7 +163,7 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> ErrorAnswer | None:
         headers = dict(scope["headers"])
-        scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        scheme, _, key = headers.get(b"authorization", b"").decode("utf-8", "replace").partition(" ")
         tenant = self._config.tenant_of(key.strip() if scheme.lower() == "bearer" else None)
         if tenant is None:
             return ErrorAnswer(

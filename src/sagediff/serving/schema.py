@@ -14,7 +14,7 @@ from sagediff.serving.config import ServeConfig
 from sagediff.serving.requests import PictureRequest
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _SEEDS = 2**63
 
 
