@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.serving.errors import DeadlineExpired, NotReady, OutOfMemory, QueueFull, ServingError
+from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, OutOfMemory, QueueFull, ServingError
 from sagediff.serving.schema import OutputFormat, RequestProblem, Wanted
 
 _NO_RETRY = {"x-should-retry": "false"}
@@ -56,6 +56,11 @@ def error_answer(error: Exception) -> ErrorAnswer:
         return ErrorAnswer(503, str(error), "server_error", error.state, None, after)
     if isinstance(error, OutOfMemory):
         return ErrorAnswer(503, str(error), "server_error", "out_of_memory", None, _NO_RETRY)
+    if isinstance(error, Cancelled):  # only a server that gave up while it ended has anyone left to read this
+        after = {"Retry-After": str(_LOADING_RETRY)}
+        return ErrorAnswer(
+            503, "the server ended before the picture was made", "server_error", "stopped", None, after
+        )
     if isinstance(error, DeadlineExpired):
         return ErrorAnswer(503, str(error), "server_error", "deadline_expired")
     message = str(error) if isinstance(error, ServingError) else "the server failed on this request"
