@@ -5,9 +5,8 @@
 Two servers of the built-in model run in one process, one sharing and one not, otherwise alike. Requests arrive by
 themselves (Poisson, given how many there are), whether or not earlier ones are answered, at growing rates; both
 servers get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the 95th
-percentile under the target (between two rates by interpolation; a burst of limited length may come faster than a server could bear for ever), the most
-pictures answered a second, the ratios, and the median latency of an
-idle server.
+percentile under the target (between two rates by interpolation; a short burst may come faster than a server could
+bear for ever), the most pictures answered a second, the ratios, and the median latency of an idle server.
 """
 
 from __future__ import annotations
