@@ -41,7 +41,7 @@ def embed_prompts(
     if encoder is None and pipe is None:
         raise InputError("embed_prompts needs a pipe with a text encoder, or an encoder")
     unique = list(dict.fromkeys(prompts))
-    encode, name = _named(encoder) if encoder is not None else _own_encoder(pipe)
+    encode, name = named_encoder(encoder) if encoder is not None else _own_encoder(pipe)
     parts = [_array(encode(unique[i : i + batch_size]), name) for i in range(0, len(unique), batch_size)]
     if not parts:
         return Embeddings(np.zeros((0, 1), np.float32), name)
@@ -64,7 +64,12 @@ def _array(rows: Any, name: str) -> npt.NDArray[np.float32]:
     return array
 
 
-def _named(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
+def named_encoder(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
+    """The callable behind an encoder, which loads it, and its name for reports.
+
+    Raises:
+        InputError: a name, and sentence-transformers is not installed.
+    """
     if callable(encoder):
         return encoder, getattr(encoder, "__name__", type(encoder).__name__)
     try:

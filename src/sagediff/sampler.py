@@ -152,7 +152,7 @@ class SharedSampler:
         if len(prompts) != plan.num_prompts:
             raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(prompts)}")
         hands_over = self.handover_noise > 0 and any(plan.branch_steps)
-        if hands_over or (self.fresh_noise > 0 and any(_repeats(prompts, plan))):
+        if hands_over or (self.fresh_noise > 0 and any(repeats(prompts, plan))):
             noise_levels_of(self.pipe.scheduler)
 
     def __call__(
@@ -216,7 +216,7 @@ class SharedSampler:
         if guidance_scale is not None:
             kwargs["guidance_scale"] = guidance_scale
         own, shared = prompt_seeds(prompts, seed), noise_seeds(prompts, plan, seed)
-        fresh = _repeats(prompts, plan)
+        fresh = repeats(prompts, plan)
         done = set(skip)
         for members in wave_members([g for g in plan.groups if not set(g) <= done], self.wave_size):
             part = plan.subset(members)
@@ -282,7 +282,7 @@ def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[li
         yield wave
 
 
-def _repeats(prompts: Sequence[str], plan: SharePlan) -> list[bool]:
+def repeats(prompts: Sequence[str], plan: SharePlan) -> list[bool]:
     """Whether a member's prompt equals that of an earlier member of its group."""
     out = np.zeros(len(prompts), dtype=bool)
     for group in plan.groups:

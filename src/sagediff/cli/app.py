@@ -263,6 +263,80 @@ def bench(
     ))  # fmt: skip
 
 
+@app.command()
+def serve(
+    model: options.Model = "demo",
+    lora: options.Lora = None,
+    no_lora: options.NoLora = False,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen at [default: 127.0.0.1, this machine]", show_default=False),
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="[default: 8000]", show_default=False)] = None,
+    window_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds that a request waits for others to share with [default: 50]. Longer: more sharing, "
+            "later pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most pictures sampled at once [default: 16]", show_default=False)
+    ] = None,
+    max_queue: Annotated[
+        int | None,
+        typer.Option(help="Most pictures waiting; more are refused [default: 256]", show_default=False),
+    ] = None,
+    no_share: Annotated[
+        bool, typer.Option("--no-share", help="Batch requests, but let each take all its steps alone.")
+    ] = False,
+    share_across_keys: Annotated[
+        bool,
+        typer.Option(
+            "--share-across-keys",
+            help="Let clients of different API keys share; their pictures then tell of each other's prompts.",
+        ),
+    ] = False,
+    steps: options.Steps = 30,
+    guidance: options.Guidance = None,
+    threshold: options.Threshold = None,
+    share_ratio: options.ShareRatio = None,
+    shared_guidance: options.SharedGuidance = None,
+    unguided: options.EarlyGuidanceOff = None,
+    handover_noise: options.HandoverNoise = None,
+    max_group_size: options.MaxGroupSize = 8,
+    scheduler: options.Scheduler = None,
+    encoder: options.Encoder = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Most denoiser rows run at once [default: all].", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'mps' ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="'auto', float32, float16 or bfloat16.")] = "auto",
+) -> None:
+    """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
+    from sagediff.cli.serve import ServeRequest, run_serve
+    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
+
+    lora = chosen_lora(model, lora, no_lora)
+    if lora is None:
+        scheduler = scheduler or preferred_scheduler(model, steps)
+    given: dict[str, Any] = {
+        "model": model, "steps": steps, "threshold": threshold, "share_ratio": share_ratio,
+        "shared_guidance": shared_guidance, "unguided": unguided, "max_group_size": max_group_size,
+        "scheduler": scheduler, "encoder": encoder, "lora": lora, "handover_noise": handover_noise,
+    }  # fmt: skip
+    settings = run_settings(guidance=guidance, **given)
+    # what a client's own guidance scale changes: nothing is then left out that belongs to the model's default
+    guided = run_settings(
+        guidance=1.0 if settings.guidance_scale is None else settings.guidance_scale, **given
+    )
+    run_serve(ServeRequest(settings, guided, micro_batch, device, dtype, {
+        "host": host, "port": port, "window_ms": window_ms, "max_batch": max_batch, "max_queue": max_queue,
+        "share": False if no_share else None, "share_across_keys": share_across_keys or None,
+    }))  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for wrong usage or input, 1 for a failure at work."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,106 @@
+"""`sagediff serve`: settings filled in as `generate` does, then handed to the server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+from sagediff.cli.pipelines import open_pipeline, placement
+from sagediff.cli.settings import RunSettings, quiet_libraries
+from sagediff.embeddings import named_encoder
+from sagediff.errors import InputError, SagediffError
+from sagediff.loading import supported_parts
+from sagediff.planning import SharePolicy
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """`settings` where a request names no guidance scale, `guided` where it does; `config` holds what was given of the
+    server's own settings, None where the environment or the default is to be taken."""
+
+    settings: RunSettings
+    guided: RunSettings
+    micro_batch_size: int | None
+    device: str
+    dtype: str
+    config: dict[str, Any]
+
+
+def run_serve(request: ServeRequest) -> None:
+    """Load the model and serve until told to end.
+
+    Raises:
+        InputError: a setting that cannot work, the `serve` extra is missing, or the model cannot be loaded.
+        SagediffError: the address is taken, or loading failed.
+    """
+    try:
+        from sagediff.serving.config import ServeConfig
+        from sagediff.serving.engine import Engine
+        from sagediff.serving.metrics import Metrics
+        from sagediff.serving.server import server_for
+    except ImportError as error:
+        raise InputError(f"serving needs {error.name}: pip install 'sagediff[serve]'") from error
+    quiet_libraries()
+    settings = request.settings
+    path = PurePath(settings.model)
+    name = (
+        path.name if path.is_absolute() else settings.model
+    )  # a folder on this machine is nobody's business
+    config = ServeConfig.of(**request.config | {"model_name": name})
+    if settings.num_steps > config.max_steps:
+        raise InputError(
+            f"--steps is {settings.num_steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request"
+        )
+    supported_parts(settings.model)  # refused before gigabytes of weights are read
+    placement(request.device, request.dtype)
+    failures: list[Exception] = []
+
+    def load() -> Any:
+        return open_pipeline(settings.model, settings.scheduler, request.device, request.dtype, settings.lora)
+
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    sampling = model_settings(request, config.share, config.share_across_keys)
+    metrics = Metrics(lambda: engine.waiting)
+    sharing = any(r.policy.share_ratio > 0 for r in (sampling.recipe, sampling.guided))
+    engine = Engine(load, sampling, config.batch_policy(sharing), observe=metrics.wave_done, on_failed=failed)
+    server = server_for(engine, config, metrics, settings.num_steps)
+    keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
+    print(f"serving {config.model_name} at http://{config.host}:{config.port} ({keys})", file=sys.stderr)
+    if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
+        print("warning: anyone who reaches this address may use it; set SAGEDIFF_API_KEYS", file=sys.stderr)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way of saying that it could not listen; it has said why
+        raise SagediffError(f"cannot listen at {config.host}:{config.port}; is the port taken?") from None
+    for failure in failures:
+        if isinstance(failure, SagediffError):
+            raise failure
+        raise SagediffError(f"the model could not be loaded: {failure}") from failure
+
+
+def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> Any:
+    """What the engine needs of the settings; its type comes with the `serve` extra."""
+    from sagediff.serving.runner import ModelSettings, Recipe
+
+    def recipe(settings: RunSettings) -> Recipe:
+        policy: SharePolicy = settings.policy if share else replace(settings.policy, share_ratio=0.0)
+        return Recipe(policy, settings.handover_noise)
+
+    settings = request.settings
+    encoder: Callable[[list[str]], Any] | None = None
+    if settings.encoder is not None:
+        encoder = named_encoder(settings.encoder)[0]  # loaded once, not for every wave
+    return ModelSettings(
+        recipe(settings),
+        recipe(request.guided),
+        settings.guidance_scale,
+        encoder,
+        across_tenants,
+        request.micro_batch_size,
+    )

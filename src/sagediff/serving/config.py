@@ -1,0 +1,98 @@
+"""What a server's operator decides: on the command line, else by `SAGEDIFF_...` in the environment, else as here."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from sagediff.errors import InputError
+from sagediff.serving.batcher import BatchPolicy
+
+
+class ServeConfig(BaseSettings):
+    """Every number is checked when the server starts.
+
+    Attributes:
+        model_name: what clients call the model.
+        host, port: where it listens; 127.0.0.1 keeps it to this machine.
+        api_keys: who may ask, and which tenant he is; with commas in the environment. None: anyone may, as one tenant.
+        window_ms: milliseconds that a request waits for others to share with. Longer: more sharing, later pictures.
+        max_batch: most requests in a wave.
+        max_queue: most requests waiting; more get 429.
+        share: False switches sharing off; requests are still batched.
+        share_across_keys: lets clients of different keys share. Their pictures then tell of each other's prompts.
+        max_n, max_side, max_steps, max_prompt_length: most pictures, pixels a side, steps and characters of a request.
+        max_body_bytes: largest request.
+        deadline_s: seconds that a request may wait before it is begun.
+        drain_s: seconds that requests under way get to finish when the server is told to end.
+        stored_bytes, stored_s: memory and time for pictures asked for by URL.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SAGEDIFF_", frozen=True, protected_namespaces=())
+
+    model_name: str = "demo"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    window_ms: float = Field(50.0, ge=0, le=60_000)
+    max_batch: int = Field(16, ge=1)
+    max_queue: int = Field(256, ge=1)
+    share: bool = True
+    share_across_keys: bool = False
+    max_n: int = Field(10, ge=1)
+    max_side: int = Field(2048, ge=1)
+    max_steps: int = Field(100, ge=1)
+    max_prompt_length: int = Field(4000, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1)
+    deadline_s: float = Field(300.0, gt=0)
+    drain_s: float = Field(60.0, gt=0)
+    stored_bytes: int = Field(256 << 20, ge=0)
+    stored_s: float = Field(3600.0, gt=0)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return (
+            tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+        )
+
+    @classmethod
+    def of(cls, **given: Any) -> ServeConfig:
+        """What is given and not None; the rest from the environment.
+
+        Raises:
+            InputError: a value that cannot work; the message never holds a key.
+        """
+        try:
+            config = cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise InputError(f"the server's setting `{name}` cannot work: {first['msg']}") from None
+        if config.max_n > config.max_queue:
+            raise InputError(
+                f"max_n ({config.max_n}) must not exceed max_queue ({config.max_queue}): such a request could "
+                "never be taken"
+            )
+        return config
+
+    def batch_policy(self, sharing: bool) -> BatchPolicy:
+        return BatchPolicy(self.window_ms / 1000, self.max_batch, self.max_queue, sharing)
+
+    def tenant_of(self, key: str | None) -> str | None:
+        """The tenant behind an API key, by which nobody can tell the key; None if it is not one of ours."""
+        if not self.api_keys:
+            return ""
+        # digests, so that neither the length of a key nor how much of it is right can be told from the time taken
+        given, found = _digest(key or ""), False
+        for known in self.api_keys:  # all of them, for the same reason
+            found |= hmac.compare_digest(given, _digest(known))
+        return given.hex()[:16] if found else None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

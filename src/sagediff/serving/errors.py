@@ -1,0 +1,53 @@
+"""What can become of a request instead of a picture; `app` says it in HTTP.
+
+SagediffError
+`-- ServingError             the server, not the request, is why there is no picture
+    |-- QueueFull            too many wait already; comes with a time to try again
+    |-- NotReady             the model is loading, draining or gone
+    |-- DeadlineExpired      it waited longer than its deadline allows
+    |-- Cancelled            whoever asked went away
+    |-- OutOfMemory          it does not fit into memory even alone
+    `-- PictureFailed        the pipeline failed on it, and on it alone
+"""
+
+from __future__ import annotations
+
+from sagediff.errors import SagediffError
+
+
+class ServingError(SagediffError):
+    """Root of the serving errors."""
+
+
+class QueueFull(ServingError):
+    """No place in the queue. `retry_after`: whole seconds until there may be one, at least 1."""
+
+    def __init__(self, waiting: int, limit: int, retry_after: int) -> None:
+        super().__init__(
+            f"{waiting} pictures are waiting and the queue holds {limit}; try again in {retry_after} s"
+        )
+        self.retry_after = retry_after
+
+
+class NotReady(ServingError):
+    """The model is loading, draining or gone. `state` is the engine's."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the server takes no requests now: it is {state}")
+        self.state = state
+
+
+class DeadlineExpired(ServingError):
+    """A request waited longer than its deadline allows."""
+
+
+class Cancelled(ServingError):
+    """Whoever asked went away, so the picture was not made, or not handed over."""
+
+
+class OutOfMemory(ServingError):
+    """A picture that does not fit into memory even alone and in the smallest micro-batches."""
+
+
+class PictureFailed(ServingError):
+    """The pipeline failed on this request alone; the cause is chained."""

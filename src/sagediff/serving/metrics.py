@@ -1,0 +1,64 @@
+"""What Prometheus reads. Its own registry, so that several servers in one process do not meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sagediff.serving.engine import WaveReport
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
+
+
+class Metrics:
+    """Counters of one server.
+
+    Args:
+        waiting: asked for the length of the queue whenever metrics are read.
+    """
+
+    def __init__(self, waiting: Callable[[], float] = lambda: 0.0) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "sagediff_pictures", "Pictures asked for, by what became of them", ["outcome"], registry=registry
+        )
+        self._refused = Counter(
+            "sagediff_refused", "Requests refused, by the reason's code", ["reason"], registry=registry
+        )
+        self._rows = Counter("sagediff_evaluations", "Denoiser rows run", registry=registry)
+        self._saved = Counter(
+            "sagediff_evaluations_saved", "Denoiser rows that sharing left out", registry=registry
+        )
+        self._waves = Histogram("sagediff_wave_size", "Requests in a wave", buckets=_SIZES, registry=registry)
+        self._groups = Histogram(
+            "sagediff_group_size", "Requests in a group", buckets=_SIZES, registry=registry
+        )
+        self._waited = Histogram(
+            "sagediff_waited_seconds", "From arrival to the wave's begin", buckets=_SECONDS, registry=registry
+        )
+        self._sampling = Histogram(
+            "sagediff_wave_seconds", "From a wave's begin to its end", buckets=_SECONDS, registry=registry
+        )
+        queue = Gauge("sagediff_waiting", "Requests in the queue", registry=registry)
+        queue.set_function(waiting)
+
+    def wave_done(self, report: WaveReport) -> None:
+        for outcome, count in report.outcomes.items():
+            self._requests.labels(outcome).inc(count)
+        self._rows.inc(report.evaluations)
+        self._saved.inc(max(0, report.evaluations_independent - report.evaluations))
+        self._waves.observe(len(report.waited))
+        for size in report.group_sizes:
+            self._groups.observe(size)
+        for seconds in report.waited:
+            self._waited.observe(max(0.0, seconds))
+        self._sampling.observe(report.seconds)
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,47 @@
+"""A server process: the app on uvicorn, ended by SIGTERM or SIGINT after what was taken is finished."""
+
+from __future__ import annotations
+
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from sagediff.serving.app import create_app
+from sagediff.serving.config import ServeConfig
+from sagediff.serving.engine import Engine
+from sagediff.serving.metrics import Metrics
+
+
+class DrainingServer(uvicorn.Server):
+    """Tells the engine of a signal at once, so that open windows close and waiting clients are not kept."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Unlike uvicorn's own, does not raise the signal again at the end: a drained server has ended well."""
+        if self.should_exit:
+            self.force_exit = True  # told twice: do not wait
+        self.should_exit = True
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self._engine.drain()  # not in the signal handler: the thread that it interrupted may hold the engine's lock
+        await super().shutdown(sockets)
+
+
+def server_for(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps: int) -> DrainingServer:
+    """A server that is not running yet: `run()` blocks until it has drained."""
+    app = create_app(engine, config, metrics, num_steps)
+    return DrainingServer(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            timeout_graceful_shutdown=round(config.drain_s) or 1,
+            server_header=False,
+            log_level="warning",
+        ),
+        engine,
+    )
