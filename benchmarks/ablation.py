@@ -47,15 +47,16 @@ SAMPLINGS: dict[str, Sampling] = {
     "8 steps, 4 together, no guidance": Sampling(8, 4, 1.0, 1.0),
     "independent, 4 steps, no guidance": Sampling(4, 0, 1.0),
 }
+ALL = {"shared": 0.3, "soft": 0.3}  # weights of the two targets that the default leaves out
 VARIANTS: dict[str, dict[str, float] | None] = {
     "untrained": None,
-    "all terms": {},
-    "without the shared target": {"shared": 0.0},
-    "without the soft target": {"soft": 0.0},
-    "without both": {"shared": 0.0, "soft": 0.0},
-    "without the branch term": {"branch": 0.0},
-    "without the hand-over": {"handover": 0.0},
-    "hand-over states from the mean picture": {"rollout_rate": 0.0},
+    "all terms": ALL,
+    "without the shared target": ALL | {"shared": 0.0},
+    "without the soft target": ALL | {"soft": 0.0},
+    "without both": {},
+    "without the branch term": ALL | {"branch": 0.0},
+    "without the hand-over": ALL | {"handover": 0.0},
+    "hand-over states from the mean picture": ALL | {"rollout_rate": 0.0},
 }
 STANDARD = "standard fine-tuning"
 

@@ -122,7 +122,7 @@ def test_a_perfect_model_has_no_loss(kind: str) -> None:
     """It leads shared states to the group's mean and every other state, handed over or not, to the member."""
     process, batch = process_of(kind), a_batch()
     oracle = Oracle(process, batch)
-    weights = SageWeights(soft=0.0, rollout_rate=0.0)
+    weights = SageWeights(shared=0.3, rollout_rate=0.0)
     terms = sage_terms(oracle, oracle, process, batch, weights, (0.3, 0.6), torch.Generator().manual_seed(1))
     assert set(terms) == {"shared", "branch", "handover"}
     assert oracle.asked == 3 + 6  # a row a group, a row a member
@@ -156,7 +156,7 @@ def test_a_rolled_out_state_is_the_models_own_and_leads_to_the_member() -> None:
         asked.append((states, timesteps, conditions["c"]))
         return states * conditions["c"].mean(1).view(-1, 1, 1, 1)
 
-    weights = SageWeights(soft=0.0, handover_rate=1.0, rollout_rate=1.0)
+    weights = SageWeights(shared=0.3, handover_rate=1.0, rollout_rate=1.0)
     terms = sage_terms(model, model, process, batch, weights, (0.4, 0.4), torch.Generator().manual_seed(5))
     *rollout, trained = asked
     assert len(rollout) == ROLLOUT_STEPS and float(terms["branch"]) == 0
@@ -188,7 +188,7 @@ def test_the_soft_target_is_the_mean_over_the_members() -> None:
         out[:3] = group_mean(answers, batch.node, 3)
         return out
 
-    only_soft = SageWeights(shared=0.0, branch=0.0, handover=0.0)
+    only_soft = SageWeights(soft=0.3, branch=0.0, handover=0.0)
     generator = torch.Generator().manual_seed(2)
     terms = sage_terms(student, teacher, process, batch, only_soft, (0.3, 0.6), generator)
     assert set(terms) == {"soft"} and float(terms["soft"]) < 1e-10
@@ -200,18 +200,41 @@ def test_each_weight_scales_its_own_term() -> None:
     def model(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
         return 0.1 * states
 
+    every = {"shared": 0.3, "soft": 0.2, "branch": 1.0, "handover": 0.7}
+
     def terms(**weights: float) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(3)
-        return sage_terms(model, model, process, batch, SageWeights(**weights), (0.3, 0.6), generator)
+        return sage_terms(model, model, process, batch, SageWeights(**every | weights), (0.3, 0.6), generator)
 
     plain = terms()
-    for name in ("shared", "soft", "branch", "handover"):
-        changed = terms(**{name: 3 * getattr(SageWeights(), name)})
+    for name in every:
+        changed = terms(**{name: 3 * every[name]})
         assert changed.keys() == plain.keys()
         for other in plain:
             factor = 3.0 if other == name else 1.0
             torch.testing.assert_close(changed[other], factor * plain[other])
         assert name not in terms(**{name: 0.0})
+
+
+def test_without_targets_of_the_shared_phase_only_members_run() -> None:
+    """The branch phase sees the same states and noise whether or not the shared phase is trained."""
+    process, batch = process_of("epsilon"), a_batch()
+    rows: list[int] = []
+
+    def model(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
+        rows.append(len(states))
+        assert len(timesteps) == len(states) == len(conditions["c"])
+        return 0.1 * states
+
+    def terms(weights: SageWeights) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        return sage_terms(model, model, process, batch, weights, (0.3, 0.6), generator)
+
+    without = terms(SageWeights(rollout_rate=0.0))
+    with_target = terms(SageWeights(shared=0.3, rollout_rate=0.0))
+    assert rows == [len(batch.latents), len(batch.latents) + batch.num_groups]
+    for name in ("branch", "handover"):
+        torch.testing.assert_close(without[name], with_target[name])
 
 
 def test_groups_of_one_are_never_handed_over_and_dropped_ones_are_empty() -> None:
@@ -223,7 +246,7 @@ def test_groups_of_one_are_never_handed_over_and_dropped_ones_are_empty() -> Non
         seen.setdefault("c", conditions["c"])
         return torch.zeros_like(states)
 
-    weights = SageWeights(handover_rate=1.0)
+    weights = SageWeights(shared=0.3, handover_rate=1.0)
     terms = sage_terms(model, model, process, batch, weights, (0.3, 0.6), torch.Generator().manual_seed(4))
     assert float(terms["handover"]) == 0.0
     assert (seen["c"][:3] == batch.group_conditions["c"]).all()  # the shared phase is never dropped

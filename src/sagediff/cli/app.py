@@ -159,8 +159,8 @@ def train(
         tuple[float, float] | None, typer.Option(help="Share ratios that the branch point is drawn from.")
     ] = None,
     pool_size: Annotated[int | None, typer.Option(help="Captions that are grouped at once.")] = None,
-    shared_weight: Annotated[float, typer.Option(help="Weight of the shared phase's target.")] = 0.3,
-    soft_weight: Annotated[float, typer.Option(help="Weight of the soft target.")] = 0.3,
+    shared_weight: Annotated[float, typer.Option(help="Weight of the shared phase's target.")] = 0.0,
+    soft_weight: Annotated[float, typer.Option(help="Weight of the soft target.")] = 0.0,
     branch_weight: Annotated[float, typer.Option(help="Weight of the branch phase.")] = 1.0,
     handover_weight: Annotated[float, typer.Option(help="Weight of the hand-over.")] = 1.0,
     handover_rate: Annotated[

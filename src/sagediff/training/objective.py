@@ -21,6 +21,9 @@ ROLLOUT_STEPS = 3
 class SageWeights:
     """Weights of the terms of the SAGE objective; 0 leaves a term out.
 
+    The defaults are what measured best (docs/training.md): both targets of the shared phase are left out, which is
+    then the model's own, while every hand-over is sampled from it.
+
     Attributes:
         shared: the forward process's target on the group's mean latent, in the shared phase.
         soft: the mean of the frozen model's predictions on the members' conditions, there (lambda).
@@ -31,8 +34,8 @@ class SageWeights:
             in use; for the others it is made from the mean of the members' pictures.
     """
 
-    shared: float = 0.3
-    soft: float = 0.3
+    shared: float = 0.0
+    soft: float = 0.0
     branch: float = 1.0
     handover: float = 1.0
     handover_rate: float = 0.75
@@ -137,12 +140,13 @@ def sage_terms(
     noise = torch.where(handed.view(-1, *[1] * (z.ndim - 1)), taken_over, own_noise)
 
     guided = batch.guided_conditions()
-    predicted = predict(
-        torch.cat([shared_state, process.state(z, noise, t)]),
-        torch.cat([shared_t, t]),
-        {k: torch.cat([rows, guided[k]]) for k, rows in batch.group_conditions.items()},
-    ).float()
-    in_shared, in_branch = predicted[:count], predicted[count:]
+    trains_shared = bool(weights.shared or weights.soft)
+    states, times, given = process.state(z, noise, t), t, guided
+    if trains_shared:
+        states, times = torch.cat([shared_state, states]), torch.cat([shared_t, t])
+        given = {k: torch.cat([rows, guided[k]]) for k, rows in batch.group_conditions.items()}
+    predicted = predict(states, times, given).float()
+    in_shared, in_branch = predicted[:count], predicted[count if trains_shared else 0 :]
     scale_shared = scale_branch = None
     if min_snr_gamma is not None:
         scale_shared = process.min_snr_weights(shared_t, min_snr_gamma)
