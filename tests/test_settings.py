@@ -113,3 +113,52 @@ def test_noise_at_the_hand_over_must_be_a_part(noise: float) -> None:
             model="demo", steps=20, guidance=None, threshold=None, share_ratio=None, shared_guidance=None,
             max_group_size=8, scheduler=None, encoder=None, handover_noise=noise,
         )  # fmt: skip
+
+
+TREE = {"threshold": 0.2, "share_ratio": 0.3, "rungs": [[0.5, 0.4]], "max_group_size": 4}
+
+
+def with_policy(tmp_path: Path, content: object, **options: Any) -> RunSettings:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(content))
+    given: dict[str, Any] = {"threshold": None, "share_ratio": None, "max_group_size": None} | options
+    return run_settings(
+        model="demo", steps=20, guidance=None, shared_guidance=None, scheduler=None, encoder=None,
+        lora=lora_dir(), policy_file=file, **given,
+    )  # fmt: skip
+
+
+def test_a_policy_file_goes_before_the_loras_and_options_before_it(tmp_path: Path) -> None:
+    found = with_policy(tmp_path, TREE).policy
+    assert (found.threshold, found.share_ratio, found.rungs) == (0.2, 0.3, ((0.5, 0.4),))
+    assert (found.parting, found.max_group_size, found.unguided) == ("tree", 4, 1.0)
+    assert with_policy(tmp_path, TREE | {"parting": "together"}).policy.parting == "together"
+    assert with_policy(tmp_path, TREE, max_group_size=3).policy.max_group_size == 3
+    fixed = with_policy(tmp_path, TREE, share_ratio=0.45).policy
+    assert (fixed.share_ratio, fixed.rungs) == (0.45, ())
+
+
+def test_a_fixed_split_named_nearer_ends_a_tree_from_further_away(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    model = model_with(tmp_path / "model", TREE)
+    assert settings(model).policy.rungs == ((0.5, 0.4),)
+    (tmp_path / "sagediff.json").write_text(json.dumps({"share_ratio": 0.5}))
+    assert settings(model, tmp_path).policy.rungs == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rungs": [[0.5, 0.4]]},
+        TREE | {"rungs": [[0.1, 0.4]]},
+        TREE | {"rungs": [0.5]},
+        TREE | {"rungs": "all"},
+        TREE | {"parting": "slowly"},
+        TREE | {"max_group_size": 0},
+        {"threshold": True},
+        [1],
+    ],
+)
+def test_policy_files_that_cannot_be_are_named(tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(InputError, match=r"policy\.json"):
+        with_policy(tmp_path, wrong)

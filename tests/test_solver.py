@@ -155,3 +155,32 @@ def test_noise_in_reads_flow() -> None:
     torch.testing.assert_close(
         noise_in(0.3 * x0 + 0.7 * noise, noise - x0, 0.3, 0.7, "flow_prediction"), noise
     )
+
+
+@pytest.mark.parametrize(("family", "scheduler"), [("sd", "dpmpp_2m"), ("sd", "unipc"), ("sd3", "flow")])
+def test_noise_at_the_hand_over_of_a_tree_is_one_for_every_node(family: str, scheduler: str) -> None:
+    """After the first parting each node gets noise of its own, which its members have in common."""
+    case = tiny(family, scheduler)
+    tree = SharePlan.from_tree([(0.2, [[0, 1, 2, 3]]), (0.6, [[0, 1], [2, 3]])], STEPS)
+
+    def states(strength: float) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            seen.append(values["latents"].clone())
+            return values
+
+        options: dict[str, Any] = {"member_noise": [1, 2, 3, 4], "handover_noise": strength}
+        with shared_sampling(case.pipe, tree, **options) as run:
+            case([7, 8, 6, 5], STEPS, tree.generators(0), callback_on_step_end=keep)
+        assert run.evaluations == run.plan.evaluations
+        return seen
+
+    plain, noisy = states(0.0), states(1.0)
+    assert torch.equal(plain[0], noisy[0])  # all together
+    for step in (1, 2):  # two nodes, from the first step of their own on with noise of their own
+        assert torch.equal(noisy[step][0], noisy[step][1]) and torch.equal(noisy[step][2], noisy[step][3])
+        assert not torch.equal(noisy[step], plain[step])
+    assert (noisy[1][0] - noisy[1][2]).abs().max() > 1e-2
+    rows = noisy[-1].flatten(1)
+    assert min(float((rows[i] - rows[j]).abs().max()) for i in range(4) for j in range(i)) > 1e-2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,8 +36,8 @@ class SchedulerTap:
         fresh_noise: strength k in [0, 1]: the noise component e of a state a x0 + s e becomes sqrt(1 - k^2) e
             + k fresh, whose variance is e's.  0 leaves it, 1 keeps only the predicted picture.
         fresh_noise_rows: for which prompts; None for all that branch.
-        handover_noise: strength in [0, 1] of the same for every member of a group after its first step of its
-            own. The group's picture is still in that state, as if it were noise; the member's own prediction is
+        handover_noise: strength in [0, 1] of the same for every node after its first step since it parted from
+            others. The group's picture is still in that state, as if it were noise; the member's own prediction is
             known by then, and what else the state holds is drawn anew.
         member_noise: a seed a prompt; None: the solver goes on with the pipeline's generators.
 
@@ -171,29 +171,33 @@ class SchedulerTap:
             rows[prompt] = self._generator(prompt)
         given["generator"] = rows
 
-    def _fresh_members(self) -> list[int]:
-        """Prompts that part at the end of this scheduler call and are to get fresh noise."""
+    def _fresh_members(self) -> dict[int, int]:
+        """Prompts that part at the end of this scheduler call and are to get fresh noise, each of its own."""
         plan, step = self._run.plan, self._run.step
         if not self._fresh_noise or not self._run.ends_step or step + 1 >= plan.num_steps:
-            return []
+            return {}
         wanted = self._fresh_rows
-        return [
-            p
+        return {
+            p: p
             for p, branch in enumerate(plan.branch_steps)
             if branch == step + 1 and (wanted is None or wanted[p])
-        ]
+        }
 
-    def _handed_over(self) -> list[int]:
-        """Prompts whose first step of their own ends with this scheduler call."""
+    def _handed_over(self) -> dict[int, int]:
+        """Prompts whose node took its first step since it parted from others, with the node's first member."""
         plan, step = self._run.plan, self._run.step
-        if not self._handover_noise or not self._run.ends_step or step + 1 >= plan.num_steps:
-            return []
-        return [p for p, branch in enumerate(plan.branch_steps) if 0 < branch == step]
+        if not self._handover_noise or not self._run.ends_step or step + 1 >= plan.num_steps or step == 0:
+            return {}
+        before, now = plan.partition(step - 1), plan.partition(step)
+        smaller = np.bincount(now)[now] < np.bincount(before)[before]
+        smaller |= np.asarray(plan.branch_steps) == step  # also where a recorded phase was replayed
+        first = np.unique(now, return_index=True)[1][now]
+        return {int(p): int(first[p]) for p in np.flatnonzero(smaller)}
 
     def _replace(
         self,
         state: Tensor,
-        prompts: Sequence[int],
+        prompts: Mapping[int, int],
         prediction: Tensor,
         sample: Tensor,
         levels: tuple[float, ...],
@@ -203,20 +207,24 @@ class SchedulerTap:
 
         Args:
             state: (N, ...) after the step, at (alpha_next, sigma_next).
+            prompts: whose rows, each with the prompt that draws the noise for it.
             prediction, sample: (N, ...) what the step was given, at (alpha, sigma).
             levels: (alpha, sigma, alpha_next, sigma_next).
             change: what happens to a row; it draws one fresh noise.
         """
         alpha, sigma, alpha_next, sigma_next = levels
         state = state.clone() if prompts else state
-        for prompt in prompts:
+        drawn: dict[int, Tensor] = {}
+        for prompt, drawing in prompts.items():
             row = slice(prompt, prompt + 1)
             before = sample[row].float()
             noise = noise_in(before, prediction[row].float(), alpha, sigma, _prediction_type(self._scheduler))
             clean = (before - sigma * noise) / alpha
-            fresh = randn_tensor(
-                noise.shape, generator=self._generator(prompt), device=noise.device, dtype=noise.dtype
-            )
+            if drawing not in drawn:
+                drawn[drawing] = randn_tensor(
+                    noise.shape, generator=self._generator(drawing), device=noise.device, dtype=noise.dtype
+                )
+            fresh = drawn[drawing]
             after = change(state[row].float(), alpha_next, sigma_next, clean, noise, fresh)
             state[row] = after.to(state.dtype)
             if _is_a(self._scheduler, "UniPCMultistepScheduler"):

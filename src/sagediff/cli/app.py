@@ -54,7 +54,8 @@ def generate(
     shared_guidance: options.SharedGuidance = None,
     unguided: options.EarlyGuidanceOff = None,
     handover_noise: options.HandoverNoise = None,
-    max_group_size: options.MaxGroupSize = 8,
+    max_group_size: options.MaxGroupSize = None,
+    policy: options.PolicyFile = None,
     seed: Annotated[int, typer.Option(help="Every prompt's seed is derived from it.")] = 0,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
@@ -87,7 +88,7 @@ def generate(
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
-        scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise,
+        scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise, policy_file=policy,
     )  # fmt: skip
     run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
 
@@ -105,7 +106,8 @@ def plan(
     share_ratio: options.ShareRatio = None,
     shared_guidance: options.SharedGuidance = None,
     unguided: options.EarlyGuidanceOff = None,
-    max_group_size: options.MaxGroupSize = 8,
+    max_group_size: options.MaxGroupSize = None,
+    policy: options.PolicyFile = None,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures and groups as JSON.")] = False,
@@ -122,7 +124,7 @@ def plan(
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
-        scheduler=scheduler, encoder=encoder, lora=lora,
+        scheduler=scheduler, encoder=encoder, lora=lora, policy_file=policy,
     )  # fmt: skip
     run_plan(texts, settings, as_json)
 
@@ -237,8 +239,9 @@ def bench(
     seeds: options.Seeds = None,
     guidance: options.Guidance = None,
     shared_guidance: options.SharedGuidance = None,
-    handover_noise: options.BenchHandoverNoise = 0.0,
-    max_group_size: options.MaxGroupSize = 8,
+    handover_noise: options.BenchHandoverNoise = None,
+    max_group_size: options.MaxGroupSize = None,
+    policy: options.PolicyFile = None,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
     features: Annotated[
@@ -259,7 +262,7 @@ def bench(
     run_bench_command(BenchRequest(
         model, out, chosen_lora(model, lora, no_lora), baseline_lora, prompts, data, reference, captions,
         share_ratio or (), threshold or (), steps or (), unguided or (), seeds or (), shared_guidance, guidance,
-        max_group_size, scheduler, encoder, features, clip, resume, device, dtype, handover_noise,
+        max_group_size, scheduler, encoder, features, clip, resume, device, dtype, handover_noise, policy,
     ))  # fmt: skip
 
 
@@ -305,7 +308,8 @@ def serve(
     shared_guidance: options.SharedGuidance = None,
     unguided: options.EarlyGuidanceOff = None,
     handover_noise: options.HandoverNoise = None,
-    max_group_size: options.MaxGroupSize = 8,
+    max_group_size: options.MaxGroupSize = None,
+    policy: options.PolicyFile = None,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
     micro_batch: Annotated[
@@ -325,6 +329,7 @@ def serve(
         "model": model, "steps": steps, "threshold": threshold, "share_ratio": share_ratio,
         "shared_guidance": shared_guidance, "unguided": unguided, "max_group_size": max_group_size,
         "scheduler": scheduler, "encoder": encoder, "lora": lora, "handover_noise": handover_noise,
+        "policy_file": policy,
     }  # fmt: skip
     settings = run_settings(guidance=guidance, **given)
     # what a client's own guidance scale changes: nothing is then left out that belongs to the model's default

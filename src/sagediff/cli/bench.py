@@ -71,7 +71,7 @@ class BenchRequest:
     seeds: Sequence[str] = ()
     shared_guidance: str | None = None
     guidance: float | None = None
-    max_group_size: int = 8
+    max_group_size: int | None = None
     scheduler: str | None = None
     encoder: str | None = None
     features: str | None = None
@@ -79,7 +79,8 @@ class BenchRequest:
     resume: bool = False
     device: str = "auto"
     dtype: str = "auto"
-    handover_noise: float = 0.0
+    handover_noise: float | None = None
+    policy: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def run_bench_command(request: BenchRequest) -> None:
         )
 
     bench = Bench(
-        material.prompts, grid.settings(), seeds, settings.guidance_scale, pipelines, request.max_group_size,
+        material.prompts, grid.settings(), seeds, settings.guidance_scale, pipelines, settings.policy.max_group_size,
         settings.encoder,
     )  # fmt: skip
     base = pipelines("base")
@@ -145,6 +146,7 @@ def _checked(request: BenchRequest) -> tuple[RunSettings, Grid, tuple[int, ...]]
     steps = _numbers("--steps", request.steps, int) or DEFAULT_STEPS
     settings = run_settings(
         model=request.model, steps=steps[0], guidance=request.guidance, threshold=None, share_ratio=None,
+        handover_noise=request.handover_noise, policy_file=request.policy,
         shared_guidance=request.shared_guidance, max_group_size=request.max_group_size,
         scheduler=request.scheduler, encoder=request.encoder,
     )  # fmt: skip
@@ -156,14 +158,18 @@ def _checked(request: BenchRequest) -> tuple[RunSettings, Grid, tuple[int, ...]]
         lora_file(request.lora)
         fine_tuned.append("sage")
     policy = settings.policy
+    ratios = _numbers("--share-ratio", request.share_ratio, float)
+    thresholds = _numbers("--threshold", request.threshold, float)
     grid = Grid(
         steps,
-        _numbers("--share-ratio", request.share_ratio, float) or (policy.share_ratio,),
-        _numbers("--threshold", request.threshold, float) or (policy.threshold,),
+        ratios or (policy.share_ratio,),
+        thresholds or (policy.threshold,),
         _numbers("--unguided", request.unguided, float),
         policy.shared_guidance,
         tuple(fine_tuned),
-        request.handover_noise,
+        settings.handover_noise,
+        () if ratios or thresholds else policy.rungs,  # who names either gets a fixed split, as elsewhere
+        policy.parting,
     )
     seeds = _numbers("--seeds", request.seeds, int) or DEFAULT_SEEDS
     if len(set(seeds)) != len(seeds):
@@ -262,7 +268,9 @@ def _manifest(
         "shared_guidance": grid.shared_guidance,
         "handover_noise": grid.handover_noise,
         "guidance_scale": settings.guidance_scale,
-        "max_group_size": request.max_group_size,
+        "max_group_size": settings.policy.max_group_size,
+        "rungs": grid.rungs,
+        "parting": grid.parting,
         "scheduler": settings.scheduler,
         "encoder": settings.encoder,
         "features": request.features,

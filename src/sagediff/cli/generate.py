@@ -111,13 +111,15 @@ def _sampler(request: GenerateRequest) -> SharedSampler:
         micro_batch_size=request.micro_batch_size,
         encoder=settings.encoder,
         handover_noise=settings.handover_noise,
+        rungs=policy.rungs,
+        parting=policy.parting,
     )
 
 
 def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:
     record = sharing_record(file)
     if record is not None:
-        for words in sharing_warnings(record, policy.share_ratio, max(map(len, plan.groups))):
+        for words in sharing_warnings(record, policy.ladder[-1].share_ratio, max(map(len, plan.groups))):
             print(f"warning: {words}; pictures may suffer", file=sys.stderr)
 
 

@@ -74,8 +74,22 @@ HandoverNoise = Annotated[
         show_default=False,
     ),
 ]
-BenchHandoverNoise = Annotated[float, typer.Option(help=f"{_HANDOVER_NOISE}.")]
-MaxGroupSize = Annotated[int, typer.Option(help="Most prompts in a group.")]
+BenchHandoverNoise = Annotated[
+    float | None,
+    typer.Option(help=f"{_HANDOVER_NOISE} [default: the policy file's, else 0]", show_default=False),
+]
+MaxGroupSize = Annotated[
+    int | None,
+    typer.Option(help="Most prompts in a group [default: the model's own, else 8]", show_default=False),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        help="File of sharing options, as `sagediff tune` writes it; options given beside it win.",
+        show_default=False,
+    ),
+]
 Scheduler = Annotated[
     str | None,
     typer.Option(

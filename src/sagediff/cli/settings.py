@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sagediff.cli.policy_file import DEFAULTS_FILE, folder_defaults, json_object, policy_defaults
 from sagediff.errors import InputError
 from sagediff.loading import SCHEDULERS, model_folder
 from sagediff.lora import lora_file, sharing_record
 from sagediff.planning import SharePolicy
-
-DEFAULTS_FILE = "sagediff.json"
-_DEFAULTS = ("threshold", "share_ratio", "guidance_scale", "shared_guidance", "unguided", "handover_noise")
 
 
 @dataclass(frozen=True)
@@ -39,19 +36,21 @@ def run_settings(
     threshold: float | None,
     share_ratio: float | None,
     shared_guidance: str | None,
-    max_group_size: int,
+    max_group_size: int | None,
     scheduler: str | None,
     encoder: str | None,
     lora: Path | None = None,
     unguided: float | None = None,
     handover_noise: float | None = None,
+    policy_file: Path | None = None,
 ) -> RunSettings:
     """Fill in defaults and check every value.
 
-    What is left out comes from `sagediff.json` in the LoRA's folder, then from the LoRA's own record, which knows the
-    share ratio that it was trained for, then from `sagediff.json` in the model's folder, which is for sharing without
-    one. Who names a guidance scale gets it on every step of a prompt of its own: only then are steps without guidance
-    and noise at the hand-over, which belong together, not taken from a file.
+    What is left out comes from the policy file, then from `sagediff.json` in the LoRA's folder, then from the
+    LoRA's own record, which knows the share ratio that it was trained for, then from `sagediff.json` in the
+    model's folder, which is for sharing without one. Who names a guidance scale gets it on every step of a
+    prompt of its own: only then are steps without guidance and noise at the hand-over, which belong together,
+    not taken from a file. Who names a threshold or a share ratio gets a fixed split, without further rungs.
 
     Raises:
         InputError: a value out of range, an unknown model or scheduler, a LoRA that is not there.
@@ -63,26 +62,32 @@ def run_settings(
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise InputError(f"unknown --scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
     folder = model_folder(model)
-    own = _folder_defaults(folder)
+    own = folder_defaults(folder)
     if lora is not None:
         beside = lora if lora.is_dir() else None
         lora = lora_file(lora).resolve()
         own |= _trained_defaults(sharing_record(lora))  # refuses what is no safetensors file
-        own |= _folder_defaults(beside)
+        own |= folder_defaults(beside)
+    if policy_file is not None:
+        own |= policy_defaults(policy_file)
     if guidance is not None:
         own.pop("unguided", None)
         own.pop("handover_noise", None)
+    if threshold is not None or share_ratio is not None:
+        own.pop("rungs", None)
     noise = own.get("handover_noise", 0.0) if handover_noise is None else handover_noise
     if not 0 <= noise <= 1:
         raise InputError(f"--handover-noise must lie in [0, 1], got {noise:g}")
     policy = SharePolicy(
         threshold=own.get("threshold", 0.8) if threshold is None else threshold,
         share_ratio=own.get("share_ratio", 0.4) if share_ratio is None else share_ratio,
-        max_group_size=max_group_size,
+        max_group_size=own.get("max_group_size", 8) if max_group_size is None else max_group_size,
         shared_guidance=own.get("shared_guidance", 1.0)
         if shared_guidance is None
         else _shared_guidance(shared_guidance),
         unguided=own.get("unguided", 0.0) if unguided is None else unguided,
+        rungs=own.get("rungs", ()),
+        parting=own.get("parting", "tree"),
     )
     return RunSettings(
         model if folder is None or model == "demo" else str(folder.resolve()),
@@ -111,10 +116,14 @@ def chosen_lora(model: str, lora: Path | None, no_lora: bool) -> Path | None:
     return lora
 
 
-def _trained_defaults(record: dict[str, Any] | None) -> dict[str, float]:
+def _trained_defaults(record: dict[str, Any] | None) -> dict[str, Any]:
     """The share ratio in the middle of those that a LoRA was trained for, if its record tells."""
     ratio = (record or {}).get("share_ratio")
-    return {"share_ratio": float(ratio)} if isinstance(ratio, int | float) and 0 < ratio <= 1 else {}
+    return (
+        {"share_ratio": float(ratio), "rungs": ()}
+        if isinstance(ratio, int | float) and 0 < ratio <= 1
+        else {}
+    )
 
 
 def preferred_scheduler(model: str, steps: int) -> str | None:
@@ -126,7 +135,7 @@ def preferred_scheduler(model: str, steps: int) -> str | None:
         InputError: the entry is not of that form.
     """
     folder = model_folder(model)
-    entry = _defaults_file(folder).get("scheduler")
+    entry = None if folder is None else json_object(folder / DEFAULTS_FILE).get("scheduler")
     if entry is None:
         return None
     name, least = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "least_steps"))
@@ -154,24 +163,3 @@ def _shared_guidance(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise InputError(f"--shared-guidance must be a number or 'same', got {text!r}") from None
-
-
-def _folder_defaults(folder: Path | None) -> dict[str, float]:
-    found = _defaults_file(folder)
-    own: dict[str, float] = {key: found[key] for key in _DEFAULTS if key in found}
-    for key, value in own.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{folder}/{DEFAULTS_FILE}: `{key}` should be a number, got {value!r}")
-    return own
-
-
-def _defaults_file(folder: Path | None) -> dict[str, Any]:
-    if folder is None or not (folder / DEFAULTS_FILE).is_file():
-        return {}
-    try:
-        found = json.loads((folder / DEFAULTS_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / DEFAULTS_FILE} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{folder / DEFAULTS_FILE} should hold a JSON object")
-    return found

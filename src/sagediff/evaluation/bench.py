@@ -174,6 +174,8 @@ def _sample(
         wave_size=bench.wave_size,
         micro_batch_size=bench.micro_batch_size,
         encoder=lambda texts: np.stack([known[text] for text in texts]),
+        rungs=setting.rungs,
+        parting=setting.parting,
     )
     plan = sampler.plan(bench.prompts, setting.num_steps, bench.guidance)
     pictures: dict[int, Image.Image] = {}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from sagediff.errors import InputError
+from sagediff.ladder import Parting
 
 Weights = Literal["base", "standard", "sage"]
 
@@ -29,6 +30,7 @@ class Setting:
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
         unguided: part of the steps, the first ones, that run without guidance (arXiv 2404.07724), shared or not.
         handover_noise: part of the noise drawn anew after a member's first step of its own.
+        rungs, parting: closer prompts stay together longer (`SharePolicy`).
     """
 
     method: str
@@ -39,11 +41,16 @@ class Setting:
     shared_guidance: float | None
     unguided: float
     handover_noise: float = 0.0
+    rungs: tuple[tuple[float, float], ...] = ()
+    parting: Parting = "tree"
 
     @property
     def key(self) -> str:
         """A short name that no other setting has, good for file names."""
-        digest = hashlib.blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=4).hexdigest()
+        numbers = asdict(self)
+        if not self.rungs:  # a fixed split is called what it was before there were others
+            del numbers["rungs"], numbers["parting"]
+        digest = hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=4).hexdigest()
         return f"{self.weights}-steps{self.num_steps}-share{self.share_ratio:g}-{digest}"
 
     def words(self) -> str:
@@ -51,6 +58,8 @@ class Setting:
         parts = [f"{self.num_steps} steps"]
         if self.share_ratio:
             parts += [f"share ratio {self.share_ratio:g}", f"threshold {self.threshold:g}"]
+            parts += [f"{ratio:g} from {threshold:g} on" for threshold, ratio in self.rungs]
+            parts += ["groups part as a whole"] if self.rungs and self.parting == "together" else []
         if self.unguided:
             parts += [f"first {self.unguided:.0%} unguided"]
         if self.handover_noise:
@@ -66,6 +75,7 @@ class Grid:
         steps, share_ratios, thresholds, unguided: each with each; `unguided` may be empty.
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
         handover_noise: of shared sampling, in [0, 1].
+        rungs, parting: of shared sampling (`SharePolicy`), above its one threshold and share ratio.
         fine_tuned: which weights there are beside the base model's.
 
     Raises:
@@ -79,6 +89,8 @@ class Grid:
     shared_guidance: float | None = 1.0
     fine_tuned: tuple[Weights, ...] = ()
     handover_noise: float = 0.0
+    rungs: tuple[tuple[float, float], ...] = ()
+    parting: Parting = "tree"
 
     def __post_init__(self) -> None:
         for name, values in (("--steps", self.steps), ("--threshold", self.thresholds)):
@@ -119,6 +131,8 @@ class Grid:
                             self.shared_guidance,
                             0.0,
                             self.handover_noise,
+                            self.rungs,
+                            self.parting,
                         )
                         out[setting] = None
                         for part in self.unguided:
