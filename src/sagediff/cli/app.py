@@ -267,6 +267,74 @@ def bench(
 
 
 @app.command()
+def tune(
+    out: Annotated[Path, typer.Option(help="The policy file to write.")] = Path("policy.json"),
+    prompts: options.PromptFile = None,
+    model: options.Model = "demo",
+    lora: options.Lora = None,
+    no_lora: options.NoLora = False,
+    captions: Annotated[
+        int | None, typer.Option(help="Prompts to use [default: all; 128 held-out ones of the demo]")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Part of independent sampling's quality that may be lost.")
+    ] = 0.01,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="'accuracy' (built-in world) or 'clip' [default: accuracy where it can be judged]"),
+    ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--threshold",
+            help="Grid of least cosines, with commas [default: 0,0.2,0.35,0.5,0.65 of the demo; "
+            "0.6,0.7,0.8,0.9]",
+            show_default=False,
+        ),
+    ] = None,
+    share_ratio: Annotated[
+        list[str] | None,
+        typer.Option("--share-ratio", help="Grid, with commas [default: 0.1 to 0.8]", show_default=False),
+    ] = None,
+    families: Annotated[
+        str, typer.Option(help="What is searched, with commas: fixed, together, tree.")
+    ] = "fixed,together,tree",
+    steps: options.Steps = 30,
+    guidance: options.Guidance = None,
+    shared_guidance: options.SharedGuidance = None,
+    unguided: options.EarlyGuidanceOff = None,
+    handover_noise: options.HandoverNoise = None,
+    max_group_size: options.MaxGroupSize = None,
+    scheduler: options.Scheduler = None,
+    encoder: options.Encoder = None,
+    seeds: options.Seeds = None,
+    features: Annotated[str | None, typer.Option(help="As of `bench`.")] = None,
+    clip: Annotated[str | None, typer.Option(help="As of `bench`.")] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'mps' ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="'auto', float32, float16 or bfloat16.")] = "auto",
+) -> None:
+    """Find the sharing that saves most within a quality budget, and write it as a file for --policy.
+
+    Trials are kept beside the file: the same command goes on after a stop.
+    """
+    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
+    from sagediff.cli.tune import TuneGrid, run_tune, tune_request
+
+    lora = chosen_lora(model, lora, no_lora)
+    if lora is None:
+        scheduler = scheduler or preferred_scheduler(model, steps)
+    settings = run_settings(
+        model=model, steps=steps, guidance=guidance, threshold=None, share_ratio=None,
+        shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
+        scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise,
+    )  # fmt: skip
+    grid = TuneGrid(threshold or (), share_ratio or (), families, budget)
+    run_tune(tune_request(
+        settings, prompts, captions, grid, seeds or (), metric, out, features, clip, device, dtype
+    ))  # fmt: skip
+
+
+@app.command()
 def serve(
     model: options.Model = "demo",
     lora: options.Lora = None,

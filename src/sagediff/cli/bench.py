@@ -127,7 +127,7 @@ def run_bench_command(request: BenchRequest) -> None:
     base = pipelines("base")
     for weights in grid.fine_tuned:  # a LoRA that does not fit is said before hours of work
         pipelines(weights)
-    perception = _perception(request, device)
+    perception = open_perception(request.model, request.features, request.clip, device)
     vectors = embeddings_of(bench, base)
     reference = _reference(request, material, perception, base)
     measure_by = yardstick(bench, vectors, perception, reference)
@@ -143,7 +143,7 @@ def run_bench_command(request: BenchRequest) -> None:
 
 
 def _checked(request: BenchRequest) -> tuple[RunSettings, Grid, tuple[int, ...]]:
-    steps = _numbers("--steps", request.steps, int) or DEFAULT_STEPS
+    steps = numbers("--steps", request.steps, int) or DEFAULT_STEPS
     settings = run_settings(
         model=request.model, steps=steps[0], guidance=request.guidance, threshold=None, share_ratio=None,
         handover_noise=request.handover_noise, policy_file=request.policy,
@@ -158,26 +158,26 @@ def _checked(request: BenchRequest) -> tuple[RunSettings, Grid, tuple[int, ...]]
         lora_file(request.lora)
         fine_tuned.append("sage")
     policy = settings.policy
-    ratios = _numbers("--share-ratio", request.share_ratio, float)
-    thresholds = _numbers("--threshold", request.threshold, float)
+    ratios = numbers("--share-ratio", request.share_ratio, float)
+    thresholds = numbers("--threshold", request.threshold, float)
     grid = Grid(
         steps,
         ratios or (policy.share_ratio,),
         thresholds or (policy.threshold,),
-        _numbers("--unguided", request.unguided, float),
+        numbers("--unguided", request.unguided, float),
         policy.shared_guidance,
         tuple(fine_tuned),
         settings.handover_noise,
         () if ratios or thresholds else policy.rungs,  # who names either gets a fixed split, as elsewhere
         policy.parting,
     )
-    seeds = _numbers("--seeds", request.seeds, int) or DEFAULT_SEEDS
+    seeds = numbers("--seeds", request.seeds, int) or DEFAULT_SEEDS
     if len(set(seeds)) != len(seeds):
         raise InputError(f"every --seeds must be given once; got {', '.join(map(str, seeds))}")
     return settings, grid, seeds
 
 
-def _numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:
+def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:
     """Values of an option given several times, or once with commas."""
     try:
         return tuple(kind(part) for text in texts for part in text.split(","))
@@ -192,10 +192,10 @@ def _material(request: BenchRequest) -> Material:
     real = None if request.reference is None else list_pictures(request.reference)
     if request.data is not None:
         folder = read_imagefolder(request.data)
-        prompts = _first(folder.captions, request.captions)
+        prompts = first_of(folder.captions, request.captions)
         return Material(prompts, real or folder.files[: len(prompts)], paired=real is None)
     if request.prompts is not None:
-        return Material(_first(read_prompts(request.prompts), request.captions), real, paired=False)
+        return Material(first_of(read_prompts(request.prompts), request.captions), real, paired=False)
     if request.model != "demo":
         raise InputError("--model of your own needs --prompts FILE, or --data FOLDER with metadata.jsonl")
     from sagediff.builtin.perception import held_out_captions
@@ -204,7 +204,8 @@ def _material(request: BenchRequest) -> Material:
     return Material(captions, real, paired=False)
 
 
-def _first(prompts: list[str], count: int | None) -> list[str]:
+def first_of(prompts: list[str], count: int | None) -> list[str]:
+    """The first prompts; all for None."""
     if count is not None and not 1 <= count <= len(prompts):
         raise InputError(f"--captions must lie in [1, {len(prompts)}], the prompts there are; got {count}")
     return prompts[:count]
@@ -215,12 +216,13 @@ def _is_world(request: BenchRequest) -> bool:
     return request.model == "demo" and request.features is None and request.clip is None
 
 
-def _perception(request: BenchRequest, device: str) -> Perception:
-    if _is_world(request):
+def open_perception(model: str, features: str | None, clip: str | None, device: str) -> Perception:
+    """What looks at the pictures: the built-in judge at those of its world, unless networks are named."""
+    if model == "demo" and features is None and clip is None:
         from sagediff.builtin.perception import WorldPerception
 
         return WorldPerception()
-    return NetworkPerception(request.features or DEFAULT_FEATURES, request.clip or DEFAULT_CLIP, device)
+    return NetworkPerception(features or DEFAULT_FEATURES, clip or DEFAULT_CLIP, device)
 
 
 def _reference(

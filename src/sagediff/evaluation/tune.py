@@ -1,0 +1,217 @@
+"""The search for the plan policy that saves most within a quality budget. Pure: saving and quality are asked for.
+
+A policy is a profile over a grid of thresholds: for each threshold the share ratio of prompts that alike, growing with
+the threshold. The cost of every profile is known without running it. Quality is taken to fall as a profile shares more
+(at no threshold less, at one more), but for what chance in grouping adds. First the longest fixed split of each
+threshold is found; then ascents from them, the best first: of all profiles that share one step of the grid more, the
+one that saves most is run, and where it keeps within the budget, it goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from sagediff.errors import InputError
+from sagediff.ladder import Parting
+from sagediff.planning import SharePolicy
+
+Profile: TypeAlias = tuple[float, ...]
+"""For each threshold of the grid the share ratio of prompts that alike; 0 where they do not share."""
+Family: TypeAlias = Literal["fixed", "together", "tree"]
+FAMILIES: tuple[Family, ...] = ("fixed", "together", "tree")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy that was run.
+
+    Attributes:
+        quality: mean over prompts, one for each seed; higher is better.
+    """
+
+    policy: SharePolicy
+    cost_saving: float
+    quality: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.quality) / len(self.quality)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        best: saves most within the budget; sharing nothing if nothing else does.
+        least: the quality that had to be kept.
+        trials: all that was run, independent sampling first.
+    """
+
+    best: Trial
+    least: float
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched and how.
+
+    Attributes:
+        base: everything of the policy that is not searched.
+        thresholds: grid, growing.
+        ratios: grid, growing, in (0, 1].
+        budget: part of independent sampling's quality that may be lost, in [0, 1).
+        families: "fixed" (one threshold, one ratio), "together", "tree" (`SharePolicy.parting`).
+        max_trials: of profiles beyond the fixed ones, for each family.
+
+    Raises:
+        InputError: an empty or unordered grid, or a number out of range.
+    """
+
+    base: SharePolicy
+    thresholds: tuple[float, ...]
+    ratios: tuple[float, ...]
+    budget: float = 0.01
+    families: tuple[Family, ...] = FAMILIES
+    max_trials: int = 12
+
+    def __post_init__(self) -> None:
+        for name, grid, low in (("thresholds", self.thresholds, -1), ("ratios", self.ratios, 0)):
+            if not grid or list(grid) != sorted(set(grid)) or not low <= grid[0] <= grid[-1] <= 1:
+                raise InputError(f"{name} must be growing numbers in [{low}, 1], got {list(grid)}")
+        if self.ratios[0] == 0:
+            raise InputError("ratios must be above 0; sharing nothing is always measured")
+        if not 0 <= self.budget < 1:
+            raise InputError(f"the budget must lie in [0, 1), got {self.budget}")
+        if not self.families or not set(self.families) <= set(FAMILIES):
+            raise InputError(f"families must be some of {', '.join(FAMILIES)}, got {list(self.families)}")
+
+    def policy(self, profile: Profile, parting: Parting = "tree") -> SharePolicy:
+        """The policy of a profile: a rung wherever its ratio grows."""
+        rungs: list[tuple[float, float]] = []
+        for threshold, ratio in zip(self.thresholds, profile, strict=True):
+            if ratio > (rungs[-1][1] if rungs else 0.0):
+                rungs.append((threshold, ratio))
+        if not rungs:
+            return replace(self.base, share_ratio=0.0, rungs=())
+        (threshold, ratio), *further = rungs
+        return replace(
+            self.base, threshold=threshold, share_ratio=ratio, rungs=tuple(further), parting=parting
+        )
+
+
+def tune(
+    search: Search,
+    saving: Callable[[SharePolicy], float],
+    quality: Callable[[SharePolicy], tuple[float, ...]],
+    on_trial: Callable[[Trial], None] | None = None,
+) -> Tuned:
+    """Search; `quality` runs the model, once a policy, `saving` is free.
+
+    Args:
+        quality: one number a seed, the same seeds every time.
+        on_trial: told of every policy that was run.
+    """
+    trials: list[Trial] = []
+
+    def run(policy: SharePolicy) -> Trial:
+        trial = Trial(policy, saving(policy), quality(policy))
+        trials.append(trial)
+        if on_trial is not None:
+            on_trial(trial)
+        return trial
+
+    none = run(search.policy((0.0,) * len(search.thresholds)))
+    least = none.mean * (1 - search.budget)
+    best, start = none, 0
+    fixed: list[tuple[Profile, Trial]] = []
+    for number in range(len(search.thresholds)):
+        found = _longest(search, number, start, run, least)
+        if found is not None:
+            start = found[0]
+            fixed.append((_fixed(search, number, search.ratios[start]), found[1]))
+    if "fixed" in search.families:
+        best = max([none, *(trial for _, trial in fixed)], key=lambda trial: trial.cost_saving)
+    fixed.sort(key=lambda entry: entry[1].cost_saving, reverse=True)
+    partings: list[Parting] = [f for f in ("tree", "together") if f in search.families]
+    for parting in partings:
+        climbed = _ascend(search, fixed, parting, saving, run, least)
+        best = max([best, *climbed], key=lambda trial: trial.cost_saving)
+    return Tuned(best, least, tuple(trials))
+
+
+def _longest(
+    search: Search, number: int, start: int, run: Callable[[SharePolicy], Trial], least: float
+) -> tuple[int, Trial] | None:
+    """(number of the ratio, trial) of the longest fixed split at one threshold within the budget.
+
+    Begins at the ratio that the threshold before could bear, as closer prompts mostly bear as much.
+    """
+    kept: tuple[int, Trial] | None = None
+    place, step = start, 0
+    while 0 <= place < len(search.ratios):
+        trial = run(search.policy(_fixed(search, number, search.ratios[place])))
+        within = trial.mean >= least
+        if within:
+            kept = (place, trial)
+        if step == 0:
+            step = 1 if within else -1
+        elif within != (step > 0):  # up until it breaks, or down until it holds
+            break
+        place += step
+    return kept
+
+
+def _fixed(search: Search, number: int, ratio: float) -> Profile:
+    """The fixed split at a threshold of the grid."""
+    return tuple(ratio if i >= number else 0.0 for i in range(len(search.thresholds)))
+
+
+def _ascend(
+    search: Search,
+    starts: Sequence[tuple[Profile, Trial]],
+    parting: Parting,
+    saving: Callable[[SharePolicy], float],
+    run: Callable[[SharePolicy], Trial],
+    least: float,
+) -> list[Trial]:
+    """The trials within the budget on the ways up from profiles that are, one after the other."""
+    failed: list[Profile] = []
+    kept: dict[Profile, Trial] = {}
+    left = search.max_trials
+    for profile, best in starts:
+        while left:
+            above = [
+                (saving(search.policy(higher, parting)), higher)
+                for higher in _neighbours(profile, search.ratios)
+                if higher not in kept and not any(_shares_more(higher, other) for other in failed)
+            ]
+            above = [entry for entry in above if entry[0] > best.cost_saving]
+            if not above:
+                break
+            left -= 1
+            _, higher = max(above)
+            trial = run(search.policy(higher, parting))
+            if trial.mean >= least:
+                profile, best = higher, trial
+                kept[higher] = trial
+            else:
+                failed.append(higher)
+    return list(kept.values())
+
+
+def _neighbours(profile: Profile, ratios: Sequence[float]) -> Iterator[Profile]:
+    """Profiles that share one step of the grid more at one threshold, and as much as that at those above it."""
+    grid = (0.0, *ratios)
+    for number, ratio in enumerate(profile):
+        place = grid.index(ratio) + 1
+        if place < len(grid):
+            yield tuple(max(r, grid[place]) if i >= number else r for i, r in enumerate(profile))
+
+
+def _shares_more(one: Profile, other: Profile) -> bool:
+    """Whether `one` shares at no threshold less than `other`."""
+    return all(a >= b for a, b in zip(one, other, strict=True))
