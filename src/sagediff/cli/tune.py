@@ -19,7 +19,7 @@ import sagediff
 from sagediff.cli.bench import first_of, numbers, open_perception
 from sagediff.cli.pipelines import open_pipeline, placement
 from sagediff.cli.settings import RunSettings, quiet_libraries
-from sagediff.embeddings import embed_prompts
+from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import InputError, OutputError
 from sagediff.evaluation.bench import as_tensor
 from sagediff.evaluation.perception import Judging, Perception
@@ -192,7 +192,7 @@ def _saver(
     request: TuneRequest, pipe: Any, vectors: npt.NDArray[np.float32]
 ) -> Callable[[SharePolicy], float]:
     """Cost saving of a policy on these prompts, from the plan alone."""
-    sampler = SharedSampler(pipe, encoder=lambda texts: vectors)
+    sampler = SharedSampler(pipe, encoder=_known(request.prompts, vectors))
     settings = request.settings
     rows = sampler.plan(request.prompts, settings.num_steps, settings.guidance_scale).rows_per_prompt
     return lambda policy: policy.plan(vectors, settings.num_steps, rows).cost_saving
@@ -208,11 +208,13 @@ def _measurer(
     settings, prompts = request.settings, request.prompts
     guidance = default_guidance(type(pipe)) if settings.guidance_scale is None else settings.guidance_scale
 
+    encoder = _known(prompts, vectors)
+
     def measure(policy: SharePolicy) -> tuple[float, ...]:
         sampler = SharedSampler(
             pipe, policy.threshold, policy.share_ratio, policy.max_group_size,
             shared_guidance=policy.shared_guidance, unguided=policy.unguided,
-            handover_noise=settings.handover_noise, encoder=lambda texts: vectors,
+            handover_noise=settings.handover_noise, encoder=encoder,
             rungs=policy.rungs, parting=policy.parting,
         )  # fmt: skip
         out = []
@@ -226,6 +228,12 @@ def _measurer(
         return tuple(out)
 
     return measure
+
+
+def _known(prompts: Sequence[str], vectors: npt.NDArray[np.float32]) -> Encoder:
+    """The embeddings that are there already, for any of the prompts."""
+    rows = dict(zip(prompts, vectors, strict=True))
+    return lambda texts: np.stack([rows[text] for text in texts])
 
 
 def _about(request: TuneRequest, metric: str) -> str:

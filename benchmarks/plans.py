@@ -1,0 +1,154 @@
+"""Fixed, adaptive and tree plans at equal quality: each tuned on captions of its own, then run on held-out ones.
+
+    python benchmarks/plans.py --out runs/plans
+
+For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget of
+independent sampling, on captions that the model was trained on. What it found is then measured on held-out captions,
+three seeds. "fixed" has one threshold and one share ratio, both searched; "together" gives every group a branch point
+by its least alike pair; "tree" lets groups part into closer ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from world_eval import held_out_captions, mean_spread
+
+import sagediff
+from sagediff.builtin import lora_dir
+from sagediff.builtin.perception import WorldPerception, reference_features
+from sagediff.builtin.world import training_scenes
+from sagediff.cli.pipelines import open_pipeline
+from sagediff.cli.tune import in_words, policy_record
+from sagediff.embeddings import embed_prompts
+from sagediff.evaluation.bench import as_tensor
+from sagediff.evaluation.frechet import frechet_distance
+from sagediff.evaluation.tune import FAMILIES, Search, Trial, tune
+from sagediff.planning import SharePolicy
+
+THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
+WAYS: dict[str, dict[str, Any]] = {
+    "trained": {"scheduler": None, "lora": True, "steps": 16, "guidance": 1.0, "noise": 1.0},
+    "untrained": {"scheduler": "dpm++-beta", "lora": False, "steps": 20, "guidance": 4.0, "noise": 0.0},
+}
+
+
+def training_captions(count: int) -> list[str]:
+    """Captions that are not held out, drawn without replacement."""
+    captions = [scene.caption for scene in training_scenes()]
+    order = np.random.default_rng(0).permutation(len(captions))[:count]
+    return [captions[i] for i in sorted(order)]
+
+
+class Runner:
+    """Policies on one pipeline and one set of captions."""
+
+    def __init__(self, pipe: Any, captions: list[str], way: dict[str, Any], seeds: list[int]) -> None:
+        self.pipe, self.captions, self.way, self.seeds = pipe, captions, way, seeds
+        self.vectors = embed_prompts(captions, pipe, None).vectors
+        self.perception = WorldPerception()
+        self.known: dict[SharePolicy, tuple[float, ...]] = {}
+
+    def saving(self, policy: SharePolicy) -> float:
+        rows = 1 if self.way["guidance"] == 1 else 2
+        return policy.plan(self.vectors, self.way["steps"], rows).cost_saving
+
+    def encoder(self, texts: list[str]) -> Any:
+        """The embeddings that are there already."""
+        rows = dict(zip(self.captions, self.vectors, strict=True))
+        return np.stack([rows[text] for text in texts])
+
+    def images(self, policy: SharePolicy, seed: int) -> Any:
+        sampler = sagediff.SharedSampler(
+            self.pipe, policy.threshold, policy.share_ratio, policy.max_group_size,
+            handover_noise=self.way["noise"], encoder=self.encoder,
+            rungs=policy.rungs, parting=policy.parting,
+        )  # fmt: skip
+        found = sampler(self.captions, self.way["steps"], self.way["guidance"], seed)
+        return as_tensor(found.images)
+
+    def right(self, images: Any) -> float:
+        return float(self.perception.accuracy(images, self.captions)["all"].float().mean())
+
+    def quality(self, policy: SharePolicy) -> tuple[float, ...]:
+        if policy not in self.known:
+            self.known[policy] = tuple(self.right(self.images(policy, seed)) for seed in self.seeds)
+        return self.known[policy]
+
+    def figures(self, policy: SharePolicy) -> dict[str, Any]:
+        """Saving, accuracy, Frechet distance and CLIP score over the seeds."""
+        real = reference_features(self.captions)
+        rows: dict[str, list[float]] = {"right": [], "frechet": [], "clip": []}
+        for seed in self.seeds:
+            images = self.images(policy, seed)
+            rows["right"].append(self.right(images))
+            rows["frechet"].append(frechet_distance(self.perception.features(images), real))
+            rows["clip"].append(float(self.perception.alignment(images, self.captions).mean()))
+        return {"saving": self.saving(policy)} | {name: mean_spread(values) for name, values in rows.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--budget", type=float, default=0.01)
+    parser.add_argument("--tuning-captions", type=int, default=256)
+    parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--captions", type=int, default=512)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max-group-size", type=int, default=8)
+    parser.add_argument("--max-trials", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("runs/plans"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for way in args.ways:
+        options = WAYS[way]
+        lora = lora_dir() if options["lora"] else None
+        pipe = open_pipeline("demo", options["scheduler"], "auto", "auto", lora)
+        tuning = Runner(pipe, training_captions(args.tuning_captions), options, args.tuning_seeds)
+        test = Runner(pipe, held_out_captions(args.captions), options, args.seeds)
+        steps = options["steps"]
+        ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
+        base = SharePolicy(max_group_size=args.max_group_size)
+        done: dict[SharePolicy, dict[str, Any]] = {}
+        for family in ("independent", *FAMILIES):
+            if family == "independent":
+                policy = SharePolicy(share_ratio=0.0, max_group_size=args.max_group_size)
+            else:
+                searched = tuple(dict.fromkeys(("fixed", family)))
+                search = Search(base, THRESHOLDS, ratios, args.budget, searched, args.max_trials)  # type: ignore[arg-type]
+
+                def told(trial: Trial, way: str = way, family: str = family) -> None:
+                    print(
+                        f"{way}, {family}: {trial.cost_saving:.1%} saved, {trial.mean:.2%} right, "
+                        f"{in_words(trial.policy)}",
+                        file=sys.stderr, flush=True,
+                    )  # fmt: skip
+
+                policy = tune(search, tuning.saving, tuning.quality, told).best.policy
+            if policy not in done:
+                done[policy] = test.figures(policy)
+            row = {"way": way, "plan": family, "policy": policy_record(policy), "words": in_words(policy)}
+            rows.append(row | done[policy])
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            (args.out / "plans.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    print("| weights | plan | found | saved | all four right | Frechet distance | CLIP score |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        right, distance, clip = row["right"], row["frechet"], row["clip"]
+        print(
+            f"| {row['way']} | {row['plan']} | {row['words']} | {row['saving']:.1%} "
+            f"| {right['mean']:.1%} ± {right['spread']:.1%} | {distance['mean']:.3f} ± {distance['spread']:.3f} "
+            f"| {clip['mean']:.4f} ± {clip['spread']:.4f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
