@@ -20,6 +20,7 @@ from diffusers.hooks.hooks import ModelHook, StateManager
 from torch import Tensor
 
 from .errors import UnsupportedPipelineError
+from .micro_batch import MicroBatches
 
 REGISTRY = "_diffusers_hook"  # a module's HookRegistry; tests/test_hook.py guards diffusers' private name
 Sources = tuple[tuple[int, ...], ...]
@@ -73,16 +74,16 @@ class CacheRows:
 
     Args:
         module: the denoiser, not a compiled wrapper of it.
-        micro_batch_size: as the hook has it.
+        micro_batches: as the hook has them.
 
     Raises:
         UnsupportedPipelineError: a cache that the table does not name, or that cannot share; or micro-batches with a
             cache.
     """
 
-    def __init__(self, module: torch.nn.Module, micro_batch_size: int | None) -> None:
+    def __init__(self, module: torch.nn.Module, micro_batches: MicroBatches) -> None:
         self._module = module
-        self._micro_batch_size = micro_batch_size
+        self._micro_batches = micro_batches
         self._run = -1
         self._sources: dict[bool, Sources] = {}  # the latest, of first and second calls
         self.begin()
@@ -182,9 +183,9 @@ class CacheRows:
                 f"negative ones, which does not hold while prompts share; set is_guidance_distilled=True, or take "
                 f"another cache"
             )
-        if self._micro_batch_size is not None:
+        if not self._micro_batches.takes_all:
             raise UnsupportedPipelineError(
-                f"micro_batch_size is {self._micro_batch_size}, and the denoiser carries a cache ({name}): each "
+                f"micro_batch_size is given, and the denoiser carries a cache ({name}): each "
                 f"micro-batch would overwrite what the one before remembered; set micro_batch_size=None and make "
                 f"waves smaller instead, or disable the cache (`disable_cache()`)"
             )

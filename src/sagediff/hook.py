@@ -8,6 +8,7 @@ recorded and replayed in `tape.py`.
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +25,7 @@ from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
 from .families import Family, family_of
 from .layout import Layout
+from .micro_batch import MicroBatches
 from .plan import SharePlan
 from .run import SharedRun
 from .tape import Tape
@@ -47,7 +49,7 @@ class DenoiserHook(ModelHook):
         run: told of every call.
         tape: records and replays.
         condition: makes the members' conditions into the group's.
-        micro_batch_size: most rows in one run of the module; None for all at once.
+        micro_batches: says how many rows one run of the module takes.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class DenoiserHook(ModelHook):
         run: SharedRun,
         tape: Tape,
         condition: GroupCondition,
-        micro_batch_size: int | None,
+        micro_batches: MicroBatches,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         inner = _unwrapped(module)
@@ -69,8 +71,8 @@ class DenoiserHook(ModelHook):
         self._run = run
         self._tape = tape
         self._condition = condition
-        self._micro_batch_size = micro_batch_size
-        self.caches = CacheRows(inner, micro_batch_size)
+        self._micro_batches = micro_batches
+        self.caches = CacheRows(inner, micro_batches)
         self._layouts: dict[tuple[object, ...], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
@@ -96,7 +98,7 @@ class DenoiserHook(ModelHook):
         self._tape.check(sample, second)
 
         output: Any
-        if layout.is_whole and (self._micro_batch_size is None or rows <= self._micro_batch_size):
+        if layout.is_whole and rows <= self._micro_batches.size(rows) and self._micro_batches.is_known:
             output = forward(*args, **kwargs)
         else:
             output, kept = self._run_rows(forward, named, tensors, layout)
@@ -201,7 +203,30 @@ class DenoiserHook(ModelHook):
         if count == 0:
             return None, None
         gathered = self._gather(tensors, layout.sources)
-        size = self._micro_batch_size or count
+        while True:
+            size = self._micro_batches.size(count)
+            start = time.perf_counter()
+            try:
+                output, kept = self._run_batches(forward, named, gathered, count, size)
+                break
+            except torch.OutOfMemoryError:
+                if not self._micro_batches.did_not_fit(size):
+                    raise
+            torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
+        if not self._micro_batches.is_known and kept.is_cuda:
+            torch.cuda.synchronize(kept.device)
+        self._micro_batches.measured(count, size, time.perf_counter() - start)
+        return output, kept
+
+    def _run_batches(
+        self,
+        forward: Callable[..., Any],
+        named: Mapping[str, Any],
+        gathered: Mapping[str, Tensor],
+        count: int,
+        size: int,
+    ) -> tuple[Any, Tensor]:
+        """(last output, (rows run, ...)) of `count` gathered rows, `size` at a time."""
         kept: list[Tensor] = []
         output: Any = None
         for start in range(0, count, size):

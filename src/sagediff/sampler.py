@@ -17,6 +17,7 @@ from sagediff.embeddings import Encoder
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.families import denoiser_of, family_of
 from sagediff.ladder import Parting
+from sagediff.micro_batch import MicroBatch, micro_batches
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, check_prompts, default_guidance, plan_prompts
 from sagediff.sampling import shared_sampling
@@ -66,7 +67,7 @@ class SharedSampler:
             (limited-interval guidance, arXiv 2404.07724): fewer evaluations.
         group_condition: "mean" or "medoid", or a callable.
         wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents.
-        micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser.
+        micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
             they do not come out identical; 0 lets them.
         handover_noise: part of what is not yet the member's own picture that is drawn anew after its first step
@@ -90,7 +91,7 @@ class SharedSampler:
         unguided: float = 0.0,
         group_condition: str | GroupCondition = "mean",
         wave_size: int = 64,
-        micro_batch_size: int | None = None,
+        micro_batch_size: MicroBatch = None,
         fresh_noise: float = FRESH_NOISE,
         handover_noise: float = 0.0,
         encoder: Encoder | None = None,
@@ -102,8 +103,6 @@ class SharedSampler:
         )
         if wave_size < 1:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise InputError(f"micro_batch_size must be at least 1 or None, got {micro_batch_size}")
         for name, strength in (("fresh_noise", fresh_noise), ("handover_noise", handover_noise)):
             if not 0 <= strength <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {strength}")
@@ -124,7 +123,8 @@ class SharedSampler:
         self._denoiser_class = type(denoiser).__name__
         self.group_condition, self.fresh_noise = group_condition, fresh_noise
         self.handover_noise = handover_noise
-        self.wave_size, self.micro_batch_size = wave_size, micro_batch_size
+        self.wave_size = wave_size
+        self.micro_batches = micro_batches(micro_batch_size)  # what they measure serves all waves
 
     def plan(
         self,
@@ -232,7 +232,7 @@ class SharedSampler:
                 self.pipe,
                 part,
                 group_condition=self.group_condition,
-                micro_batch_size=self.micro_batch_size,
+                micro_batch_size=self.micro_batches,
                 fresh_noise=self.fresh_noise if any(flags) else 0.0,
                 fresh_noise_rows=flags,
                 member_noise=[own[i] for i in members],

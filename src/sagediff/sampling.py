@@ -12,6 +12,7 @@ from .condition import GroupCondition, group_condition_named
 from .errors import InputError, UnsupportedPipelineError
 from .families import denoisers_of, family_of
 from .hook import DenoiserHook, HookInstalled
+from .micro_batch import MicroBatch, micro_batches
 from .plan import SharePlan
 from .run import SharedRun
 from .solver import SchedulerTap
@@ -25,7 +26,7 @@ def shared_sampling(
     plan: SharePlan,
     *,
     group_condition: str | GroupCondition = "mean",
-    micro_batch_size: int | None = None,
+    micro_batch_size: MicroBatch = None,
     fresh_noise: float = 0.0,
     fresh_noise_rows: Sequence[bool] | None = None,
     member_noise: Sequence[int] | None = None,
@@ -44,7 +45,8 @@ def shared_sampling(
         group_condition: "mean" (default) or "medoid" (the member nearest to the others), or a callable
             (`condition.py`).
         micro_batch_size: most denoiser rows run at once, None (default) for all.  Smaller takes less memory
-            and changes no image beyond rounding.
+            and changes no image beyond rounding.  "auto" measures, in the first steps, which size is fastest and
+            fits the memory; give a `MicroBatches` to several runs to measure once.
         fresh_noise: part, in [0, 1], of the state's noise that is replaced at a prompt's branch point,
             variance kept.  Higher sets members of a group further apart, which equal prompts need; 0
             (default) hands the state over as it is.
@@ -73,15 +75,16 @@ def shared_sampling(
         StoppedError: out of the pipeline's call, when every prompt was dropped.
         PlanError: the pipeline is run with another number of steps than planned.
     """
-    _check_options(plan, micro_batch_size, fresh_noise, handover_noise, fresh_noise_rows, member_noise)
+    _check_options(plan, fresh_noise, handover_noise, fresh_noise_rows, member_noise)
     condition = group_condition_named(group_condition)
+    micro = micro_batches(micro_batch_size)
     modules = denoisers_of(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
         raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
     run = SharedRun(plan, steps_to_record(plan, record))
     family = family_of(getattr(modules[0], "_orig_mod", modules[0]))
     tape = Tape(run, replay or {}, family)
-    hooks = [DenoiserHook(pipe, module, run, tape, condition, micro_batch_size) for module in modules]
+    hooks = [DenoiserHook(pipe, module, run, tape, condition, micro) for module in modules]
     tap = SchedulerTap(
         pipe.scheduler, run, family.guidance, fresh_noise, fresh_noise_rows, member_noise, handover_noise
     )
@@ -94,7 +97,6 @@ def shared_sampling(
 
 def _check_options(
     plan: SharePlan,
-    micro_batch_size: int | None,
     fresh_noise: float,
     handover_noise: float,
     fresh_noise_rows: Sequence[bool] | None,
@@ -104,10 +106,6 @@ def _check_options(
         raise InputError(
             f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups, "
             f"num_steps))"
-        )
-    if micro_batch_size is not None and (isinstance(micro_batch_size, bool) or micro_batch_size < 1):
-        raise InputError(
-            f"micro_batch_size should be at least 1, or None for all rows at once; got {micro_batch_size!r}"
         )
     for option, strength in (("fresh_noise", fresh_noise), ("handover_noise", handover_noise)):
         if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):

@@ -64,9 +64,10 @@ def generate(
         int, typer.Option(help="Most prompts carried at once; whole groups stay together.")
     ] = 64,
     micro_batch: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Most denoiser rows run at once [default: all]. Smaller takes less memory.",
+            help="Most denoiser rows run at once, or 'auto' to measure what is fastest and fits [default: all]. "
+            "Smaller takes less memory.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +78,7 @@ def generate(
     ] = "auto",
 ) -> None:
     """Generate one picture for every prompt."""
-    from sagediff.cli.generate import GenerateRequest, run_generate
+    from sagediff.cli.generate import GenerateRequest, micro_batch_option, run_generate
     from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
@@ -90,7 +91,11 @@ def generate(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
         scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise, policy_file=policy,
     )  # fmt: skip
-    run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
+    run_generate(
+        GenerateRequest(
+            texts, settings, out, seed, resume, wave_size, micro_batch_option(micro_batch), device, dtype
+        )
+    )
 
 
 @app.command()

@@ -22,8 +22,10 @@ from rich.progress import (
 from sagediff.cli.pipelines import open_pipeline
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.contact_sheet import contact_sheet
+from sagediff.errors import InputError
 from sagediff.loading import supported_parts
 from sagediff.lora import sharing_record, sharing_warnings
+from sagediff.micro_batch import MicroBatch
 from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, default_guidance
@@ -40,7 +42,7 @@ class GenerateRequest:
     seed: int
     resume: bool
     wave_size: int
-    micro_batch_size: int | None
+    micro_batch_size: MicroBatch
     device: str
     dtype: str
 
@@ -59,6 +61,19 @@ class GenerateRequest:
             "handover_noise": settings.handover_noise,
             "prompts": fingerprint(self.prompts),
         }
+
+
+def micro_batch_option(text: str | None) -> MicroBatch:
+    """What --micro-batch means.
+
+    Raises:
+        InputError: neither a whole number nor 'auto'.
+    """
+    if text is None or text == "auto":
+        return "auto" if text else None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--micro-batch must be a whole number of at least 1, or 'auto'; got {text!r}")
+    return int(text)
 
 
 def run_generate(request: GenerateRequest) -> None:
