@@ -312,7 +312,7 @@ GENERATE: list[tuple[list[str], str]] = [
     (["a cat", "--lora", "good.txt"], "only .safetensors"),
     (["a cat", "--lora", "bad.safetensors"], "is not a safetensors file"),
     (["a cat", "--wave-size", "0"], "wave_size"),
-    (["a cat", "--micro-batch", "0"], "micro_batch_size"),
+    (["a cat", "--micro-batch", "0"], "--micro-batch"),
     (["a cat", "--device", "nonsense"], "--device"),
     (["a cat", "--dtype", "float8"], "--dtype"),
 ]
