@@ -105,7 +105,7 @@ class ServeConfig(BaseSettings):
         return min(self.max_pictures, self.max_queue)
 
     def label_of(self, tenant: str) -> str:
-        """What logs call a tenant: which of the keys, from 1. Never a digest, from which a weak key could be guessed."""
+        """What logs call a tenant: which of the keys, from 1. No digest: it would give a weak key away."""
         for number, key in enumerate(self.api_keys, 1):
             if self.tenant_of(key) == tenant:
                 return f"key-{number}"

@@ -10,17 +10,18 @@ const SMALL = 160; // pixels; pictures below it are shown with hard edges rather
 
 const EXAMPLES = {
   [WORLD]: [
-    ["Six animals, one scene", ["cat", "dog", "lion", "panda", "rabbit", "fox"].map((it) => `a large ${it} at the center on a green background`)],
-    ["Colours of a scene", ["blue", "yellow", "white", "pink"].map((it) => `a small sailboat at the bottom on a ${it} background`)],
+    ["Five animals", ["cat", "dog", "lion", "panda", "bear"].map((it) => `a large ${it} at the center on a blue background`)],
+    ["Four colours", ["yellow", "white", "orange", "pink"].map((it) => `a small sailboat at the bottom on a ${it} background`)],
     ["Three scenes", [
-      ...["rose", "tulip", "sunflower"].map((it) => `a large ${it} at the top on a yellow background`),
-      ...["car", "bicycle"].map((it) => `a small ${it} at the right on a white background`),
-      "a large castle at the bottom left on a purple background",
+      ...["yellow", "black", "blue"].map((it) => `a large guitar at the top on a ${it} background`),
+      ...["white", "black", "blue"].map((it) => `a small frog at the bottom left on a ${it} background`),
+      ...["cat", "dog"].map((it) => `a large ${it} at the bottom right on a green background`),
+      "a large castle at the center on a purple background",
     ]],
   ],
   other: [
-    ["One scene, six animals", ["fox", "wolf", "deer", "hare", "owl", "bear"].map((it) => `a ${it} in a snowy forest at dawn, watercolour`)],
-    ["Seasons", ["spring", "summer", "autumn", "winter"].map((it) => `a small wooden house by a lake in ${it}, oil painting`)],
+    ["Six animals", ["fox", "wolf", "deer", "hare", "owl", "bear"].map((it) => `a ${it} in a snowy forest at dawn, watercolour`)],
+    ["Four seasons", ["spring", "summer", "autumn", "winter"].map((it) => `a small wooden house by a lake in ${it}, oil painting`)],
     ["Two scenes", [
       ...["red", "blue", "green"].map((it) => `a ${it} vintage car parked in front of a cafe, photograph`),
       ...["roses", "tulips"].map((it) => `a glass vase of ${it} on a window sill, still life`),
@@ -59,7 +60,8 @@ async function start() {
   state.pictures = asked.prompts.map((prompt, i) => ({ number: i + 1, prompt, card: card(i + 1, prompt) }));
   clearAnswer();
   busy(true);
-  say(`${many(asked.prompts.length, "prompt")} sent. Waiting for the first steps.`);
+  say(`${many(asked.prompts.length, "prompt")} sent.`);
+  if (matchMedia("(max-width: 56rem)").matches) at("buttons").scrollIntoView(); // pictures come below the form
   let cancelled = false;
   try {
     await makePictures(asked, sessionStorage.getItem(KEY), state.run.signal, take);
@@ -99,7 +101,6 @@ function take(event) {
     say(`Picture ${picture.number} failed: ${event.error.message}`);
   } else if (event.type === "image_generation.partial_image") {
     show(picture, event, event.step / event.steps);
-    at("status").dataset.step = event.step;
     quietly(`Step ${event.step} of ${event.steps}`);
   } else if (event.type === "image_generation.completed") {
     picture.done = event;
@@ -210,6 +211,7 @@ function tellSaving() {
 }
 
 function finish(cancelled) {
+  quietly("");
   at("progress").hidden = true;
   const made = doneOnes();
   if (!made.length) {
@@ -259,9 +261,9 @@ function say(words) {
   at("status").textContent = words;
 }
 
-/** Seen only: as often as it changes, it would drown everything else. */
+/** Seen only: read aloud, it would drown everything else, as it changes so often. */
 function quietly(words) {
-  at("progress").title = words;
+  at("now").textContent = words;
 }
 
 function showError(words) {
