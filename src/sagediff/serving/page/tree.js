@@ -16,7 +16,7 @@ function shape(name, attributes, text) {
 export function drawTree(groups, steps, width) {
   const rows = groups.reduce((sum, group) => sum + rowsOf(group), 0);
   const height = TOP + rows * ROW + (groups.length - 1) * (ROW / 3) + 4;
-  const labels = width > 560 ? Math.round(width * 0.46) : 66; // room for words, or for a number only
+  const labels = width > 560 ? Math.min(420, Math.round(width * 0.58)) : 66; // room for words, or for a number only
   const left = 6;
   const right = width - labels;
   const x = (step) => left + ((right - left) * step) / steps;
@@ -54,7 +54,7 @@ const rowsOf = (group) => group.members.length + (others(group) > 0 ? 1 : 0);
 
 function label(svg, member, x, y, width) {
   svg.append(shape("image", { href: member.src, x, y: y - THUMB / 2, width: THUMB, height: THUMB, preserveAspectRatio: "xMidYMid slice" }));
-  const room = Math.floor((width - x - THUMB - 22) / 6.7);
+  const room = Math.floor((width - x - THUMB - 22) / 6.6);
   const words = room < 12 ? "" : ` ${member.prompt.length > room ? `${member.prompt.slice(0, room - 1).trimEnd()}…` : member.prompt}`;
   const text = shape("text", { x: x + THUMB + 8, y: y + 4.5 });
   text.append(shape("tspan", { "font-weight": 600 }, member.number), words);
