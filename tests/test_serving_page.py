@@ -220,5 +220,8 @@ def test_the_pages_files_need_no_key_and_keep_the_browser_to_this_server(demo: A
             assert answer.status_code == 200
             assert "default-src 'self'" in answer.headers["content-security-policy"]
             assert answer.headers["x-content-type-options"] == "nosniff"
-            assert "http://" not in answer.text.replace("http://www.w3.org/", "") and "https://" not in answer.text
+            assert (
+                "http://" not in answer.text.replace("http://www.w3.org/", "")
+                and "https://" not in answer.text
+            )
         assert httpx.get(server.url + "/v1/models").status_code == 401

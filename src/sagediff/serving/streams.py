@@ -56,7 +56,6 @@ class PictureStream:
                 )
                 if gone.done():
                     following.cancel()
-                    self._record.outcome = "client_gone"
                     return
                 if not following.done():
                     following.cancel()
@@ -77,8 +76,8 @@ class PictureStream:
                     return
                 yield stream_error(answer, {"index": self._numbers[ticket.request.id]})
         finally:
-            if left and not gone.done() and self._record.outcome == "ok":
-                self._record.outcome = "client_gone"  # the server closed the stream before we saw it
+            if left and self._record.outcome == "ok":
+                self._record.outcome = "client_gone"  # also where the server ended the stream before we saw it
             gone.cancel()
             self._engine.cancel(self._tickets)  # changes nothing for those that are finished
 

@@ -54,7 +54,7 @@ const rowsOf = (group) => group.members.length + (others(group) > 0 ? 1 : 0);
 
 function label(svg, member, x, y, width) {
   svg.append(shape("image", { href: member.src, x, y: y - THUMB / 2, width: THUMB, height: THUMB, preserveAspectRatio: "xMidYMid slice" }));
-  const room = Math.floor((width - x - THUMB - 22) / 6.6);
+  const room = Math.floor((width - x - THUMB - 22) / 6.25);
   const words = room < 12 ? "" : ` ${member.prompt.length > room ? `${member.prompt.slice(0, room - 1).trimEnd()}…` : member.prompt}`;
   const text = shape("text", { x: x + THUMB + 8, y: y + 4.5 });
   text.append(shape("tspan", { "font-weight": 600 }, member.number), words);
