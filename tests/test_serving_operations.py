@@ -162,14 +162,15 @@ def test_a_proxys_name_for_a_request_is_kept_if_it_is_harmless(
     assert (named == given) == kept and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", named)
 
 
-def test_every_answer_is_named_and_no_two_alike(server: Address) -> None:
+def test_every_answer_is_named_and_no_two_alike(server: Address, lines: Lines) -> None:
     answers = [
         httpx.get(server.url + "/"),
         httpx.get(server.url + "/v1/models"),
         server.post(KEYS[0]),
         server.post(KEYS[0], prompt=CAT, stream=True),
     ]
-    assert len({answer.headers["x-request-id"] for answer in answers}) == 4
+    names = {answer.headers["x-request-id"] for answer in answers}
+    assert len(names) == 4 and names == {line["id"] for line in after(lines, 4)}
 
 
 def test_prompts_are_logged_only_if_the_operator_says_so(demo: Any, lines: Lines) -> None:
