@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from test_serving_engine import condition_of, faulty
 from test_serving_server import SETTINGS, Address, serving
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -171,6 +172,43 @@ def test_cancelling_takes_the_pictures_out_of_the_queue(browser: Any, demo: Any)
         assert visit.page.evaluate("document.activeElement.id") == "go"  # not lost with the button
         assert not visit.page.get_by_role("button", name="Cancel").is_visible()
         visit.page.context.close()
+
+
+def test_members_of_other_requests_are_counted_and_not_shown(browser: Any, demo: Any) -> None:
+    with serving(lambda: demo, window_ms=30_000.0, max_batch=3) as server:
+        server.engine.wait_until_loaded(60)
+        visit = Visit(browser, server.url)
+        ask(visit, PROMPTS[:1])
+        while server.engine.waiting < 1:
+            visit.page.wait_for_timeout(20)
+        server.post(prompt=PROMPTS[1], n=2, num_inference_steps=4)  # closes the window by size
+        visit.says("Done: 1 picture, 1 group shared steps, 33 % saved")
+        assert visit.page.get_by_text(
+            "1 picture with 2 of other requests shared the first 2 of 4 steps."
+        ).count()
+        tree = visit.page.get_by_role("img", name="Plan as a tree")
+        assert tree.locator(".branch.others").count() == 1 and tree.locator("image").count() == 1
+        assert tree.get_attribute("aria-label") == (
+            "Plan as a tree. Picture 1 and 2 of other requests share the first 2 of 4 steps."
+        )
+        assert PROMPTS[1] not in visit.page.locator("main").inner_text()
+        visit.page.context.close()
+
+
+def test_a_picture_that_fails_is_said_and_the_others_are_shown(visit: Visit, demo: Any) -> None:
+    culprit = condition_of(demo, PROMPTS[1])
+
+    def fault(conditions: Any) -> None:
+        if any((row - culprit).abs().max() < 1e-4 for row in conditions):
+            raise RuntimeError("not this one")
+
+    visit.page.get_by_label("Share steps").uncheck()
+    with faulty(demo, fault):
+        ask(visit)
+        visit.says("Done: 2 pictures")
+    assert visit.page.get_by_role("heading", name="Not made").is_visible()
+    assert visit.page.get_by_text("the pipeline failed on this request").is_visible()
+    assert visit.page.locator("#groups img").count() == 2
 
 
 def test_errors_are_said_in_words(visit: Visit) -> None:

@@ -77,7 +77,9 @@ class PictureStream:
                 yield stream_error(answer, {"index": self._numbers[ticket.request.id]})
         finally:
             if left and self._record.outcome == "ok":
-                self._record.outcome = "client_gone"  # also where the server ended the stream before we saw it
+                self._record.outcome = (
+                    "client_gone"  # also where the server ended the stream before we saw it
+                )
             gone.cancel()
             self._engine.cancel(self._tickets)  # changes nothing for those that are finished
 

@@ -66,7 +66,7 @@ function inWords(groups, steps) {
     const numbers = group.members.map((member) => member.number).join(", ");
     if (!group.shared) return `Picture ${numbers} takes all ${steps} steps alone.`;
     const with_ = others(group) > 0 ? ` and ${others(group)} of other requests` : "";
-    return `Pictures ${numbers}${with_} share the first ${group.shared} of ${steps} steps.`;
+    return `${group.members.length > 1 ? "Pictures" : "Picture"} ${numbers}${with_} share the first ${group.shared} of ${steps} steps.`;
   });
   return `Plan as a tree. ${said.join(" ")}`;
 }
