@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
 import sys
 import threading
@@ -38,20 +37,18 @@ def server(demo: Any) -> Iterator[Address]:
 @pytest.fixture
 def stderr_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], io.StringIO]]:
     """Configures the logs, and gives the stderr that they go to."""
-    loggers = [logging.getLogger(name) for name in ("sagediff", "uvicorn")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    put_back = []
 
     def configured(form: Any) -> io.StringIO:
         stream = io.StringIO()
         with monkeypatch.context() as patched:
             patched.setattr(sys, "stderr", stream)
-            configure_logs(form)
+            put_back.append(configure_logs(form))
         return stream
 
     yield configured
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
+    for restore in reversed(put_back):
+        restore()
 
 
 @pytest.fixture

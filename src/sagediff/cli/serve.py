@@ -59,7 +59,7 @@ def run_serve(request: ServeRequest) -> None:
         )
     supported_parts(settings.model)  # refused before gigabytes of weights are read
     placement(request.device, request.dtype)
-    configure_logs(config.log_format)
+    put_back = configure_logs(config.log_format)
     failures: list[Exception] = []
 
     def load() -> Any:
@@ -82,6 +82,8 @@ def run_serve(request: ServeRequest) -> None:
         server.run()
     except SystemExit:  # uvicorn's way of saying that it could not listen; it has said why
         raise SagediffError(f"cannot listen at {config.host}:{config.port}; is the port taken?") from None
+    finally:
+        put_back()
     for failure in failures:
         if isinstance(failure, SagediffError):
             raise failure

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-_OURS = ("sagediff", "uvicorn")
+_LEVELS = {"sagediff": logging.INFO, "uvicorn": logging.WARNING}
 
 
 class JsonLines(logging.Formatter):
@@ -42,14 +43,27 @@ class TextLines(logging.Formatter):
         return " ".join([super().formatMessage(record), *said])
 
 
-def configure_logs(form: Literal["auto", "json", "text"]) -> None:
-    """Send what the server and uvicorn say to stderr; `auto` is text on a terminal, else JSON."""
+def configure_logs(form: Literal["auto", "json", "text"]) -> Callable[[], None]:
+    """Send what the server and uvicorn say to stderr; `auto` is text on a terminal, else JSON.
+
+    Returns:
+        What puts the logs back as they were, for a program that goes on after the server.
+    """
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextLines() if text else JsonLines())
-    for name in _OURS:
+    before = []
+    for name, level in _LEVELS.items():
         logger = logging.getLogger(name)
+        before.append((logger, logger.handlers[:], logger.propagate, logger.level))
         logger.handlers[:] = [handler]
         logger.propagate = False
-    logging.getLogger("sagediff").setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logger.setLevel(level)
+
+    def put_back() -> None:
+        for logger, handlers, propagate, level in before:
+            logger.handlers[:] = handlers
+            logger.propagate = propagate
+            logger.setLevel(level)
+
+    return put_back
