@@ -269,6 +269,7 @@ function quietly(words) {
 function showError(words) {
   at("error").textContent = words;
   at("error").hidden = false;
+  at("error").scrollIntoView({ block: "nearest" });
 }
 
 function hideError() {
