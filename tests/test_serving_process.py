@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -65,6 +66,11 @@ def test_the_server_starts_answers_and_drains_when_told_to_end() -> None:
     made = answers[0].json()["data"][0]
     assert made["evaluations"] == 2  # the LoRA's own way, without guidance
     assert "1 API keys" in told and "secret" not in told
+    lines = [
+        json.loads(line) for line in told.splitlines()
+    ]  # every one of them: no terminal, so for machines
+    (request,) = [line for line in lines if line.get("path") == "/v1/images/generations"]
+    assert (request["status"], request["tenant"], request["pictures"]) == (200, "key-1", 1)
 
 
 def until(happened: object) -> None:
@@ -90,6 +96,7 @@ def until(happened: object) -> None:
         (["--steps", "500"], "SAGEDIFF_MAX_STEPS"),
         (["--model", "no such model"], "no model"),
         (["--share-ratio", "2"], "share_ratio"),
+        (["--log-format", "xml"], "log_format"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_the_model_is_loaded(

@@ -49,7 +49,7 @@ class Address:
 @contextmanager
 def serving(load: Any, settings: ModelSettings = SETTINGS, **config: Any) -> Iterator[Address]:
     chosen = ServeConfig.of(**{"port": 0, "window_ms": 30.0, "max_steps": 8, "max_n": 4} | config)
-    metrics = Metrics()
+    metrics = Metrics(lambda: engine.waiting)
     engine = Engine(load, settings, chosen.batch_policy(True), observe=metrics.wave_done)
     server = server_for(engine, chosen, metrics, num_steps=2)
     with socket.socket() as listening:

@@ -367,6 +367,13 @@ def serve(
     no_share: Annotated[
         bool, typer.Option("--no-share", help="Batch requests, but let each take all its steps alone.")
     ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Lines on stderr: json, text, or auto, which is text on a terminal only [default: auto]",
+            show_default=False,
+        ),
+    ] = None,
     share_across_keys: Annotated[
         bool,
         typer.Option(
@@ -412,6 +419,7 @@ def serve(
     run_serve(ServeRequest(settings, guided, micro_batch, device, dtype, {
         "host": host, "port": port, "window_ms": window_ms, "max_batch": max_batch, "max_queue": max_queue,
         "share": False if no_share else None, "share_across_keys": share_across_keys or None,
+        "log_format": log_format,
     }))  # fmt: skip
 
 

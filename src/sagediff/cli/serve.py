@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -14,6 +14,8 @@ from sagediff.embeddings import named_encoder
 from sagediff.errors import InputError, SagediffError
 from sagediff.loading import supported_parts
 from sagediff.planning import SharePolicy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def run_serve(request: ServeRequest) -> None:
     try:
         from sagediff.serving.config import ServeConfig
         from sagediff.serving.engine import Engine
+        from sagediff.serving.logs import configure_logs
         from sagediff.serving.metrics import Metrics
         from sagediff.serving.server import server_for
     except ImportError as error:
@@ -56,6 +59,7 @@ def run_serve(request: ServeRequest) -> None:
         )
     supported_parts(settings.model)  # refused before gigabytes of weights are read
     placement(request.device, request.dtype)
+    put_back = configure_logs(config.log_format)
     failures: list[Exception] = []
 
     def load() -> Any:
@@ -71,13 +75,15 @@ def run_serve(request: ServeRequest) -> None:
     engine = Engine(load, sampling, config.batch_policy(sharing), observe=metrics.wave_done, on_failed=failed)
     server = server_for(engine, config, metrics, settings.num_steps)
     keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
-    print(f"serving {config.model_name} at http://{config.host}:{config.port} ({keys})", file=sys.stderr)
+    log.info("serving %s at http://%s:%d (%s)", config.model_name, config.host, config.port, keys)
     if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
-        print("warning: anyone who reaches this address may use it; set SAGEDIFF_API_KEYS", file=sys.stderr)
+        log.warning("anyone who reaches this address may use it; set SAGEDIFF_API_KEYS")
     try:
         server.run()
     except SystemExit:  # uvicorn's way of saying that it could not listen; it has said why
         raise SagediffError(f"cannot listen at {config.host}:{config.port}; is the port taken?") from None
+    finally:
+        put_back()
     for failure in failures:
         if isinstance(failure, SagediffError):
             raise failure

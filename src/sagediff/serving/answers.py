@@ -101,5 +101,7 @@ def stream_event(kind: str, wanted: Wanted, data: bytes, more: dict[str, Any]) -
     return f"event: {kind}\ndata: {json.dumps(body)}\n\n"
 
 
-def stream_error(answer: ErrorAnswer) -> str:
-    return f"event: error\ndata: {json.dumps({'type': 'error', **answer.body})}\n\n"
+def stream_error(answer: ErrorAnswer, more: dict[str, Any] | None = None) -> str:
+    """The error that ends a stream; with `more`, which says whose it is, one after which others go on."""
+    kind = "error" if more is None else "image_generation.failed"
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **answer.body, **(more or {})})}\n\n"

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sagediff.errors import SagediffError
-from sagediff.serving.answers import (
-    ErrorAnswer,
-    as_text,
-    bad_request,
-    details,
-    encode,
-    error_answer,
-    stream_error,
-    stream_event,
-)
+from sagediff.serving.answers import ErrorAnswer, as_text, bad_request, details
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine import Engine, Preview, Ticket
+from sagediff.serving.engine import Engine
+from sagediff.serving.gate import Gate
 from sagediff.serving.metrics import Metrics
-from sagediff.serving.runner import Picture
-from sagediff.serving.schema import GenerationBody, Wanted, read_body
+from sagediff.serving.pagefiles import PAGE_HEADERS, page_files
+from sagediff.serving.requestlog import RequestLog
+from sagediff.serving.schema import BatchBody, GenerationBody, Wanted, read_body
 from sagediff.serving.store import PictureStore
+from sagediff.serving.streams import PictureStream, all_of, answer_of, encode_all, told, unless_gone
 
-log = logging.getLogger(__name__)
-
-_OPEN = ("/health", "/ready")  # without a key
-_KEEP_ALIVE = 15.0  # seconds between comments in a silent stream, so that proxies do not close it
+_MACHINES = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
+_WORK = frozenset({"/v1/images/generations", "/v1/images/batches"})
 
 
 def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps: int) -> FastAPI:
@@ -55,7 +44,10 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
 
     # no pages of documentation: they would be fetched from elsewhere
     app = FastAPI(title="sagediff", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, config=config, metrics=metrics)
+    page = page_files()
+    open_paths = frozenset({"/health", "/ready", *page})
+    app.add_middleware(Gate, config=config, metrics=metrics, open_paths=open_paths)
+    app.add_middleware(RequestLog, config=config, metrics=metrics, quiet=_MACHINES, routes=_WORK)
     store = PictureStore(config.stored_bytes, config.stored_s, engine.clock)
     created = int(time.time())
 
@@ -74,7 +66,8 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         model = {"id": config.model_name, "object": "model", "created": created, "owned_by": "sagediff"}
-        return {"object": "list", "data": [model]}
+        limits = {"steps": num_steps, "max_steps": config.max_steps, "max_pictures": config.most_pictures}
+        return {"object": "list", "data": [model | limits]}
 
     @app.get("/v1/images/{name}")
     async def picture(name: str, request: Request) -> Response:
@@ -85,33 +78,51 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
 
     @app.post("/v1/images/generations")
     async def generate(body: GenerationBody, request: Request) -> Response:
-        tenant: str = request.state.tenant
-        wanted = read_body(
-            body, config, tenant=tenant, now=engine.clock(), num_steps=num_steps,
-            size_multiple=engine.size_multiple,
-        )  # fmt: skip
+        wanted = read(body, request)
         if wanted.stream:
-            events = Events(asyncio.get_running_loop())
-            tickets = engine.submit(wanted.requests, wanted.partial_images, events.preview)
-            events.follow(tickets)
-            lines = _stream(events, tickets, wanted, partial(engine.cancel, tickets), request)
-            return StreamingResponse(lines, 200, {"Cache-Control": "no-store"}, "text/event-stream")
-        tickets = engine.submit(wanted.requests)
+            return stream(wanted, request, each_alone=False)
+        tenant: str = request.state.tenant
+        tickets = request.state.record.tickets = engine.submit(wanted.requests)
         try:
-            pictures = await _unless_gone(request, _all(tickets))
+            pictures = await unless_gone(request.receive, all_of(tickets))
         finally:
             engine.cancel(tickets)  # changes nothing for those that are finished
         if pictures is None:
+            request.state.record.outcome = "client_gone"
             return Response(status_code=499)  # nobody reads it
-        files = await asyncio.to_thread(_encode_all, pictures, wanted)
-        data = []
-        for file, made in zip(files, pictures, strict=True):
+        files = await asyncio.to_thread(encode_all, [made.image for made in pictures], wanted, metrics)
+        data: list[dict[str, Any]] = []
+        for file, made, asked in zip(files, pictures, wanted.requests, strict=True):
+            more = told(made, asked.num_inference_steps)
             if wanted.by_url:
                 name = store.put(file, f"image/{wanted.output_format}", tenant)
-                data.append({"url": str(request.url_for("picture", name=name)), **_told(made)})
+                data.append({"url": str(request.url_for("picture", name=name)), **more})
             else:
-                data.append({"b64_json": as_text(file), **_told(made)})
+                data.append({"b64_json": as_text(file), **more})
         return JSONResponse({"created": int(time.time()), "data": data, **details(wanted)})
+
+    @app.post("/v1/images/batches")
+    async def generate_many(body: BatchBody, request: Request) -> Response:
+        """Not OpenAI's: many prompts that come as one, so that all of them fall into one window."""
+        return stream(read(body, request), request, each_alone=True)
+
+    def read(body: GenerationBody | BatchBody, request: Request) -> Wanted:
+        return read_body(
+            body, config, tenant=request.state.tenant, now=engine.clock(), num_steps=num_steps,
+            size_multiple=engine.size_multiple,
+        )  # fmt: skip
+
+    def stream(wanted: Wanted, request: Request, *, each_alone: bool) -> StreamingResponse:
+        events = PictureStream(engine, wanted, metrics, request.state.record, each_alone=each_alone)
+        lines = events.lines(request.receive)
+        return StreamingResponse(lines, 200, {"Cache-Control": "no-store"}, "text/event-stream")
+
+    async def show_page(request: Request) -> Response:
+        data, media_type = page[request.url.path]
+        return Response(data, 200, PAGE_HEADERS, media_type)
+
+    for path in page:
+        app.add_api_route(path, show_page, include_in_schema=False)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -120,6 +131,7 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
         param = ".".join(place) if first["type"] != "json_invalid" else None
         answer = bad_request(f"{param or 'the body'}: {first['msg']}", param)
         metrics.refused(answer.code)
+        request.state.record.outcome = answer.code
         return _error(answer)
 
     @app.exception_handler(HTTPException)
@@ -128,163 +140,20 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
         answer = bad_request(
             f"{request.method} {request.url.path}: {error.detail}", None, code, error.status_code
         )
+        metrics.refused(answer.code)
+        request.state.record.outcome = answer.code
         return _error(answer, error.headers)
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
-        answer = _answer(error)
+        answer = answer_of(error, request.state.record)
         metrics.refused(answer.code)
-        return _error(answer)
+        # errors that nobody expected are answered outside of the log, which names every other answer
+        outside = {} if isinstance(error, SagediffError) else {"x-request-id": request.state.record.id}
+        return _error(answer, outside)
 
     for kind in (SagediffError, Exception):
         app.add_exception_handler(kind, refuse)
     return app
-
-
-class Gate:
-    """What every request passes: the API key, and the size of its body. Inside, `request.state.tenant` says who asks.
-
-    A middleware rather than a dependency, so that no route can be added without it.
-    """
-
-    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
-        self._app, self._config, self._metrics = app, config, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return
-        refusal = None if scope["path"] in _OPEN else self._refusal(scope)
-        if refusal is None:
-            await self._app(scope, receive, send)
-        else:
-            self._metrics.refused(refusal.code)
-            await _error(refusal)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> ErrorAnswer | None:
-        headers = dict(scope["headers"])
-        scheme, _, key = headers.get(b"authorization", b"").decode("utf-8", "replace").partition(" ")
-        tenant = self._config.tenant_of(key.strip() if scheme.lower() == "bearer" else None)
-        if tenant is None:
-            return ErrorAnswer(
-                401, "give a valid API key: Authorization: Bearer KEY", "invalid_request_error",
-                "invalid_api_key", None, {"x-should-retry": "false", "WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-        scope.setdefault("state", {})["tenant"] = tenant
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return None
-        length = headers.get(b"content-length", b"")
-        if not length.isdigit():
-            return bad_request("the body must come with a Content-Length", None, "length_required", 411)
-        if int(length) > self._config.max_body_bytes:
-            return bad_request(
-                f"the body has {int(length)} bytes; at most {self._config.max_body_bytes} are taken", None,
-                "too_large", 413,
-            )  # fmt: skip
-        return None
-
-
-class Events:
-    """What happens to tickets, handed from the engine's thread to the loop of a stream: previews, then ends."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.queue: asyncio.Queue[tuple[Ticket, Preview | None]] = asyncio.Queue()
-
-    def follow(self, tickets: Sequence[Ticket]) -> None:
-        for ticket in tickets:
-            ticket.future.add_done_callback(partial(self._ended, ticket))
-
-    def preview(self, ticket: Ticket, shown: Preview) -> None:
-        self._tell(ticket, shown)
-
-    def _ended(self, ticket: Ticket, future: object) -> None:
-        self._tell(ticket, None)
-
-    def _tell(self, ticket: Ticket, shown: Preview | None) -> None:
-        with suppress(RuntimeError):  # the loop ended with its stream still open: nobody misses it
-            self._loop.call_soon_threadsafe(self.queue.put_nowait, (ticket, shown))
-
-
-async def _stream(
-    events: Events, tickets: list[Ticket], wanted: Wanted, cancel: Callable[[], None], request: Request
-) -> AsyncIterator[str]:
-    """Server-sent events until all pictures are complete, one failed, or the client went away."""
-    left = len(tickets)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        while left:
-            following = asyncio.ensure_future(events.queue.get())
-            await asyncio.wait({following, gone}, timeout=_KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                following.cancel()
-                return
-            if not following.done():
-                following.cancel()
-                yield ": still at work\n\n"
-                continue
-            ticket, shown = following.result()
-            index = {"index": tickets.index(ticket)}
-            if shown is not None:
-                data = await asyncio.to_thread(encode, shown.image, wanted.output_format, wanted.compression)
-                more = {"partial_image_index": shown.number, **index}
-                yield stream_event("image_generation.partial_image", wanted, data, more)
-                continue
-            left -= 1
-            error = ticket.future.exception()
-            if error is not None:
-                yield stream_error(_answer(error))
-                return
-            made = ticket.future.result()
-            data = await asyncio.to_thread(encode, made.image, wanted.output_format, wanted.compression)
-            yield stream_event("image_generation.completed", wanted, data, {**_told(made), **index})
-    finally:
-        gone.cancel()
-        cancel()
-
-
-def _encode_all(pictures: Sequence[Picture], wanted: Wanted) -> list[bytes]:
-    return [encode(made.image, wanted.output_format, wanted.compression) for made in pictures]
-
-
-async def _all(tickets: Sequence[Ticket]) -> list[Picture]:
-    return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets)))
-
-
-async def _unless_gone(request: Request, work: Awaitable[list[Picture]]) -> list[Picture] | None:
-    """What the work gives; None as soon as the client has gone."""
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return doing.result() if doing.done() else None
-    finally:
-        gone.cancel()
-        doing.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _told(made: Picture) -> dict[str, Any]:
-    """What a client learns of its picture beyond OpenAI's fields."""
-    return {
-        "seed": made.seed,
-        "evaluations": round(made.evaluations, 6),
-        "group_size": made.group_size,
-        "shared_steps": made.shared_steps,
-    }
-
-
-def _answer(error: BaseException) -> ErrorAnswer:
-    if not isinstance(error, Exception):
-        raise error
-    answer = error_answer(error)
-    if answer.status == 500:
-        log.error("a request failed", exc_info=error.__cause__ or error)
-    return answer
 
 
 def _error(answer: ErrorAnswer, headers: Any = None) -> JSONResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -26,10 +26,13 @@ class ServeConfig(BaseSettings):
         share: False switches sharing off; requests are still batched.
         share_across_keys: lets clients of different keys share. Their pictures then tell of each other's prompts.
         max_n, max_side, max_steps, max_prompt_length: most pictures, pixels a side, steps and characters of a request.
+        max_pictures: most pictures of a request with many prompts; never more than the queue holds.
         max_body_bytes: largest request.
         deadline_s: seconds that a request may wait before it is begun.
         drain_s: seconds that requests under way get to finish when the server is told to end.
         stored_bytes, stored_s: memory and time for pictures asked for by URL.
+        log_format: of the lines on stderr: `json` for machines, `text` for people, `auto` for text on a terminal only.
+        log_prompts: whether a request's line holds its prompts.
     """
 
     model_config = SettingsConfigDict(env_prefix="SAGEDIFF_", frozen=True, protected_namespaces=())
@@ -47,11 +50,14 @@ class ServeConfig(BaseSettings):
     max_side: int = Field(2048, ge=1)
     max_steps: int = Field(100, ge=1)
     max_prompt_length: int = Field(4000, ge=1)
+    max_pictures: int = Field(64, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1)
     deadline_s: float = Field(300.0, gt=0)
     drain_s: float = Field(60.0, gt=0)
     stored_bytes: int = Field(256 << 20, ge=0)
     stored_s: float = Field(3600.0, gt=0)
+    log_format: Literal["auto", "json", "text"] = "auto"
+    log_prompts: bool = False
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -92,6 +98,18 @@ class ServeConfig(BaseSettings):
         for known in self.api_keys:  # all of them, for the same reason
             found |= hmac.compare_digest(given, _digest(known))
         return given.hex()[:16] if found else None
+
+    @property
+    def most_pictures(self) -> int:
+        """Of a request with many prompts: all of them must fit into the queue."""
+        return min(self.max_pictures, self.max_queue)
+
+    def label_of(self, tenant: str) -> str:
+        """What logs call a tenant: which of the keys, from 1. No digest: it would give a weak key away."""
+        for number, key in enumerate(self.api_keys, 1):
+            if self.tenant_of(key) == tenant:
+                return f"key-{number}"
+        return "anyone"
 
 
 def _digest(key: str) -> bytes:

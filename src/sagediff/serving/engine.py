@@ -58,12 +58,16 @@ class WaveReport:
 
 
 class Ticket:
-    """What a client holds of its request. `future` gives the `Picture`, or raises what became of it instead."""
+    """What a client holds of its request. `future` gives the `Picture`, or raises what became of it instead.
+
+    `waited` and `ran` are seconds until its wave began and from then to its end; known once it is finished.
+    """
 
     def __init__(self, request: PictureRequest, previews: int, on_preview: Listener | None) -> None:
         self.request = request
         self.future: Future[Picture] = Future()
         self.steps_done = 0
+        self.waited = self.ran = 0.0
         self._shown = 0
         self._gone = threading.Event()
         self._listener = on_preview
@@ -265,10 +269,15 @@ class Engine:
         rows = [0, 0]
         outcomes: dict[str, int] = {}
 
+        for ticket, entry in wave:
+            ticket.waited = start - entry.arrived
+
         def deliver(job: Job, outcome: Outcome) -> None:
             name = "picture" if isinstance(outcome, Picture) else type(outcome).__name__
             outcomes[name] = outcomes.get(name, 0) + 1
-            tickets.pop(job.request.id).finish(outcome)
+            ticket = tickets.pop(job.request.id)
+            ticket.ran = self.clock() - start
+            ticket.finish(outcome)
 
         def ran(groups: Groups, result: WaveResult) -> None:
             sizes.extend(map(len, groups))

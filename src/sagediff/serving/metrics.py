@@ -41,6 +41,16 @@ class Metrics:
         self._sampling = Histogram(
             "sagediff_wave_seconds", "From a wave's begin to its end", buckets=_SECONDS, registry=registry
         )
+        self._encoding = Histogram(
+            "sagediff_encode_seconds",
+            "Making files of one answer's pictures",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._answers = Histogram(
+            "sagediff_request_seconds", "From a request's arrival to its answer's end", ["route"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
         queue = Gauge("sagediff_waiting", "Requests in the queue", registry=registry)
         queue.set_function(waiting)
 
@@ -55,6 +65,13 @@ class Metrics:
         for seconds in report.waited:
             self._waited.observe(max(0.0, seconds))
         self._sampling.observe(report.seconds)
+
+    def encoded(self, seconds: float) -> None:
+        self._encoding.observe(seconds)
+
+    def answered(self, route: str, seconds: float) -> None:
+        """Args: route: one of a few, as each is kept for ever."""
+        self._answers.labels(route).observe(seconds)
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()

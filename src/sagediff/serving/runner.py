@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class Picture:
         image: PIL.
         seed: the seed that its request brought or was given.
         evaluations: its part of the denoiser rows, a group's divided evenly.
+        evaluations_alone: rows that it would have run without others, with the same guidance.
+        group: a random name of its group, equal for its members and for nobody else; tells nothing of them.
         group_size: members of its group, itself included.
         shared_steps: steps that it took together with others.
     """
@@ -89,13 +92,15 @@ class Picture:
     image: Any
     seed: int
     evaluations: float
+    evaluations_alone: float
+    group: str
     group_size: int
     shared_steps: int
 
 
 @dataclass(frozen=True)
 class WaveResult:
-    """pictures in the order of the jobs; rows run, and rows that independent sampling would have run."""
+    """pictures in the order of the jobs; rows run, and rows that the jobs would have run each alone."""
 
     pictures: list[Picture]
     evaluations: int
@@ -174,12 +179,22 @@ class WaveRunner:
                 output_type="pil",
                 **self._options(jobs),
             ).images
-        sizes = {i: len(group) for group in plan.groups for i in group}
+        # not `evaluations_independent`, which has guidance in every step: early guidance off is no merit of sharing
+        alone = replace(run.plan, levels=((0, tuple(range(len(jobs)))),), replayed_steps=None)
+        named = [(secrets.token_hex(6), group) for group in plan.groups]
+        names = {i: (name, len(group)) for name, group in named for i in group}
         pictures = [
-            Picture(image, job.seed, float(run.plan.prompt_evaluations[i]), sizes[i], plan.branch_steps[i])
+            Picture(
+                image,
+                job.seed,
+                float(run.plan.prompt_evaluations[i]),
+                float(alone.prompt_evaluations[i]),
+                *names[i],
+                plan.branch_steps[i],
+            )
             for i, (job, image) in enumerate(zip(jobs, images, strict=True))
         ]
-        return WaveResult(pictures, run.evaluations, run.plan.evaluations_independent)
+        return WaveResult(pictures, run.evaluations, alone.evaluations)
 
     def _options(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The pipeline's keywords that not every wave has."""

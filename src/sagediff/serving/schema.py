@@ -1,4 +1,5 @@
-"""The body of `POST /v1/images/generations` as OpenAI defines it, and how it becomes requests."""
+"""The body of `POST /v1/images/generations` as OpenAI defines it, that of many prompts at once, and how they become
+requests."""
 
 from __future__ import annotations
 
@@ -26,12 +27,11 @@ class RequestProblem(InputError):
         self.param, self.code = param, code
 
 
-class GenerationBody(BaseModel):
-    """OpenAI's fields, and those that diffusion servers add. Unknown ones are passed over, null is left out."""
+class BodyFields(BaseModel):
+    """What both bodies have."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    prompt: str
     model: str | None = None
     n: int | None = Field(None, ge=1)
     size: str | None = None
@@ -48,6 +48,18 @@ class GenerationBody(BaseModel):
     share: bool | None = None
 
 
+class GenerationBody(BodyFields):
+    """OpenAI's fields, and those that diffusion servers add. Unknown ones are passed over, null is left out."""
+
+    prompt: str
+
+
+class BatchBody(BodyFields):
+    """Many prompts, each as if it had been asked for alone with the same fields; the answer is always a stream."""
+
+    prompts: list[str] = Field(min_length=1)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A body with defaults filled in: requests, one a picture, and how their pictures are answered."""
@@ -62,7 +74,13 @@ class Wanted:
 
 
 def read_body(
-    body: GenerationBody, config: ServeConfig, *, tenant: str, now: float, num_steps: int, size_multiple: int
+    body: GenerationBody | BatchBody,
+    config: ServeConfig,
+    *,
+    tenant: str,
+    now: float,
+    num_steps: int,
+    size_multiple: int,
 ) -> Wanted:
     """Check a body against the operator's limits.
 
@@ -80,15 +98,22 @@ def read_body(
             f"the model {body.model!r} does not exist here; this server has {config.model_name!r}",
             "model_not_found",
         )
-    for field, text in (("prompt", body.prompt), ("negative_prompt", body.negative_prompt or "")):
+    many = isinstance(body, BatchBody)
+    prompts = (
+        {f"prompts.{i}": text for i, text in enumerate(body.prompts)}
+        if isinstance(body, BatchBody)
+        else {"prompt": body.prompt}
+    )
+    for field, text in {**prompts, "negative_prompt": body.negative_prompt or ""}.items():
         if len(text) > config.max_prompt_length:
             raise RequestProblem(
                 field, f"{field} has {len(text)} characters; at most {config.max_prompt_length} are taken"
             )
         if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can say it, UTF-8 cannot
             raise RequestProblem(field, f"{field} holds half of a surrogate pair, which is no character")
-    if not body.prompt.strip():
-        raise RequestProblem("prompt", "prompt must not be empty")
+    for field, text in prompts.items():
+        if not text.strip():
+            raise RequestProblem(field, f"{field} must not be empty")
     count, steps = body.n or 1, body.num_inference_steps or num_steps
     if count > config.max_n:
         raise RequestProblem("n", f"n must be at most {config.max_n}, got {count}")
@@ -96,13 +121,20 @@ def read_body(
         raise RequestProblem(
             "num_inference_steps", f"num_inference_steps must be at most {config.max_steps}, got {steps}"
         )
-    if body.stream and body.response_format == "url":
+    most = config.most_pictures
+    if many and len(prompts) * count > most:
+        raise RequestProblem(
+            "prompts", f"{len(prompts) * count} pictures in one request; at most {most} are taken"
+        )
+    if many and body.stream is False:
+        raise RequestProblem("stream", "this route always answers with a stream")
+    if (many or body.stream) and body.response_format == "url":
         raise RequestProblem("response_format", "a stream carries pictures as b64_json, not url")
     width, height = _size(body.size, config.max_side, size_multiple)
     requests = [
         PictureRequest(
             id=uuid.uuid4().hex,
-            prompt=body.prompt,
+            prompt=prompt,
             negative_prompt=body.negative_prompt,
             width=width,
             height=height,
@@ -113,6 +145,7 @@ def read_body(
             tenant=tenant,
             deadline=now + config.deadline_s,
         )
+        for prompt in prompts.values()
         for i in range(count)
     ]
     return Wanted(
@@ -120,7 +153,7 @@ def read_body(
         body.output_format or "png",
         95 if body.output_compression is None else body.output_compression,
         body.response_format == "url",
-        bool(body.stream),
+        many or bool(body.stream),
         body.partial_images or 0,
         body.size or "auto",
     )

@@ -41,7 +41,8 @@ def server_for(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
             port=config.port,
             timeout_graceful_shutdown=round(config.drain_s) or 1,
             server_header=False,
-            log_level="warning",
+            log_config=None,  # `logs` decides, and `requestlog` says more than uvicorn's access log
+            access_log=False,
         ),
         engine,
     )

@@ -1,0 +1,69 @@
+"""Lines on stderr: JSON for machines, or text for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+_LEVELS = {"sagediff": logging.INFO, "uvicorn": logging.WARNING}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, what `extra={"fields": {...}}` brings, and a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextLines(logging.Formatter):
+    """`time level message name=value ...`; text from outside is quoted, so that it cannot begin a line of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        said = (
+            f"{name}={value if isinstance(value, int | float) else json.dumps(value)}"
+            for name, value in fields.items()
+        )
+        return " ".join([super().formatMessage(record), *said])
+
+
+def configure_logs(form: Literal["auto", "json", "text"]) -> Callable[[], None]:
+    """Send what the server and uvicorn say to stderr; `auto` is text on a terminal, else JSON.
+
+    Returns:
+        What puts the logs back as they were, for a program that goes on after the server.
+    """
+    text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextLines() if text else JsonLines())
+    before = []
+    for name, level in _LEVELS.items():
+        logger = logging.getLogger(name)
+        before.append((logger, logger.handlers[:], logger.propagate, logger.level))
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(level)
+
+    def put_back() -> None:
+        for logger, handlers, propagate, level in before:
+            logger.handlers[:] = handlers
+            logger.propagate = propagate
+            logger.setLevel(level)
+
+    return put_back
