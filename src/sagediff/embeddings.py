@@ -23,6 +23,41 @@ class Embeddings:
     encoder: str
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """encode: from texts to an (N, D) array or tensor; name: for reports."""
+
+    encode: Callable[[list[str]], Any]
+    name: str
+
+
+def text_encoder(pipe: Any = None, encoder: Encoder | None = None) -> TextEncoder:
+    """What embeds prompts: `encoder` if it is given, else the pipeline's own (`embed_prompts`).
+
+    Raises:
+        InputError: neither a pipe nor an encoder, or one by name without sentence-transformers.
+        UnsupportedPipelineError: the pipeline holds no text encoder of a known kind.
+    """
+    if encoder is None and pipe is None:
+        raise InputError("embed_prompts needs a pipe with a text encoder, or an encoder")
+    return TextEncoder(*(named_encoder(encoder) if encoder is not None else _own_encoder(pipe)))
+
+
+def unit_rows(rows: Any, count: int, name: str) -> npt.NDArray[np.float32]:
+    """An encoder's answer as unit vectors, (count, D) float32.
+
+    Raises:
+        InputError: another shape, or a vector without a direction.
+    """
+    vectors = _array(rows, name)
+    if len(vectors) != count:
+        raise InputError(f"the encoder {name} returned {len(vectors)} rows for {count} prompts")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise InputError(f"the encoder {name} returned a vector that is zero or not finite")
+    return np.asarray(vectors / lengths, dtype=np.float32)
+
+
 def embed_prompts(
     prompts: Sequence[str], pipe: Any = None, encoder: Encoder | None = None, batch_size: int = 256
 ) -> Embeddings:
@@ -38,21 +73,17 @@ def embed_prompts(
         InputError: neither a pipe nor an encoder, or an encoder that returns another shape.
         UnsupportedPipelineError: the pipeline holds no text encoder of a known kind.
     """
-    if encoder is None and pipe is None:
-        raise InputError("embed_prompts needs a pipe with a text encoder, or an encoder")
+    found = text_encoder(pipe, encoder)
     unique = list(dict.fromkeys(prompts))
-    encode, name = named_encoder(encoder) if encoder is not None else _own_encoder(pipe)
-    parts = [_array(encode(unique[i : i + batch_size]), name) for i in range(0, len(unique), batch_size)]
+    parts = [
+        _array(found.encode(unique[i : i + batch_size]), found.name)
+        for i in range(0, len(unique), batch_size)
+    ]
     if not parts:
-        return Embeddings(np.zeros((0, 1), np.float32), name)
-    vectors = np.concatenate(parts)
-    if len(vectors) != len(unique):
-        raise InputError(f"the encoder {name} returned {len(vectors)} rows for {len(unique)} prompts")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise InputError(f"the encoder {name} returned a vector that is zero or not finite")
+        return Embeddings(np.zeros((0, 1), np.float32), found.name)
+    vectors = unit_rows(np.concatenate(parts), len(unique), found.name)
     place = {prompt: i for i, prompt in enumerate(unique)}
-    return Embeddings((vectors / lengths)[[place[p] for p in prompts]].astype(np.float32), name)
+    return Embeddings(vectors[[place[p] for p in prompts]], found.name)
 
 
 def _array(rows: Any, name: str) -> npt.NDArray[np.float32]:

@@ -109,9 +109,12 @@ def plan(
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures and groups as JSON.")] = False,
+    work: options.Work = None,
+    jobs: options.Jobs = None,
 ) -> None:
     """Say how prompts would be grouped and what that saves; the denoiser is not loaded."""
     from sagediff.cli.plan import run_plan
+    from sagediff.cli.scale import ScaleOptions
     from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
@@ -124,7 +127,7 @@ def plan(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
         scheduler=scheduler, encoder=encoder, lora=lora,
     )  # fmt: skip
-    run_plan(texts, settings, as_json)
+    run_plan(texts, settings, as_json, None if work is None else ScaleOptions(work, jobs))
 
 
 @app.command()

@@ -12,7 +12,8 @@ PromptFile = Annotated[
     Path | None,
     typer.Option(
         "--prompts",
-        help="File of prompts: .txt (one a line), .jsonl (key `prompt`) or .csv (column `prompt`).",
+        help="File of prompts: .txt (one a line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
+        "or .parquet.",
     ),
 ]
 Model = Annotated[str, typer.Option(help="'demo' (built in), a local diffusers folder, or a hub id.")]
@@ -90,6 +91,18 @@ Encoder = Annotated[
         help="A sentence-transformers model to group prompts by [default: the model's own text encoder]",
         show_default=False,
     ),
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        help="Plan in this folder, for very many prompts: embeddings and groups are kept there and taken over by later "
+        "runs [default: plan in memory]",
+        show_default=False,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="Processes that group, with --work [default: one a core]", show_default=False),
 ]
 Ratios = Annotated[
     list[str] | None,
