@@ -60,8 +60,8 @@ def test_groups_are_cliques_of_the_exact_vectors_and_few(
         on_disk(rows, tmp_path), np.arange(3000), CoverOptions(threshold, size, cell_size=300)
     )
     check(rows, groups, threshold, size)
-    # measured: at most 3 % more at ten cells; at 0.1, where nearly anything may stand with anything, it is 10 %
-    assert len(groups) <= (1.15 if threshold < 0.5 else 1.05) * len(group_prompts(rows, threshold, size))
+    # measured at ten cells, over five seeds: at most 2.1 % more
+    assert len(groups) <= 1.05 * len(group_prompts(rows, threshold, size))
 
 
 def test_a_look_across_borders_never_adds_groups(tmp_path: Path) -> None:

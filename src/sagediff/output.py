@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,13 +75,14 @@ class OutputFolder:
 
     def save_image(self, index: int, image: Image.Image, texts: Mapping[str, str]) -> None:
         """Write one picture with `texts` in its PNG text chunks."""
-        info = PngInfo()
-        for key, value in texts.items():
-            info.add_itxt(key, value)
+        self.save_png(index, png_bytes(image, texts))
+
+    def save_png(self, index: int, data: bytes) -> None:
+        """Write one picture that is a PNG already."""
         target = self.image_path(index)
         partial = target.with_name(target.name + ".partial")
         with _reported(target):
-            image.save(partial, format="PNG", pnginfo=info)
+            partial.write_bytes(data)
             os.replace(partial, target)
 
     def write_text(self, name: str, text: str) -> None:
@@ -101,6 +103,16 @@ class OutputFolder:
             sheet.save(partial, format="PNG")
             os.replace(partial, target)
         return target
+
+
+def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """A picture as PNG, with `texts` in its text chunks."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
 def fingerprint(parts: Sequence[str]) -> str:

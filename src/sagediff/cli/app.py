@@ -74,9 +74,16 @@ def generate(
         str,
         typer.Option(help="'auto' (float16 on an accelerator, else float32), float32, float16 or bfloat16."),
     ] = "auto",
+    work: options.Work = None,
+    jobs: options.Jobs = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = 0.0,
 ) -> None:
     """Generate one picture for every prompt."""
     from sagediff.cli.generate import GenerateRequest, run_generate
+    from sagediff.cli.scale import ScaleOptions, pool_options
     from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
@@ -89,7 +96,10 @@ def generate(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
         scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise,
     )  # fmt: skip
-    run_generate(GenerateRequest(texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype))
+    run_generate(GenerateRequest(
+        texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype,
+        None if work is None else ScaleOptions(work, jobs), pool_options(ray, workers, worker_cpus, worker_gpus),
+    ))  # fmt: skip
 
 
 @app.command()

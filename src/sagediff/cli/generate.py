@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ from rich.progress import (
 )
 
 from sagediff.cli.pipelines import open_pipeline
+from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
+from sagediff.cli.waves import MadeWave, PictureTask, WaveMaker
 from sagediff.contact_sheet import contact_sheet
+from sagediff.distributed.pool import Pool, PoolOptions
 from sagediff.loading import supported_parts
 from sagediff.lora import sharing_record, sharing_warnings
 from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, default_guidance
-from sagediff.sampler import SharedSampler, noise_seeds
+from sagediff.sampler import SharedSampler
+from sagediff.waves import Waves, noise_seeds
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class GenerateRequest:
     micro_batch_size: int | None
     device: str
     dtype: str
+    scale: ScaleOptions | None = None  # None: planned in memory
+    pool: PoolOptions | None = None  # None: made in this process
 
     def manifest(self) -> dict[str, Any]:
         """What a resumed run must repeat."""
@@ -71,7 +78,11 @@ def run_generate(request: GenerateRequest) -> None:
     guidance = (
         default_guidance(type(sampler.pipe)) if settings.guidance_scale is None else settings.guidance_scale
     )
-    plan = sampler.plan(prompts, settings.num_steps, guidance)
+    if request.scale is None:
+        plan = sampler.plan(prompts, settings.num_steps, guidance)
+    else:
+        denoiser = sampler.denoiser_class
+        plan = plan_at_scale(prompts, settings, request.scale, sampler.pipe, denoiser, guidance)
     sampler.check(prompts, plan)
     if settings.lora is not None:
         _warn_of_lora(settings.lora, plan, settings.policy)
@@ -84,7 +95,12 @@ def run_generate(request: GenerateRequest) -> None:
         file=sys.stderr,
     )
     sampling_start = time.perf_counter()
-    made, run = _sample(request, sampler, plan, guidance, folder, done)
+    waves = Waves(prompts, plan, request.seed, request.wave_size, done)
+    if request.pool is None:
+        made, run = _sample(_here(sampler, guidance), waves, request, plan, folder, done)
+    else:
+        del sampler  # its memory is the workers'
+        made, run = _sample(_elsewhere(request, guidance), waves, request, plan, folder, done)
     sampling_seconds = time.perf_counter() - sampling_start
     _finish(request, plan, folder, {
         "evaluations_run": run,
@@ -121,11 +137,55 @@ def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:
             print(f"warning: {words}; pictures may suffer", file=sys.stderr)
 
 
+MakeAll = Callable[[Callable[[int], PictureTask], Waves, Callable[[int], None]], Iterator[MadeWave]]
+"""Makes every wave, given how to put its task together; tells the prompts' steps as they are taken."""
+
+
+def _here(sampler: SharedSampler, guidance: float) -> MakeAll:
+    def make(
+        task: Callable[[int], PictureTask], waves: Waves, on_steps: Callable[[int], None]
+    ) -> Iterator[MadeWave]:
+        maker = WaveMaker(sampler, guidance, on_steps)
+        return (maker(task(number)) for number in range(len(waves)))
+
+    return make
+
+
+def _elsewhere(request: GenerateRequest, guidance: float) -> MakeAll:
+    assert request.pool is not None
+    pool = Pool(_WorkerFactory(request, guidance), request.pool, lambda words: print(words, file=sys.stderr))
+
+    def make(
+        task: Callable[[int], PictureTask], waves: Waves, on_steps: Callable[[int], None]
+    ) -> Iterator[MadeWave]:
+        for number, made in pool.run(task, waves.costs()):
+            on_steps(len(waves.members[number]) * request.settings.num_steps)
+            yield made
+
+    return make
+
+
+@dataclass(frozen=True)
+class _WorkerFactory:
+    """Builds a worker's pipeline, where the worker is."""
+
+    request: GenerateRequest
+    guidance: float
+
+    def __call__(self) -> WaveMaker:
+        import torch
+
+        request = self.request
+        assert request.pool is not None
+        torch.set_num_threads(max(1, int(request.pool.cpus_a_worker)))
+        return WaveMaker(_sampler(request), self.guidance)
+
+
 def _sample(
+    make_all: MakeAll,
+    waves: Waves,
     request: GenerateRequest,
-    sampler: SharedSampler,
     plan: SharePlan,
-    guidance: float,
     folder: OutputFolder,
     done: list[int],
 ) -> tuple[int, int]:
@@ -135,29 +195,32 @@ def _sample(
         TimeRemainingColumn(),
     )  # fmt: skip
     finished = set(done)
-    left = sum(len(group) for group in plan.groups if not set(group) <= finished)
-    seeds = noise_seeds(request.prompts, plan, request.seed)
     made = run = 0
+
+    def task(number: int) -> PictureTask:
+        wave = waves.task(number)
+        texts = [None if i in finished else _texts(request, plan, waves, i) for i in wave.members]
+        return PictureTask(wave, texts)
+
+    total = sum(map(len, waves.members)) * plan.num_steps
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("pictures", total=left * plan.num_steps)
-        waves = sampler.waves(
-            request.prompts, plan, guidance, request.seed, skip=done,
-            on_step=lambda count: progress.advance(task, count),
-        )  # fmt: skip
-        for wave in waves:
+        bar = progress.add_task("pictures", total=total)
+        for wave in make_all(task, waves, lambda count: progress.advance(bar, count)):
             run += wave.evaluations
-            for index, image in zip(wave.prompts, wave.images, strict=True):
-                if index in finished:
-                    continue
-                texts = {
-                    "prompt": request.prompts[index],
-                    "seed": str(seeds[index]),
-                    "plan": json.dumps(_picture_plan(plan, index)),
-                }
-                folder.save_image(index, image, texts)
+            for index, data in wave.pictures:
+                folder.save_png(index, data)
                 made += 1
-        progress.update(task, completed=left * plan.num_steps)
+        progress.update(bar, completed=total)
     return made, run
+
+
+def _texts(request: GenerateRequest, plan: SharePlan, waves: Waves, index: int) -> dict[str, str]:
+    """What stands in a picture's text chunks."""
+    return {
+        "prompt": request.prompts[index],
+        "seed": str(waves.noise_seeds[index]),
+        "plan": json.dumps(_picture_plan(plan, index)),
+    }
 
 
 def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:

@@ -104,6 +104,25 @@ Jobs = Annotated[
     int | None,
     typer.Option(help="Processes that group, with --work [default: one a core]", show_default=False),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Make the pictures on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the "
+        "cluster that it belongs to, else the address of one [default: this process makes them]",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Workers, one pipeline each, with --ray [default: 1]", show_default=False)
+]
+WorkerCpus = Annotated[
+    float | None,
+    typer.Option(
+        help="Cores of a worker [default: an even part of this machine's with --ray local, else 1]",
+        show_default=False,
+    ),
+]
+WorkerGpus = Annotated[float, typer.Option(help="GPUs of a worker; by a fraction several workers share one.")]
 Ratios = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,8 +1,7 @@
-"""Planning in a folder (`--work`), with progress and the time left on stderr."""
+"""What the commands take to grow: planning in a folder (`--work`), and workers (`--ray`)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ from rich.progress import (
 )
 
 from sagediff.cli.settings import RunSettings
+from sagediff.distributed.pool import PoolOptions, usable_cores
 from sagediff.embeddings import text_encoder
+from sagediff.errors import InputError
 from sagediff.plan import SharePlan
 from sagediff.planning import check_prompts, cost_basis
 from sagediff.scale.cover import CoverOptions
@@ -50,10 +51,8 @@ def plan_at_scale(
     check_prompts(prompts)
     policy = settings.policy
     basis = cost_basis(pipe, denoiser_class, settings.num_steps, guidance)
-    jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options = CoverOptions(
-        policy.threshold, policy.max_group_size, jobs=jobs if scale.jobs is None else scale.jobs
-    )
+    jobs = usable_cores() if scale.jobs is None else scale.jobs
+    options = CoverOptions(policy.threshold, policy.max_group_size, jobs=jobs)
     source = "" if settings.encoder else f"{settings.model}, {settings.lora}"
     with _Bars() as bars:
         groups = groups_at_scale(
@@ -65,6 +64,19 @@ def plan_at_scale(
             on_progress=bars.show,
         )
     return basis.of(policy.plan_groups(groups, settings.num_steps))
+
+
+def pool_options(ray: str | None, workers: int | None, cpus: float | None, gpus: float) -> PoolOptions | None:
+    """What --ray and its companions ask for; None without it.
+
+    Raises:
+        InputError: one of its companions without it, or a number out of range.
+    """
+    if ray is None:
+        if workers is not None or cpus is not None or gpus:
+            raise InputError("--workers, --worker-cpus and --worker-gpus are for --ray; add --ray local")
+        return None
+    return PoolOptions(1 if workers is None else workers, None if ray == "local" else ray, cpus, gpus)
 
 
 class _Bars:

@@ -47,7 +47,7 @@ class CoverOptions:
     threshold: float
     max_group_size: int
     cell_size: int = CELL
-    passes: int = 1
+    passes: int = 2
     jobs: int = 1
 
     def __post_init__(self) -> None:
