@@ -106,7 +106,7 @@ class Killed(Exception):
 
 
 def test_a_killed_embedding_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sagediff.scale.vectors.BATCHES_A_SAVE", 2)
+    monkeypatch.setattr("sagediff.scale.vectors.WINDOW", 20)
     rows = clustered(8, 100)
     texts = [str(i) for i in range(100)]
     seen: list[str] = []
@@ -131,6 +131,24 @@ def test_a_killed_embedding_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "a" / DATA).read_bytes() == (tmp_path / "b" / DATA).read_bytes()
     assert np.abs(resumed.take(np.arange(100)) - rows).max() < 1e-3
     assert np.linalg.norm(whole.take(np.arange(100)) - rows, axis=1).max() <= whole.rounding + 1e-6
+
+
+def test_texts_that_the_encoder_reads_alike_are_encoded_once(tmp_path: Path) -> None:
+    """An encoder that cuts texts after two letters."""
+    texts = [f"{a}{b}{c}" for a in "ab" for b in "cd" for c in "efgh"]
+    asked: list[str] = []
+
+    def encode(batch: list[str]) -> Floats:
+        asked.extend(batch)
+        return np.array([[ord(text[0]), ord(text[1]) ** 2] for text in batch], np.float32)
+
+    def reads(batch: list[str]) -> npt.NDArray[np.int64]:
+        return np.array([[ord(text[0]), ord(text[1])] for text in batch])
+
+    once = embed_to_disk(texts, TextEncoder(encode, "two letters", reads), tmp_path / "once", batch_size=3)
+    assert len(asked) == 4
+    each = embed_to_disk(texts, TextEncoder(encode, "two letters"), tmp_path / "each", batch_size=3)
+    assert np.array_equal(once.take(np.arange(16)), each.take(np.arange(16)))
 
 
 def test_a_folder_of_other_prompts_is_refused(tmp_path: Path) -> None:

@@ -171,7 +171,9 @@ def _ray(options: PoolOptions) -> Iterator[Any]:
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # what Ray will do anyway, without its warning
-    if options.address is None:  # Ray's workers are nice by 15, and starve beside anything else that runs here
+    if (
+        options.address is None
+    ):  # Ray's workers are nice by 15, and starve beside anything else that runs here
         os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray

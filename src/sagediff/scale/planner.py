@@ -62,10 +62,10 @@ def groups_at_scale(
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Ints]:
-    """The texts, each once in the order of first appearance, and for each text given its place there, (N,)."""
-    place: dict[str, int] = {}
-    inverse = np.fromiter((place.setdefault(text, len(place)) for text in texts), np.int64, len(texts))
-    return list(place), inverse
+    """The texts, sorted, each once, and for each text given its place there, (N,)."""
+    unique = sorted(set(texts))
+    place = {text: i for i, text in enumerate(unique)}
+    return unique, np.fromiter((place[text] for text in texts), np.int64, len(texts))
 
 
 def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:

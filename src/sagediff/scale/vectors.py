@@ -1,4 +1,4 @@
-"""Embeddings on disk: half precision, written in batches, so that a kill at any moment loses one batch at most.
+"""Embeddings on disk: half precision, written window by window, so that a kill at any moment loses one at most.
 
 Knows neither groups nor plans. A folder holds `vectors.f16`, the rows of the distinct prompts one after the other, and
 `vectors.json`, which says how many of them are whole and what they were made from.
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 DATA, STATE = "vectors.f16", "vectors.json"
-BATCHES_A_SAVE = 64  # batches between two notes of how far it came
+WINDOW = 16_384  # texts between two notes of how far it came
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ def embed_to_disk(
     """Encode distinct texts into a folder, or go on where an earlier call was stopped.
 
     Args:
-        texts: each once.
+        texts: each once; sorted ones are faster with an encoder that cuts long texts, as equal beginnings are
+            then encoded once a window.
         source: what, beside the encoder's name, the vectors depend on (the model's name, say).
         batch_size: texts encoded at once.
         on_batch: called with the number of texts that are done.
@@ -94,9 +95,8 @@ def _embed(
     with (folder / DATA).open("r+b" if done else "wb") as file:
         file.truncate(done * dim * 2)  # what a killed run wrote after its last note
         file.seek(0, os.SEEK_END)
-        for number, start in enumerate(range(done, len(texts), batch_size), 1):
-            batch = list(texts[start : start + batch_size])
-            exact = unit_rows(encoder.encode(batch), len(batch), encoder.name)
+        for start in range(done, len(texts), WINDOW):
+            exact = _window(texts[start : start + WINDOW], encoder, batch_size, start, on_batch)
             if dim not in (0, exact.shape[1]):
                 raise InputError(
                     f"the encoder {encoder.name} gave vectors of {dim} and of {exact.shape[1]} numbers"
@@ -106,13 +106,30 @@ def _embed(
                 rounding, float(np.linalg.norm(_unit(half.astype(np.float32)) - exact, axis=1).max())
             )
             file.write(half.tobytes())
-            done += len(batch)
-            on_batch(done)
-            if number % BATCHES_A_SAVE == 0 or done == len(texts):
-                file.flush()
-                os.fsync(file.fileno())
-                _note(folder, wanted | {"done": done, "dim": dim, "rounding": rounding})
+            file.flush()
+            os.fsync(file.fileno())
+            done += len(exact)
+            _note(folder, wanted | {"done": done, "dim": dim, "rounding": rounding})
     return DiskVectors(folder / DATA, len(texts), dim, rounding)
+
+
+def _window(
+    texts: Sequence[str], encoder: TextEncoder, batch_size: int, start: int, on_batch: Callable[[int], None]
+) -> Floats:
+    """The vectors of some texts; those that the encoder reads alike are encoded once."""
+    first = inverse = np.arange(len(texts))
+    if encoder.reads is not None:
+        _, first, inverse = np.unique(
+            encoder.reads(list(texts)), axis=0, return_index=True, return_inverse=True
+        )
+    parts = []
+    for i in range(0, len(first), batch_size):
+        batch = [texts[j] for j in first[i : i + batch_size]]
+        parts.append(unit_rows(encoder.encode(batch), len(batch), encoder.name))
+        on_batch(start + len(texts) * (i + len(batch)) // len(first))
+    if len({part.shape[1] for part in parts}) > 1:
+        raise InputError(f"the encoder {encoder.name} gave vectors of different length")
+    return np.concatenate(parts)[inverse.reshape(-1)]
 
 
 def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
