@@ -3,16 +3,16 @@
     python benchmarks/simulation.py --prompts genai_bench.txt style_variations.txt --measure --plot FILE.png
     python benchmarks/simulation.py --prompts FILE --encoder NAME --call-seconds 0.002 --row-seconds 0.011
 
-A discrete-event simulation, not a run.  Requests are prompts of the files, made more by templates (`million.templated`),
-drawn by Zipf's law (the k-th most wanted as 1 / k^s, ranks by chance), arriving as a Poisson stream of `load` times what
-the workers could do without sharing, in full batches.  A worker waits up to a window for a batch, groups it as the
-product does, at the text encoder's vectors, and is busy for
+A discrete-event simulation, not a run.  Requests are prompts of the files, made more by templates
+(`million.templated`), drawn by Zipf's law (the k-th most wanted as 1 / k^s, ranks by chance), arriving as a Poisson
+stream of `load` times what the workers could do without sharing, in full batches.  A worker waits up to a window for a
+batch, groups it as the product does, at the text encoder's vectors, and is busy for
 
     calls x call_seconds + rows x row_seconds
 
 by the share plan's own arithmetic.  It keeps the shared phases of its last groups (`cache`): a group whose first member
-is at least as near to one of them as the threshold asks takes its shared steps over, else its own are kept, those of one
-alone too.  Transfer and text encoding take no time; workers do not fail.
+is at least as near to one of them as the threshold asks takes its shared steps over, else its own are kept, those of
+one alone too.  Transfer and text encoding take no time; workers do not fail.
 
 Affinity: prompts' vectors are put into centroids; centroids have homes, dealt out by how much is asked of them, several
 to those that ask for more than one worker.  A request goes to the least busy home of its nearest centroid, unless that

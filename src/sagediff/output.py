@@ -61,7 +61,7 @@ class OutputFolder:
 
     def begin(self, settings: Mapping[str, Any], plan_json: str) -> None:
         """Create the folder and its manifest; leftovers of a killed run (temporary names) go away."""
-        with _reported(self.path):
+        with written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.path.glob("*.partial"), *self.path.glob("images/*.partial")]:
                 leftover.unlink()
@@ -81,14 +81,14 @@ class OutputFolder:
         """Write one picture that is a PNG already."""
         target = self.image_path(index)
         partial = target.with_name(target.name + ".partial")
-        with _reported(target):
+        with written(target):
             partial.write_bytes(data)
             os.replace(partial, target)
 
     def write_text(self, name: str, text: str) -> None:
         target = self.path / name
         partial = target.with_name(target.name + ".partial")
-        with _reported(target):
+        with written(target):
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, target)
 
@@ -99,7 +99,7 @@ class OutputFolder:
     def save_sheet(self, sheet: Image.Image) -> Path:
         target = self.path / "contact-sheet.png"
         partial = target.with_name(target.name + ".partial")
-        with _reported(target):
+        with written(target):
             sheet.save(partial, format="PNG")
             os.replace(partial, target)
         return target
@@ -124,9 +124,10 @@ def fingerprint(parts: Sequence[str]) -> str:
 
 
 @contextmanager
-def _reported(target: Path) -> Iterator[None]:
+def written(target: Path) -> Iterator[Path]:
+    """Turn what the disk refuses into an OutputError that names `target`, which is also given back."""
     try:
-        yield
+        yield target
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}; what was finished before is kept"

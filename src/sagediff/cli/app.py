@@ -80,6 +80,7 @@ def generate(
     workers: options.Workers = None,
     worker_cpus: options.WorkerCpus = None,
     worker_gpus: options.WorkerGpus = 0.0,
+    shard_size: options.ShardSize = None,
 ) -> None:
     """Generate one picture for every prompt."""
     from sagediff.cli.generate import GenerateRequest, run_generate
@@ -99,6 +100,7 @@ def generate(
     run_generate(GenerateRequest(
         texts, settings, out, seed, resume, wave_size, micro_batch, device, dtype,
         None if work is None else ScaleOptions(work, jobs), pool_options(ray, workers, worker_cpus, worker_gpus),
+        shard_size,
     ))  # fmt: skip
 
 

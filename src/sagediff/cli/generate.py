@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, default_guidance
 from sagediff.sampler import SharedSampler
+from sagediff.shards import ShardStore, check_shard_size
 from sagediff.waves import Waves, noise_seeds
 
 
@@ -50,6 +52,13 @@ class GenerateRequest:
     dtype: str
     scale: ScaleOptions | None = None  # None: planned in memory
     pool: PoolOptions | None = None  # None: made in this process
+    shard_size: int | None = (
+        None  # pictures a shard, where there are more prompts than that; None: a file each
+    )
+
+    @property
+    def sharded(self) -> bool:
+        return self.shard_size is not None and len(self.prompts) > self.shard_size
 
     def manifest(self) -> dict[str, Any]:
         """What a resumed run must repeat."""
@@ -65,6 +74,7 @@ class GenerateRequest:
             "seed": self.seed,
             "handover_noise": settings.handover_noise,
             "prompts": fingerprint(self.prompts),
+            "shard_size": self.shard_size if self.sharded else None,
         }
 
 
@@ -74,6 +84,8 @@ def run_generate(request: GenerateRequest) -> None:
     settings, prompts = request.settings, request.prompts
     folder = OutputFolder(request.out)
     folder.check(request.manifest(), request.resume)
+    if request.shard_size is not None:
+        check_shard_size(request.shard_size)
     sampler = _sampler(request)
     guidance = (
         default_guidance(type(sampler.pipe)) if settings.guidance_scale is None else settings.guidance_scale
@@ -87,7 +99,12 @@ def run_generate(request: GenerateRequest) -> None:
     if settings.lora is not None:
         _warn_of_lora(settings.lora, plan, settings.policy)
     folder.begin(request.manifest(), plan.to_json())
-    done = folder.finished(len(prompts))
+    shards = None
+    if request.sharded and request.shard_size is not None:
+        record = partial(_record, request, plan, noise_seeds(prompts, plan, request.seed))
+        shards = ShardStore(folder, [i for group in plan.groups for i in group], request.shard_size, record)
+    done = folder.finished(len(prompts)) if shards is None else shards.finished()
+    save = folder.save_png if shards is None else shards.save_png
     print(
         f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
         f"{plan.evaluations_independent} ({plan.cost_saving:.1%} saved)"
@@ -97,12 +114,12 @@ def run_generate(request: GenerateRequest) -> None:
     sampling_start = time.perf_counter()
     waves = Waves(prompts, plan, request.seed, request.wave_size, done)
     if request.pool is None:
-        made, run = _sample(_here(sampler, guidance), waves, request, plan, folder, done)
+        made, run = _sample(_here(sampler, guidance), waves, request, plan, save, done)
     else:
         del sampler  # its memory is the workers'
-        made, run = _sample(_elsewhere(request, guidance), waves, request, plan, folder, done)
+        made, run = _sample(_elsewhere(request, guidance), waves, request, plan, save, done)
     sampling_seconds = time.perf_counter() - sampling_start
-    _finish(request, plan, folder, {
+    _finish(request, plan, folder, shards, {
         "evaluations_run": run,
         "pictures_made": made,
         "seconds": time.perf_counter() - start,
@@ -186,7 +203,7 @@ def _sample(
     waves: Waves,
     request: GenerateRequest,
     plan: SharePlan,
-    folder: OutputFolder,
+    save: Callable[[int, bytes], None],
     done: list[int],
 ) -> tuple[int, int]:
     """Run what is missing, save each picture as its wave ends; returns (pictures made, denoiser rows run)."""
@@ -208,7 +225,7 @@ def _sample(
         for wave in make_all(task, waves, lambda count: progress.advance(bar, count)):
             run += wave.evaluations
             for index, data in wave.pictures:
-                folder.save_png(index, data)
+                save(index, data)
                 made += 1
         progress.update(bar, completed=total)
     return made, run
@@ -235,31 +252,47 @@ def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
     }
 
 
-def _finish(request: GenerateRequest, plan: SharePlan, folder: OutputFolder, figures: dict[str, Any]) -> None:
+def _record(request: GenerateRequest, plan: SharePlan, seeds: Sequence[int], index: int) -> dict[str, Any]:
+    """A picture's metadata, but for where it is."""
+    return {
+        "prompt": request.prompts[index],
+        "seed": seeds[index],
+        "group": plan.levels[0][1][index],
+        "branch_step": plan.branch_steps[index],
+        "evaluations": round(float(plan.prompt_evaluations[index]), 6),
+    }
+
+
+def _finish(
+    request: GenerateRequest,
+    plan: SharePlan,
+    folder: OutputFolder,
+    shards: ShardStore | None,
+    figures: dict[str, Any],
+) -> None:
     """Metadata, contact sheet and report; the report last, so that its presence means a finished run."""
+    if shards is None:
+        seen = f"pictures in {folder.path / 'images'}, seen at once in {_show(request, plan, folder)}"
+    else:
+        folder.write_lines("shards.jsonl", shards.summary())
+        figures = figures | {"shards": len(shards)}
+        seen = f"{len(shards)} shards in {folder.path / 'shards'}"
+    report = plan.summary() | {"threshold": request.settings.policy.threshold} | figures
+    folder.write_text("report.json", json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+    print(seen, file=sys.stderr)
+
+
+def _show(request: GenerateRequest, plan: SharePlan, folder: OutputFolder) -> Path:
+    """Metadata and contact sheet of pictures that are files."""
     prompts = request.prompts
     seeds = noise_seeds(prompts, plan, request.seed)
-    folder.write_lines(
-        "metadata.jsonl",
-        [
-            {
-                "file_name": folder.image_path(i).relative_to(folder.path).as_posix(),
-                "prompt": prompt,
-                "seed": seeds[i],
-                "group": plan.levels[0][1][i],
-                "branch_step": plan.branch_steps[i],
-                "evaluations": round(float(plan.prompt_evaluations[i]), 6),
-            }
-            for i, prompt in enumerate(prompts)
-        ],
-    )
+    names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
+    records = [{"file_name": name} | _record(request, plan, seeds, i) for i, name in enumerate(names)]
+    folder.write_lines("metadata.jsonl", records)
     title = (
         f"{plan.num_prompts} prompts, {len(plan.groups)} groups, {plan.num_steps} steps: "
         f"{plan.cost_saving:.1%} of the model evaluations saved"
     )
     pictures = [folder.image_path(i) for i in range(len(prompts))]
-    sheet = folder.save_sheet(contact_sheet(pictures, prompts, plan.groups, title))
-    report = plan.summary() | {"threshold": request.settings.policy.threshold} | figures
-    folder.write_text("report.json", json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
-    print(f"pictures in {folder.path / 'images'}, seen at once in {sheet}", file=sys.stderr)
+    return folder.save_sheet(contact_sheet(pictures, prompts, plan.groups, title))

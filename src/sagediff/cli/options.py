@@ -123,6 +123,14 @@ WorkerCpus = Annotated[
     ),
 ]
 WorkerGpus = Annotated[float, typer.Option(help="GPUs of a worker; by a fraction several workers share one.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Beyond so many prompts write webdataset shards of so many pictures, with parquet metadata "
+        "[default: a file each]",
+        show_default=False,
+    ),
+]
 Ratios = Annotated[
     list[str] | None,
     typer.Option(
