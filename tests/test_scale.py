@@ -202,3 +202,14 @@ def test_plan_in_a_folder_says_what_plan_in_memory_says(
     file.write_bytes(gzip.compress(b'{"prompt": "another"}'))
     assert main(command) == 2
     assert "other prompts" in capsys.readouterr().err
+
+
+def test_generate_in_a_folder_makes_the_pictures_of_generate_in_memory(tmp_path: Path) -> None:
+    common = ["generate", *PROMPTS, "--steps", "1", "--out"]
+    assert main([*common, str(tmp_path / "memory")]) == 0
+    assert main([*common, str(tmp_path / "disk"), "--work", str(tmp_path / "work"), "--jobs", "1"]) == 0
+    one, two = (
+        {file.name: file.read_bytes() for file in (tmp_path / name / "images").iterdir()}
+        for name in ("memory", "disk")
+    )
+    assert one == two and len(one) == len(PROMPTS)
