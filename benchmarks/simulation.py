@@ -51,7 +51,8 @@ class Setting:
     call_seconds: float
     row_seconds: float
     load: float = 0.7
-    requests_a_worker: int = 400
+    requests_a_worker: int = 250
+    most_requests: int = 40_000
     steps: int = 20
     shared_steps: int = 6
     threshold: float = 0.45
@@ -154,7 +155,7 @@ def _homes(
 def simulate(setting: Setting, vectors: Floats) -> dict[str, Any]:
     """Saving and latency of one setting."""
     rng = np.random.default_rng(setting.seed)
-    count = setting.workers * setting.requests_a_worker
+    count = min(setting.workers * setting.requests_a_worker, setting.most_requests)
     weights = 1 / np.arange(1, len(vectors) + 1) ** setting.zipf
     weights = (weights / weights.sum())[rng.permutation(len(vectors))]
     prompts = rng.choice(len(vectors), size=count, p=weights)
@@ -280,12 +281,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--catalogue", type=int, default=20_000, help="distinct prompts made from the files'")
     parser.add_argument("--encoder", help="a sentence-transformers model [default: the built-in model's own]")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 32, 128, 1000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32, 128, 1000])
     parser.add_argument("--measure", action="store_true", help="measure the built-in model's denoiser here")
     parser.add_argument("--call-seconds", type=float, default=0.004)
     parser.add_argument("--row-seconds", type=float, default=0.004)
     for name, kind in (
-        ("load", float), ("requests-a-worker", int), ("threshold", float), ("cache", int), ("guard", float),
+        ("load", float), ("requests-a-worker", int), ("most-requests", int),
+        ("threshold", float), ("cache", int), ("guard", float),
         ("zipf", float), ("window", float), ("max-batch", int), ("shared-steps", int), ("seed", int),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=getattr(Setting, name.replace("-", "_")))
@@ -298,7 +300,8 @@ def main() -> None:
     vectors = sagediff.embed_prompts(prompts, pipe, args.encoder).vectors
     call, row = measured_times() if args.measure else (args.call_seconds, args.row_seconds)
     base = Setting(
-        1, "random", call, row, args.load, args.requests_a_worker, threshold=args.threshold, cache=args.cache,
+        1, "random", call, row, args.load, args.requests_a_worker, args.most_requests,
+        threshold=args.threshold, cache=args.cache,
         guard=args.guard, zipf=args.zipf, window=args.window, max_batch=args.max_batch,
         shared_steps=args.shared_steps, seed=args.seed,
     )  # fmt: skip
