@@ -65,9 +65,10 @@ def test_a_picture_cut_off_while_written_does_not_count_as_finished(
 ) -> None:
     folder = begun(tmp_path / "run")
     folder.save_image(0, picture(), {})
-    with monkeypatch.context() as patch, pytest.raises(_Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", _write_half)
-        folder.save_image(1, picture(), {})
+        with pytest.raises(_Killed):
+            folder.save_image(1, picture(), {})
     assert "images/000001.png.partial" in files(folder.path)
     assert folder.finished(3) == [0]
     again = OutputFolder(folder.path)
