@@ -12,7 +12,8 @@ import torch
 
 from sagediff.builtin.world import POSITIONS, parse_caption
 from sagediff.errors import InputError, UnsupportedPipelineError
-from sagediff.sampler import SharedSampler, noise_seeds, prompt_seeds, wave_members
+from sagediff.sampler import SharedSampler
+from sagediff.waves import noise_seeds, prompt_seeds, wave_members
 
 STEPS = 4
 GUIDANCE = 4.0

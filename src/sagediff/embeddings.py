@@ -23,6 +23,49 @@ class Embeddings:
     encoder: str
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """What turns texts into vectors.
+
+    Attributes:
+        encode: from texts to an (N, D) array or tensor.
+        name: for reports.
+        reads: what `encode` reads of each text, (N, L) numbers: texts with equal rows, such as long ones that are cut,
+            have equal vectors. None where that is not known.
+    """
+
+    encode: Callable[[list[str]], Any]
+    name: str
+    reads: Callable[[list[str]], npt.NDArray[np.int64]] | None = None
+
+
+def text_encoder(pipe: Any = None, encoder: Encoder | None = None) -> TextEncoder:
+    """What embeds prompts: `encoder` if it is given, else the pipeline's own (`embed_prompts`).
+
+    Raises:
+        InputError: neither a pipe nor an encoder, or one by name without sentence-transformers.
+        UnsupportedPipelineError: the pipeline holds no text encoder of a known kind.
+    """
+    if encoder is None and pipe is None:
+        raise InputError("embed_prompts needs a pipe with a text encoder, or an encoder")
+    return TextEncoder(*named_encoder(encoder)) if encoder is not None else _own_encoder(pipe)
+
+
+def unit_rows(rows: Any, count: int, name: str) -> npt.NDArray[np.float32]:
+    """An encoder's answer as unit vectors, (count, D) float32.
+
+    Raises:
+        InputError: another shape, or a vector without a direction.
+    """
+    vectors = _array(rows, name)
+    if len(vectors) != count:
+        raise InputError(f"the encoder {name} returned {len(vectors)} rows for {count} prompts")
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise InputError(f"the encoder {name} returned a vector that is zero or not finite")
+    return np.asarray(vectors / lengths, dtype=np.float32)
+
+
 def embed_prompts(
     prompts: Sequence[str], pipe: Any = None, encoder: Encoder | None = None, batch_size: int = 256
 ) -> Embeddings:
@@ -38,21 +81,17 @@ def embed_prompts(
         InputError: neither a pipe nor an encoder, or an encoder that returns another shape.
         UnsupportedPipelineError: the pipeline holds no text encoder of a known kind.
     """
-    if encoder is None and pipe is None:
-        raise InputError("embed_prompts needs a pipe with a text encoder, or an encoder")
+    found = text_encoder(pipe, encoder)
     unique = list(dict.fromkeys(prompts))
-    encode, name = named_encoder(encoder) if encoder is not None else _own_encoder(pipe)
-    parts = [_array(encode(unique[i : i + batch_size]), name) for i in range(0, len(unique), batch_size)]
+    parts = [
+        _array(found.encode(unique[i : i + batch_size]), found.name)
+        for i in range(0, len(unique), batch_size)
+    ]
     if not parts:
-        return Embeddings(np.zeros((0, 1), np.float32), name)
-    vectors = np.concatenate(parts)
-    if len(vectors) != len(unique):
-        raise InputError(f"the encoder {name} returned {len(vectors)} rows for {len(unique)} prompts")
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise InputError(f"the encoder {name} returned a vector that is zero or not finite")
+        return Embeddings(np.zeros((0, 1), np.float32), found.name)
+    vectors = unit_rows(np.concatenate(parts), len(unique), found.name)
     place = {prompt: i for i, prompt in enumerate(unique)}
-    return Embeddings((vectors / lengths)[[place[p] for p in prompts]].astype(np.float32), name)
+    return Embeddings(vectors[[place[p] for p in prompts]], found.name)
 
 
 def _array(rows: Any, name: str) -> npt.NDArray[np.float32]:
@@ -82,24 +121,35 @@ def named_encoder(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
     return lambda texts: model.encode(texts, show_progress_bar=False), encoder
 
 
-def _own_encoder(pipe: Any) -> tuple[Callable[[list[str]], Any], str]:
+def _own_encoder(pipe: Any) -> TextEncoder:
     """The first text encoder of the pipeline that gives one vector a prompt."""
     for tokenizer_name, encoder_name in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
         tokenizer, model = getattr(pipe, tokenizer_name, None), getattr(pipe, encoder_name, None)
         if tokenizer is not None and model is not None:
-            return partial(_pooled, tokenizer, model), f"{encoder_name} ({type(model).__name__})"
+            name = f"{encoder_name} ({type(model).__name__})"
+            return TextEncoder(partial(_pooled, tokenizer, model), name, partial(_read, tokenizer))
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} holds no text encoder to group prompts by; give encoder= "
         "(a sentence-transformers name or a callable)"
     )
 
 
+def _tokens(tokenizer: Any, texts: list[str], kind: str) -> Any:
+    longest = min(int(getattr(tokenizer, "model_max_length", 512)), 512)
+    return tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors=kind)
+
+
+def _read(tokenizer: Any, texts: list[str]) -> npt.NDArray[np.int64]:
+    """Tokens and mask of each text, (N, 2 L)."""
+    tokens = _tokens(tokenizer, texts, "np")
+    return np.concatenate([tokens.input_ids, tokens.attention_mask], axis=1).astype(np.int64)
+
+
 def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
     """One vector a text: the projected or pooled state (CLIP), else the mean of the tokens' states (T5)."""
     import torch
 
-    longest = min(int(getattr(tokenizer, "model_max_length", 512)), 512)
-    tokens = tokenizer(texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+    tokens = _tokens(tokenizer, texts, "pt")
     device = next(model.parameters()).device
     # CLIP reads its padding, as pipelines have it; encoders of other kinds (T5) are told to pass over theirs
     reads_padding = type(model).__name__.startswith("CLIP")

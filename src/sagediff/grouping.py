@@ -21,16 +21,21 @@ Ints = npt.NDArray[np.int64]
 
 TOLERANCE = 1e-6  # float32 products of equal unit vectors differ from 1 by this much
 _TILE = 4096  # a tile of similarities is at most _TILE x _TILE float32: 64 MiB
+_ORDERS = 8  # orders of choice there are
 _MAX_FORWARD = 128  # strongest companions kept for each prompt: bounds memory, never validity
 
 
-def group_prompts(embeddings: Any, threshold: float = 0.8, max_group_size: int = 8) -> list[list[int]]:
+def group_prompts(
+    embeddings: Any, threshold: float = 0.8, max_group_size: int = 8, orders: int | None = None
+) -> list[list[int]]:
     """Partition prompts into groups whose members are pairwise at least `threshold` alike.
 
     Args:
         embeddings: (N, D) array or tensor; rows need not have unit length.
         threshold: least cosine between any two members, in [-1, 1]. Higher gives more, purer groups.
         max_group_size: most members of a group, at least 1.
+        orders: orders of choice that are tried, 1 to 8, the best cover kept: time grows with them. None (default): all
+            up to 3,000 distinct rows, beyond that one.
 
     Returns:
         Groups of prompt numbers, every prompt once; each group ascending, groups by their first prompt. The
@@ -44,11 +49,14 @@ def group_prompts(embeddings: Any, threshold: float = 0.8, max_group_size: int =
         raise InputError(f"threshold must lie in [-1, 1], got {threshold!r}")
     if isinstance(max_group_size, bool) or int(max_group_size) != max_group_size or max_group_size < 1:
         raise InputError(f"max_group_size must be a whole number of at least 1, got {max_group_size!r}")
+    if orders is not None and not 1 <= orders <= _ORDERS:
+        raise InputError(f"orders must lie in [1, {_ORDERS}] or be None, got {orders!r}")
     if not len(vectors):
         return []
     unique, inverse, copies = np.unique(vectors, axis=0, return_inverse=True, return_counts=True)
     cover = _Cover(unique, float(threshold), int(max_group_size), copies.astype(np.int64))
-    return _number(cover.solve(), inverse.reshape(-1), copies)
+    tried = orders or (_ORDERS if len(unique) <= 3000 else 1)  # cheap enough to try more than one
+    return _number(cover.solve(tried), inverse.reshape(-1), copies)
 
 
 def _unit_rows(embeddings: Any) -> Floats:
@@ -83,18 +91,21 @@ class _Cover:
         self.full = len(self.groups)
         self.starts, self.companions = _companions(vectors, self.least)
 
-    def solve(self) -> list[dict[int, int]]:
-        """The best of a few orders of choice, each repaired."""
+    def solve(self, tried: int) -> list[dict[int, int]]:
+        """The best of the first few orders of choice, each repaired."""
         degrees = np.diff(self.starts)
         orders: list[Ints] = [np.argsort(degrees, kind="stable")]
-        if len(self.vectors) <= 3000:  # cheap enough to try more than one
+        if tried > 1:
             orders.append(np.argsort(-degrees, kind="stable"))
             orders.append(np.arange(len(self.vectors)))
             rng = np.random.default_rng(0)  # of the canonical order, so still independent of the rows' order
-            orders += [np.argsort(degrees + rng.random(len(degrees)) * 1.5, kind="stable") for _ in range(5)]
+            orders += [
+                np.argsort(degrees + rng.random(len(degrees)) * 1.5, kind="stable")
+                for _ in range(_ORDERS - len(orders))
+            ]
         best: list[dict[int, int]] | None = None
         first, left = self.groups, self.left
-        for order in orders:
+        for order in orders[:tried]:
             self.groups, self.left = [dict(group) for group in first], left.copy()
             for index in order:
                 while self.left[index]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class OutputFolder:
 
     def begin(self, settings: Mapping[str, Any], plan_json: str) -> None:
         """Create the folder and its manifest; leftovers of a killed run (temporary names) go away."""
-        with _reported(self.path):
+        with written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in [*self.path.glob("*.partial"), *self.path.glob("images/*.partial")]:
                 leftover.unlink()
@@ -74,19 +75,20 @@ class OutputFolder:
 
     def save_image(self, index: int, image: Image.Image, texts: Mapping[str, str]) -> None:
         """Write one picture with `texts` in its PNG text chunks."""
-        info = PngInfo()
-        for key, value in texts.items():
-            info.add_itxt(key, value)
+        self.save_png(index, png_bytes(image, texts))
+
+    def save_png(self, index: int, data: bytes) -> None:
+        """Write one picture that is a PNG already."""
         target = self.image_path(index)
         partial = target.with_name(target.name + ".partial")
-        with _reported(target):
-            image.save(partial, format="PNG", pnginfo=info)
+        with written(target):
+            partial.write_bytes(data)
             os.replace(partial, target)
 
     def write_text(self, name: str, text: str) -> None:
         target = self.path / name
         partial = target.with_name(target.name + ".partial")
-        with _reported(target):
+        with written(target):
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, target)
 
@@ -97,10 +99,20 @@ class OutputFolder:
     def save_sheet(self, sheet: Image.Image) -> Path:
         target = self.path / "contact-sheet.png"
         partial = target.with_name(target.name + ".partial")
-        with _reported(target):
+        with written(target):
             sheet.save(partial, format="PNG")
             os.replace(partial, target)
         return target
+
+
+def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
+    """A picture as PNG, with `texts` in its text chunks."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
 def fingerprint(parts: Sequence[str]) -> str:
@@ -112,9 +124,10 @@ def fingerprint(parts: Sequence[str]) -> str:
 
 
 @contextmanager
-def _reported(target: Path) -> Iterator[None]:
+def written(target: Path) -> Iterator[Path]:
+    """Turn what the disk refuses into an OutputError that names `target`, which is also given back."""
     try:
-        yield
+        yield target
     except OSError as error:
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}; what was finished before is kept"

@@ -300,9 +300,11 @@ class SharePlan:
         chosen = set(prompts)
         if len(chosen) != len(prompts):
             raise PlanError("a subset may name each prompt once")
-        for group in self.groups:
-            if chosen & set(group) and not chosen >= set(group):
-                raise PlanError(f"a subset must take whole groups; it names only some of {group}")
+        for node in sorted(
+            {self.levels[0][1][i] for i in prompts}
+        ):  # not every group: waves of a large plan are many
+            if not chosen >= set(self.groups[node]):
+                raise PlanError(f"a subset must take whole groups; it names only some of {self.groups[node]}")
         levels: list[Level] = []
         for start, nodes in self.levels:
             part = tuple(renumber([nodes[i] for i in prompts]))

@@ -82,6 +82,32 @@ class SharePolicy:
             groups, num_steps, ratio, self.shared_guidance, unguided, rows_per_prompt
         )
 
+    def plan_groups(
+        self, groups: Sequence[Sequence[int]], num_steps: int, rows_per_prompt: int = 2
+    ) -> SharePlan:
+        """Plan groups that were made elsewhere, at this policy's threshold and size.
+
+        Raises:
+            InputError: the policy has rungs, which need the vectors. PlanError: groups that are no partition.
+        """
+        if self.rungs:
+            raise InputError("rungs need the prompts' vectors; plan without rungs, or with SharePolicy.plan")
+        unguided = part_of_steps(self.unguided, num_steps)
+        return SharePlan.from_groups(
+            groups, num_steps, self.share_ratio, self.shared_guidance, unguided, rows_per_prompt
+        )
+
+
+@dataclass(frozen=True)
+class CostBasis:
+    """What a step of a prompt costs on a pipeline: rows_per_prompt 2 with guidance, else 1; calls of each step."""
+
+    rows_per_prompt: int
+    calls_per_step: tuple[int, ...]
+
+    def of(self, plan: SharePlan) -> SharePlan:
+        return plan.recost(self.rows_per_prompt, self.calls_per_step)
+
 
 def plan_prompts(
     prompts: Sequence[str],
@@ -106,6 +132,23 @@ def plan_prompts(
         InputError: an empty prompt, or a number out of range.
     """
     check_prompts(prompts)
+    basis = cost_basis(pipe, denoiser_class, num_inference_steps, guidance_scale, true_cfg_scale)
+    vectors = embed_prompts(prompts, pipe, encoder).vectors
+    return basis.of(policy.plan(vectors, num_inference_steps))
+
+
+def cost_basis(
+    pipe: Any,
+    denoiser_class: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    true_cfg_scale: float = 1.0,
+) -> CostBasis:
+    """What plans for a pipeline are costed by; the arguments are those of `plan_prompts`.
+
+    Raises:
+        InputError: a number out of range.
+    """
     if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
     if not math.isfinite(guidance_scale):
@@ -113,9 +156,7 @@ def plan_prompts(
     family = FAMILIES.get(denoiser_class)
     scale = true_cfg_scale if family is not None and family.scale == "true_cfg_scale" else guidance_scale
     guided = scale > (1.0 if family is None else family.unguided_scale) and has_negative_rows(pipe)
-    vectors = embed_prompts(prompts, pipe, encoder).vectors
-    plan = policy.plan(vectors, num_inference_steps, rows_per_prompt=2 if guided else 1)
-    return plan.recost(calls_per_step=planned_calls(pipe.scheduler, num_inference_steps))
+    return CostBasis(2 if guided else 1, planned_calls(pipe.scheduler, num_inference_steps))
 
 
 def has_negative_rows(pipe: Any) -> bool:

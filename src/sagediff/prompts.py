@@ -1,12 +1,14 @@
-"""Prompts from the command line and from files (.txt, .jsonl, .csv)."""
+"""Prompts from the command line and from files (.txt, .jsonl, .csv, each also as .gz, and .parquet)."""
 
 from __future__ import annotations
 
 import csv
-import io
+import gzip
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sagediff.errors import InputError
 
@@ -29,42 +31,75 @@ def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a file, in order.
-
-    .txt: one a line, blank lines skipped. .jsonl: an object a line with the key `prompt`. .csv: a column
-    `prompt`.
+    """Prompts of a file, in order (`iter_prompts`).
 
     Raises:
-        InputError: missing, not UTF-8, empty, of another kind, or a line without a prompt; the line is named.
+        InputError: as `iter_prompts`, and a file without prompts.
     """
-    if not path.is_file():
-        raise InputError(f"no such prompt file: {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    readers = {".txt": _lines, ".jsonl": _json_lines, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: prompt files end in .txt, .jsonl or .csv")
-    prompts = reader(text, path)
+    prompts = list(iter_prompts(path))
     if not prompts:
         raise InputError(f"{path} holds no prompts")
     return prompts
 
 
-# Not splitlines(): it also breaks at characters that may stand inside a prompt (U+2028, U+0085, form feed).
+def iter_prompts(path: Path) -> Iterator[str]:
+    """Prompts of a file one by one, in order; the file is never in memory as a whole.
+
+    .txt: one a line, blank lines skipped. .jsonl: an object a line with the key `prompt`. .csv: a column `prompt`.
+    Each of them may be compressed, as .txt.gz and so on. .parquet: a column `prompt`; needs pyarrow.
+
+    Raises:
+        InputError: missing, not UTF-8, of another kind, or a line without a prompt; the line is named.
+    """
+    if not path.is_file():
+        raise InputError(f"no such prompt file: {path}")
+    kind = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet(path)
+        return
+    readers: dict[str, Callable[[Iterable[str], Path], Iterator[str]]]
+    readers = {".txt": _lines, ".jsonl": _json_lines, ".csv": _csv}
+    if kind not in readers:
+        raise InputError(f"{path}: prompt files end in .txt, .jsonl or .csv (also with .gz), or .parquet")
+    try:
+        yield from readers[kind](_text_lines(path), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {_bad_byte(path)}); save it as UTF-8") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _lines(text: str, path: Path) -> list[str]:
-    return [line.strip() for line in text.split("\n") if line.strip()]
+def _text_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends. Not splitlines(): it also breaks at characters that may stand inside a prompt."""
+    with _open(path)(path, "rt", encoding="utf-8-sig", newline=None) as file:
+        yield from file
 
 
-def _json_lines(text: str, path: Path) -> list[str]:
-    prompts = []
-    for number, line in enumerate(text.split("\n"), 1):
+def _open(path: Path) -> Any:
+    return gzip.open if path.suffix.lower() == ".gz" else open
+
+
+def _bad_byte(path: Path) -> int:
+    """Where a file that is not UTF-8 ceases to be."""
+    start = 0
+    with _open(path)(path, "rb") as file:
+        for line in file:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return start + error.start
+            start += len(line)
+    return start
+
+
+def _lines(lines: Iterable[str], path: Path) -> Iterator[str]:
+    return (line.strip() for line in lines if line.strip())
+
+
+def _json_lines(lines: Iterable[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -72,23 +107,43 @@ def _json_lines(text: str, path: Path) -> list[str]:
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
         prompt = record.get("prompt") if isinstance(record, dict) else None
-        prompts.append(_checked(prompt, path, number))
-    return prompts
+        yield _checked(prompt, f"{path}, line {number}")
 
 
-def _csv(text: str, path: Path) -> list[str]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+def _csv(lines: Iterable[str], path: Path) -> Iterator[str]:
+    reader = csv.DictReader(lines)
     try:
         if reader.fieldnames is None:
-            return []
+            return
         if "prompt" not in reader.fieldnames:
             raise InputError(f"{path}: no column `prompt`; the columns are {', '.join(reader.fieldnames)}")
-        return [_checked(record["prompt"], path, reader.line_num) for record in reader]
+        for record in reader:
+            yield _checked(record["prompt"], f"{path}, line {reader.line_num}")
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
-def _checked(prompt: object, path: Path, line: int) -> str:
+def _parquet(path: Path) -> Iterator[str]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise InputError("prompts in .parquet need pyarrow: pip install 'sagediff[scale]'") from error
+    try:
+        with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "prompt" not in names:
+                raise InputError(f"{path}: no column `prompt`; the columns are {', '.join(names)}")
+            row = 0
+            for batch in file.iter_batches(columns=["prompt"]):
+                for prompt in batch.column(0).to_pylist():
+                    row += 1
+                    yield _checked(prompt, f"{path}, row {row}")
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+def _checked(prompt: object, where: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{path}, line {line}: no text under `prompt`")
+        raise InputError(f"{where}: no text under `prompt`")
     return prompt.strip()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from sagediff.condition import GroupCondition, group_condition_named
@@ -22,6 +20,7 @@ from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, check_prompts, default_guidance, plan_prompts
 from sagediff.sampling import shared_sampling
 from sagediff.solver import noise_levels_of
+from sagediff.waves import Waves, WaveTask, noise_seeds, repeats
 
 FRESH_NOISE = 0.75  # the strongest measured, and it cost nothing: benchmarks/fresh_noise.py
 _OWN = {
@@ -120,7 +119,7 @@ class SharedSampler:
                 f"shared_sampling"
             )
         self.pipe, self.encoder = pipe, encoder
-        self._denoiser_class = type(denoiser).__name__
+        self.denoiser_class = type(denoiser).__name__
         self.group_condition, self.fresh_noise = group_condition, fresh_noise
         self.handover_noise = handover_noise
         self.wave_size = wave_size
@@ -136,7 +135,7 @@ class SharedSampler:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance."""
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
-            prompts, self.policy, self.pipe, self._denoiser_class, num_inference_steps, scale, true_cfg_scale,
+            prompts, self.policy, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
             self.encoder,
         )  # fmt: skip
 
@@ -213,84 +212,45 @@ class SharedSampler:
         """
         self.check(prompts, plan)
         _check_keywords(kwargs)
-        if guidance_scale is not None:
-            kwargs["guidance_scale"] = guidance_scale
-        own, shared = prompt_seeds(prompts, seed), noise_seeds(prompts, plan, seed)
-        fresh = repeats(prompts, plan)
-        done = set(skip)
-        for members in wave_members([g for g in plan.groups if not set(g) <= done], self.wave_size):
-            part = plan.subset(members)
-
+        waves = Waves(prompts, plan, seed, self.wave_size, skip)
+        for task in map(waves.task, range(len(waves))):
             options = {
-                k: [v[i] for i in members] if _one_a_prompt(k, v, len(prompts)) else v
+                k: [v[i] for i in task.members] if _one_a_prompt(k, v, len(prompts)) else v
                 for k, v in kwargs.items()
             }
-            if on_step is not None:
-                options["callback_on_step_end"] = _reporter(on_step, len(members))
-            flags = [fresh[i] for i in members]
-            with shared_sampling(
-                self.pipe,
-                part,
-                group_condition=self.group_condition,
-                micro_batch_size=self.micro_batches,
-                fresh_noise=self.fresh_noise if any(flags) else 0.0,
-                fresh_noise_rows=flags,
-                member_noise=[own[i] for i in members],
-                handover_noise=self.handover_noise,
-            ) as run:
-                images = self.pipe(
-                    prompt=[prompts[i] for i in members],
-                    num_inference_steps=plan.num_steps,
-                    generator=[torch.Generator().manual_seed(shared[i]) for i in members],
-                    output_type="pil",
-                    **options,
-                ).images
-            yield Wave(members, list(images), run.evaluations)
+            yield self.run(task, guidance_scale, on_step, **options)
 
-
-def prompt_seeds(prompts: Sequence[str], seed: int) -> list[int]:
-    """A seed of 63 bits for each prompt, from `seed`, its text, and how often that text came before."""
-    seen: dict[str, int] = {}
-    out = []
-    for prompt in prompts:
-        occurrence = seen[prompt] = seen.get(prompt, -1) + 1
-        digest = hashlib.blake2b(f"{seed}\0{occurrence}\0{prompt}".encode(), digest_size=8).digest()
-        out.append(int.from_bytes(digest, "big") >> 1)
-    return out
-
-
-def noise_seeds(prompts: Sequence[str], plan: SharePlan, seed: int) -> list[int]:
-    """The seed of each prompt's initial noise: that of its group's first member by text, whatever the order."""
-    own = prompt_seeds(prompts, seed)
-    out = [0] * len(prompts)
-    for group in plan.groups:
-        first = min(group, key=lambda i: (prompts[i], i))
-        for i in group:
-            out[i] = own[first]
-    return out
-
-
-def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[list[int]]:
-    """Whole groups packed in order, at most `wave_size` prompts a wave unless one group alone has more."""
-    wave: list[int] = []
-    for group in groups:
-        if wave and len(wave) + len(group) > wave_size:
-            yield wave
-            wave = []
-        wave = [*wave, *group]
-    if wave:
-        yield wave
-
-
-def repeats(prompts: Sequence[str], plan: SharePlan) -> list[bool]:
-    """Whether a member's prompt equals that of an earlier member of its group."""
-    out = np.zeros(len(prompts), dtype=bool)
-    for group in plan.groups:
-        seen: set[str] = set()
-        for i in group:
-            out[i] = prompts[i] in seen
-            seen.add(prompts[i])
-    return [bool(flag) for flag in out]
+    def run(
+        self,
+        task: WaveTask,
+        guidance_scale: float | None = None,
+        on_step: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> Wave:
+        """Sample one wave; the arguments are those of `waves`, but a list has one entry a member of the wave."""
+        _check_keywords(kwargs)
+        if guidance_scale is not None:
+            kwargs["guidance_scale"] = guidance_scale
+        if on_step is not None:
+            kwargs["callback_on_step_end"] = _reporter(on_step, len(task.members))
+        with shared_sampling(
+            self.pipe,
+            task.plan,
+            group_condition=self.group_condition,
+            micro_batch_size=self.micro_batches,
+            fresh_noise=self.fresh_noise if any(task.repeats) else 0.0,
+            fresh_noise_rows=task.repeats,
+            member_noise=task.own_seeds,
+            handover_noise=self.handover_noise,
+        ) as run:
+            images = self.pipe(
+                prompt=task.prompts,
+                num_inference_steps=task.plan.num_steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
+                output_type="pil",
+                **kwargs,
+            ).images
+        return Wave(task.members, list(images), run.evaluations)
 
 
 def _reporter(on_step: Callable[[int], None], count: int) -> Callable[..., dict[str, Any]]:

@@ -76,9 +76,17 @@ def generate(
         str,
         typer.Option(help="'auto' (float16 on an accelerator, else float32), float32, float16 or bfloat16."),
     ] = "auto",
+    work: options.Work = None,
+    jobs: options.Jobs = None,
+    ray: options.Ray = None,
+    workers: options.Workers = None,
+    worker_cpus: options.WorkerCpus = None,
+    worker_gpus: options.WorkerGpus = 0.0,
+    shard_size: options.ShardSize = None,
 ) -> None:
     """Generate one picture for every prompt."""
     from sagediff.cli.generate import GenerateRequest, micro_batch_option, run_generate
+    from sagediff.cli.scale import ScaleOptions, pool_options
     from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
@@ -91,11 +99,11 @@ def generate(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
         scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise, policy_file=policy,
     )  # fmt: skip
-    run_generate(
-        GenerateRequest(
-            texts, settings, out, seed, resume, wave_size, micro_batch_option(micro_batch), device, dtype
-        )
-    )
+    run_generate(GenerateRequest(
+        texts, settings, out, seed, resume, wave_size, micro_batch_option(micro_batch), device, dtype,
+        None if work is None else ScaleOptions(work, jobs), pool_options(ray, workers, worker_cpus, worker_gpus),
+        shard_size,
+    ))  # fmt: skip
 
 
 @app.command()
@@ -116,9 +124,12 @@ def plan(
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures and groups as JSON.")] = False,
+    work: options.Work = None,
+    jobs: options.Jobs = None,
 ) -> None:
     """Say how prompts would be grouped and what that saves; the denoiser is not loaded."""
     from sagediff.cli.plan import run_plan
+    from sagediff.cli.scale import ScaleOptions
     from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
@@ -131,7 +142,7 @@ def plan(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
         scheduler=scheduler, encoder=encoder, lora=lora, policy_file=policy,
     )  # fmt: skip
-    run_plan(texts, settings, as_json)
+    run_plan(texts, settings, as_json, None if work is None else ScaleOptions(work, jobs))
 
 
 @app.command()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from rich.progress import (
 )
 
 from sagediff.cli.pipelines import open_pipeline
+from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
+from sagediff.cli.waves import MadeWave, PictureTask, WaveMaker
 from sagediff.contact_sheet import contact_sheet
+from sagediff.distributed.pool import Pool, PoolOptions
 from sagediff.errors import InputError
 from sagediff.loading import supported_parts
 from sagediff.lora import sharing_record, sharing_warnings
@@ -29,7 +34,9 @@ from sagediff.micro_batch import MicroBatch
 from sagediff.output import OutputFolder, fingerprint
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy, default_guidance
-from sagediff.sampler import SharedSampler, noise_seeds
+from sagediff.sampler import SharedSampler
+from sagediff.shards import ShardStore, check_shard_size
+from sagediff.waves import Waves, noise_seeds
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,15 @@ class GenerateRequest:
     micro_batch_size: MicroBatch
     device: str
     dtype: str
+    scale: ScaleOptions | None = None  # None: planned in memory
+    pool: PoolOptions | None = None  # None: made in this process
+    shard_size: int | None = (
+        None  # pictures a shard, where there are more prompts than that; None: a file each
+    )
+
+    @property
+    def sharded(self) -> bool:
+        return self.shard_size is not None and len(self.prompts) > self.shard_size
 
     def manifest(self) -> dict[str, Any]:
         """What a resumed run must repeat."""
@@ -60,6 +76,7 @@ class GenerateRequest:
             "seed": self.seed,
             "handover_noise": settings.handover_noise,
             "prompts": fingerprint(self.prompts),
+            "shard_size": self.shard_size if self.sharded else None,
         }
 
 
@@ -82,16 +99,27 @@ def run_generate(request: GenerateRequest) -> None:
     settings, prompts = request.settings, request.prompts
     folder = OutputFolder(request.out)
     folder.check(request.manifest(), request.resume)
+    if request.shard_size is not None:
+        check_shard_size(request.shard_size)
     sampler = _sampler(request)
     guidance = (
         default_guidance(type(sampler.pipe)) if settings.guidance_scale is None else settings.guidance_scale
     )
-    plan = sampler.plan(prompts, settings.num_steps, guidance)
+    if request.scale is None:
+        plan = sampler.plan(prompts, settings.num_steps, guidance)
+    else:
+        denoiser = sampler.denoiser_class
+        plan = plan_at_scale(prompts, settings, request.scale, sampler.pipe, denoiser, guidance)
     sampler.check(prompts, plan)
     if settings.lora is not None:
         _warn_of_lora(settings.lora, plan, settings.policy)
     folder.begin(request.manifest(), plan.to_json())
-    done = folder.finished(len(prompts))
+    shards = None
+    if request.sharded and request.shard_size is not None:
+        record = partial(_record, request, plan, noise_seeds(prompts, plan, request.seed))
+        shards = ShardStore(folder, [i for group in plan.groups for i in group], request.shard_size, record)
+    done = folder.finished(len(prompts)) if shards is None else shards.finished()
+    save = folder.save_png if shards is None else shards.save_png
     print(
         f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
         f"{plan.evaluations_independent} ({plan.cost_saving:.1%} saved)"
@@ -99,9 +127,14 @@ def run_generate(request: GenerateRequest) -> None:
         file=sys.stderr,
     )
     sampling_start = time.perf_counter()
-    made, run = _sample(request, sampler, plan, guidance, folder, done)
+    waves = Waves(prompts, plan, request.seed, request.wave_size, done)
+    if request.pool is None:
+        made, run = _sample(_here(sampler, guidance), waves, request, plan, save, done)
+    else:
+        del sampler  # its memory is the workers'
+        made, run = _sample(_elsewhere(request, guidance), waves, request, plan, save, done)
     sampling_seconds = time.perf_counter() - sampling_start
-    _finish(request, plan, folder, {
+    _finish(request, plan, folder, shards, {
         "evaluations_run": run,
         "pictures_made": made,
         "seconds": time.perf_counter() - start,
@@ -138,12 +171,56 @@ def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:
             print(f"warning: {words}; pictures may suffer", file=sys.stderr)
 
 
+MakeAll = Callable[[Callable[[int], PictureTask], Waves, Callable[[int], None]], Iterator[MadeWave]]
+"""Makes every wave, given how to put its task together; tells the prompts' steps as they are taken."""
+
+
+def _here(sampler: SharedSampler, guidance: float) -> MakeAll:
+    def make(
+        task: Callable[[int], PictureTask], waves: Waves, on_steps: Callable[[int], None]
+    ) -> Iterator[MadeWave]:
+        maker = WaveMaker(sampler, guidance, on_steps)
+        return (maker(task(number)) for number in range(len(waves)))
+
+    return make
+
+
+def _elsewhere(request: GenerateRequest, guidance: float) -> MakeAll:
+    assert request.pool is not None
+    pool = Pool(_WorkerFactory(request, guidance), request.pool, lambda words: print(words, file=sys.stderr))
+
+    def make(
+        task: Callable[[int], PictureTask], waves: Waves, on_steps: Callable[[int], None]
+    ) -> Iterator[MadeWave]:
+        for number, made in pool.run(task, waves.costs()):
+            on_steps(len(waves.members[number]) * request.settings.num_steps)
+            yield made
+
+    return make
+
+
+@dataclass(frozen=True)
+class _WorkerFactory:
+    """Builds a worker's pipeline, where the worker is."""
+
+    request: GenerateRequest
+    guidance: float
+
+    def __call__(self) -> WaveMaker:
+        import torch
+
+        request = self.request
+        assert request.pool is not None
+        torch.set_num_threads(max(1, int(request.pool.cpus_a_worker)))
+        return WaveMaker(_sampler(request), self.guidance)
+
+
 def _sample(
+    make_all: MakeAll,
+    waves: Waves,
     request: GenerateRequest,
-    sampler: SharedSampler,
     plan: SharePlan,
-    guidance: float,
-    folder: OutputFolder,
+    save: Callable[[int, bytes], None],
     done: list[int],
 ) -> tuple[int, int]:
     """Run what is missing, save each picture as its wave ends; returns (pictures made, denoiser rows run)."""
@@ -152,29 +229,32 @@ def _sample(
         TimeRemainingColumn(),
     )  # fmt: skip
     finished = set(done)
-    left = sum(len(group) for group in plan.groups if not set(group) <= finished)
-    seeds = noise_seeds(request.prompts, plan, request.seed)
     made = run = 0
+
+    def task(number: int) -> PictureTask:
+        wave = waves.task(number)
+        texts = [None if i in finished else _texts(request, plan, waves, i) for i in wave.members]
+        return PictureTask(wave, texts)
+
+    total = sum(map(len, waves.members)) * plan.num_steps
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("pictures", total=left * plan.num_steps)
-        waves = sampler.waves(
-            request.prompts, plan, guidance, request.seed, skip=done,
-            on_step=lambda count: progress.advance(task, count),
-        )  # fmt: skip
-        for wave in waves:
+        bar = progress.add_task("pictures", total=total)
+        for wave in make_all(task, waves, lambda count: progress.advance(bar, count)):
             run += wave.evaluations
-            for index, image in zip(wave.prompts, wave.images, strict=True):
-                if index in finished:
-                    continue
-                texts = {
-                    "prompt": request.prompts[index],
-                    "seed": str(seeds[index]),
-                    "plan": json.dumps(_picture_plan(plan, index)),
-                }
-                folder.save_image(index, image, texts)
+            for index, data in wave.pictures:
+                save(index, data)
                 made += 1
-        progress.update(task, completed=left * plan.num_steps)
+        progress.update(bar, completed=total)
     return made, run
+
+
+def _texts(request: GenerateRequest, plan: SharePlan, waves: Waves, index: int) -> dict[str, str]:
+    """What stands in a picture's text chunks."""
+    return {
+        "prompt": request.prompts[index],
+        "seed": str(waves.noise_seeds[index]),
+        "plan": json.dumps(_picture_plan(plan, index)),
+    }
 
 
 def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
@@ -189,31 +269,47 @@ def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
     }
 
 
-def _finish(request: GenerateRequest, plan: SharePlan, folder: OutputFolder, figures: dict[str, Any]) -> None:
+def _record(request: GenerateRequest, plan: SharePlan, seeds: Sequence[int], index: int) -> dict[str, Any]:
+    """A picture's metadata, but for where it is."""
+    return {
+        "prompt": request.prompts[index],
+        "seed": seeds[index],
+        "group": plan.levels[0][1][index],
+        "branch_step": plan.branch_steps[index],
+        "evaluations": round(float(plan.prompt_evaluations[index]), 6),
+    }
+
+
+def _finish(
+    request: GenerateRequest,
+    plan: SharePlan,
+    folder: OutputFolder,
+    shards: ShardStore | None,
+    figures: dict[str, Any],
+) -> None:
     """Metadata, contact sheet and report; the report last, so that its presence means a finished run."""
+    if shards is None:
+        seen = f"pictures in {folder.path / 'images'}, seen at once in {_show(request, plan, folder)}"
+    else:
+        folder.write_lines("shards.jsonl", shards.summary())
+        figures = figures | {"shards": len(shards)}
+        seen = f"{len(shards)} shards in {folder.path / 'shards'}"
+    report = plan.summary() | {"threshold": request.settings.policy.threshold} | figures
+    folder.write_text("report.json", json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+    print(seen, file=sys.stderr)
+
+
+def _show(request: GenerateRequest, plan: SharePlan, folder: OutputFolder) -> Path:
+    """Metadata and contact sheet of pictures that are files."""
     prompts = request.prompts
     seeds = noise_seeds(prompts, plan, request.seed)
-    folder.write_lines(
-        "metadata.jsonl",
-        [
-            {
-                "file_name": folder.image_path(i).relative_to(folder.path).as_posix(),
-                "prompt": prompt,
-                "seed": seeds[i],
-                "group": plan.levels[0][1][i],
-                "branch_step": plan.branch_steps[i],
-                "evaluations": round(float(plan.prompt_evaluations[i]), 6),
-            }
-            for i, prompt in enumerate(prompts)
-        ],
-    )
+    names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
+    records = [{"file_name": name} | _record(request, plan, seeds, i) for i, name in enumerate(names)]
+    folder.write_lines("metadata.jsonl", records)
     title = (
         f"{plan.num_prompts} prompts, {len(plan.groups)} groups, {plan.num_steps} steps: "
         f"{plan.cost_saving:.1%} of the model evaluations saved"
     )
     pictures = [folder.image_path(i) for i in range(len(prompts))]
-    sheet = folder.save_sheet(contact_sheet(pictures, prompts, plan.groups, title))
-    report = plan.summary() | {"threshold": request.settings.policy.threshold} | figures
-    folder.write_text("report.json", json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
-    print(f"pictures in {folder.path / 'images'}, seen at once in {sheet}", file=sys.stderr)
+    return folder.save_sheet(contact_sheet(pictures, prompts, plan.groups, title))

@@ -12,7 +12,8 @@ PromptFile = Annotated[
     Path | None,
     typer.Option(
         "--prompts",
-        help="File of prompts: .txt (one a line), .jsonl (key `prompt`) or .csv (column `prompt`).",
+        help="File of prompts: .txt (one a line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
+        "or .parquet.",
     ),
 ]
 Model = Annotated[str, typer.Option(help="'demo' (built in), a local diffusers folder, or a hub id.")]
@@ -102,6 +103,45 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         help="A sentence-transformers model to group prompts by [default: the model's own text encoder]",
+        show_default=False,
+    ),
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        help="Plan in this folder, for very many prompts: embeddings and groups are kept there and taken over by later "
+        "runs [default: plan in memory]",
+        show_default=False,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(help="Processes that group, with --work [default: one a core]", show_default=False),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Make the pictures on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the "
+        "cluster that it belongs to, else the address of one [default: this process makes them]",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Workers, one pipeline each, with --ray [default: 1]", show_default=False)
+]
+WorkerCpus = Annotated[
+    float | None,
+    typer.Option(
+        help="Cores of a worker [default: an even part of this machine's with --ray local, else 1]",
+        show_default=False,
+    ),
+]
+WorkerGpus = Annotated[float, typer.Option(help="GPUs of a worker; by a fraction several workers share one.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Beyond so many prompts write webdataset shards of so many pictures, with parquet metadata "
+        "[default: a file each]",
         show_default=False,
     ),
 ]

@@ -7,18 +7,35 @@ import json
 from rich.console import Console
 from rich.table import Table
 
+from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.loading import load_for_planning
 from sagediff.plan import SharePlan
 from sagediff.planning import default_guidance, plan_prompts
+from sagediff.scale.planner import GROUPS
 
 
-def run_plan(prompts: list[str], settings: RunSettings, as_json: bool) -> None:
+def run_plan(
+    prompts: list[str], settings: RunSettings, as_json: bool, scale: ScaleOptions | None = None
+) -> None:
+    """Print the plan; with `scale` the groups stay in its folder, and the figures alone are printed."""
     quiet_libraries()
     pipe, denoiser_class = load_for_planning(
         settings.model, scheduler=settings.scheduler, text_encoders=settings.encoder is None
     )
     guidance = default_guidance(type(pipe)) if settings.guidance_scale is None else settings.guidance_scale
+    if scale is not None:
+        plan = plan_at_scale(prompts, settings, scale, pipe, denoiser_class, guidance)
+        figures = plan.summary() | {
+            "threshold": settings.policy.threshold,
+            "groups_file": str(scale.work / GROUPS),
+        }
+        print(
+            json.dumps(figures, indent=2)
+            if as_json
+            else f"{plan_title(plan)}; the groups are in {scale.work}"
+        )
+        return
     plan = plan_prompts(
         prompts, settings.policy, pipe, denoiser_class, settings.num_steps, guidance, encoder=settings.encoder
     )
@@ -26,6 +43,13 @@ def run_plan(prompts: list[str], settings: RunSettings, as_json: bool) -> None:
         print(json.dumps(plan_record(plan, prompts, settings.policy.threshold), ensure_ascii=False, indent=2))
     else:
         Console().print(plan_table(plan, prompts))
+
+
+def plan_title(plan: SharePlan) -> str:
+    return (
+        f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
+        f"{plan.evaluations_independent} ({plan.cost_saving:.1%} saved)"
+    )
 
 
 def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[str, object]:
@@ -43,11 +67,7 @@ def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[s
 
 
 def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
-    table = Table(
-        title=f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
-        f"{plan.evaluations_independent} ({plan.cost_saving:.1%} saved)",
-        title_justify="left",
-    )
+    table = Table(title=plan_title(plan), title_justify="left")
     table.add_column("group", justify="right")
     table.add_column("branch step", justify="right")
     table.add_column("prompts")

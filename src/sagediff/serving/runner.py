@@ -17,13 +17,14 @@ from sagediff.errors import UnsupportedPipelineError
 from sagediff.levels import part_of_steps
 from sagediff.plan import SharePlan
 from sagediff.planning import SharePolicy
-from sagediff.sampler import FRESH_NOISE, repeats
+from sagediff.sampler import FRESH_NOISE
 from sagediff.sampling import shared_sampling
 from sagediff.serving.errors import Cancelled
 from sagediff.serving.grouping import group_requests
 from sagediff.serving.preview import previewer_of
 from sagediff.serving.requests import PictureRequest
 from sagediff.solver import noise_levels_of
+from sagediff.waves import repeats
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,193 @@
+"""Ray workers: the pictures of one process, and a worker that dies loses nothing but what it had in hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sagediff.cli import main
+from sagediff.distributed.pool import MAX_TRIES, Pool, PoolOptions
+from sagediff.errors import InputError, OutputError
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sagediff[ray]'")
+
+SHAPES = ("large", "small")
+THINGS = ("heart", "cat", "car", "star", "apple", "cake")
+PROMPTS = [f"a {size} {thing} at the top on a red background" for size in SHAPES for thing in THINGS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running() -> Iterator[None]:
+    """One Ray for all tests of this file: starting one takes seconds. The pool leaves it as it was."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+        object_store_memory=128 * 2**20, runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares numbers, noting each beginning in a file; `dies` kills the process: once, or each time."""
+
+    log: Path
+    dies: int = -1
+    always: bool = False
+
+    def __call__(self) -> Callable[[int], int]:
+        return self.square
+
+    def square(self, number: int) -> int:
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"{number}\n")
+        if number == self.dies and (self.always or self.begun()[number] == 1):
+            os._exit(1)
+        if number == -3:
+            raise InputError("three is not for us")
+        if number == -4:
+            raise ZeroDivisionError("four")
+        return number * number
+
+    def begun(self) -> Counter[int]:
+        return Counter(map(int, self.log.read_text(encoding="utf-8").split()))
+
+
+def squares(make: Squares, numbers: list[int], workers: int) -> dict[int, int]:
+    pool: Pool[int, int] = Pool(make, PoolOptions(workers, cpus=1))
+    found = list(pool.run(lambda i: numbers[i], [abs(n) + 1 for n in numbers]))
+    assert len(found) == len(dict(found))
+    return dict(found)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_task_is_done_once(tmp_path: Path, workers: int) -> None:
+    make = Squares(tmp_path / "log")
+    assert squares(make, list(range(9)), workers) == {i: i * i for i in range(9)}
+    assert make.begun() == Counter(range(9))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_loses_only_what_it_had_in_hand(tmp_path: Path, workers: int) -> None:
+    make = Squares(tmp_path / "log", dies=4)
+    assert squares(make, list(range(9)), workers) == {i: i * i for i in range(9)}
+    assert make.begun() == Counter([*range(9), 4])
+
+
+def test_a_task_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
+    make = Squares(tmp_path / "log", dies=0, always=True)
+    with pytest.raises(OutputError, match="workers died of task 0"):
+        squares(make, [0], 1)
+    assert make.begun() == {0: MAX_TRIES}
+
+
+def test_what_a_task_raises_is_raised_here(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="three is not for us"):
+        squares(Squares(tmp_path / "log"), [1, -3], 1)
+    with pytest.raises(OutputError, match="a worker failed: ZeroDivisionError: four"):
+        squares(Squares(tmp_path / "log"), [-4], 1)
+
+
+def test_a_worker_that_cannot_be_built_ends_the_run() -> None:
+    def unable() -> Callable[[int], int]:
+        raise RuntimeError("no such weights")
+
+    with pytest.raises(OutputError, match=r"could not start.*no such weights"):
+        list(Pool(unable, PoolOptions(1, cpus=1)).run(lambda i: i, [1]))
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 workers ask for 1 CPU each, and Ray has 2"):
+        list(Pool(Squares(tmp_path / "log"), PoolOptions(3, cpus=1)).run(lambda i: i, [1]))
+    with pytest.raises(InputError, match="1 GPU each"):
+        list(Pool(Squares(tmp_path / "log"), PoolOptions(1, cpus=1, gpus=1)).run(lambda i: i, [1]))
+    with pytest.raises(InputError, match="at least one worker"):
+        PoolOptions(0)
+
+
+# -- pictures
+
+
+def generate(out: Path, *more: str) -> dict[str, object]:
+    arguments = ["generate", *PROMPTS, "--steps", "2", "--wave-size", "3", "--out", str(out), *more]
+    assert main(arguments) == 0
+    report: dict[str, object] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in [*out.glob("images/*"), out / "metadata.jsonl"]}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "out"
+    generate(out)
+    return out
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_workers_make_the_pictures_of_one_process(alone: Path, tmp_path: Path, workers: str) -> None:
+    report = generate(tmp_path / "out", "--ray", "local", "--workers", workers, "--worker-cpus", "1")
+    assert report["evaluations_run"] == report["evaluations"] and report["pictures_made"] == len(PROMPTS)
+    assert contents(tmp_path / "out") == contents(alone)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds its victim in Linux's /proc")
+def test_a_killed_worker_changes_no_picture(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL to a worker as soon as there is a picture."""
+    out = tmp_path / "out"
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if list(out.glob("images/*.png")) and (found := worker_processes()):
+                os.kill(found[0], signal.SIGKILL)
+                killed.append(found[0])
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    report = generate(out, "--ray", "local", "--workers", "1", "--worker-cpus", "1")
+    thread.join()
+    assert killed and "a worker died" in capsys.readouterr().err
+    assert contents(out) == contents(alone)
+    # what the dead worker had in hand is not counted: nobody heard of it
+    assert report["evaluations_run"] == report["evaluations"] and report["pictures_made"] == len(PROMPTS)
+
+
+def worker_processes() -> list[int]:
+    """Workers that are at a task, of the Ray that this process started."""
+    own = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    found = []
+    for pid in sorted(own):
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            grandparent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if title.startswith(b"ray::_Worker") and os.getpid() in (parent, grandparent):
+            found.append(pid)
+    return found
+
+
+def test_companions_without_ray_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a cat", "--workers", "2", "--out", str(tmp_path / "out")]) == 2
+    assert "--ray" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
