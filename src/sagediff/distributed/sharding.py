@@ -57,7 +57,8 @@ class WorkList:
         """The worker's next task; None if nobody has any left."""
         if self._queues[worker]:
             return self._queues[worker].popleft()
-        fullest = max(self._queues, key=lambda queue: sum(self._costs[task] for task in queue))
+        # by cost, then by number: tasks that cost nothing must be taken too
+        fullest = max(self._queues, key=lambda queue: (sum(self._costs[task] for task in queue), len(queue)))
         return fullest.pop() if fullest else None
 
     def give_back(self, worker: int, task: int) -> None:
