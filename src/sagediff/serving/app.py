@@ -275,6 +275,7 @@ def _told(made: Picture) -> dict[str, Any]:
         "evaluations": round(made.evaluations, 6),
         "group_size": made.group_size,
         "shared_steps": made.shared_steps,
+        "replayed_steps": made.replayed_steps,
     }
 
 
