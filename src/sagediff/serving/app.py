@@ -28,6 +28,7 @@ from sagediff.serving.answers import (
     stream_event,
 )
 from sagediff.serving.config import ServeConfig
+from sagediff.serving.description import described
 from sagediff.serving.engine import Engine, Preview, Ticket
 from sagediff.serving.metrics import Metrics
 from sagediff.serving.runner import Picture
@@ -55,6 +56,7 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
 
     # no pages of documentation: they would be fetched from elsewhere
     app = FastAPI(title="sagediff", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.openapi = lambda: described(FastAPI.openapi(app), config)  # type: ignore[method-assign]
     app.add_middleware(Gate, config=config, metrics=metrics)
     store = PictureStore(config.stored_bytes, config.stored_s, engine.clock)
     created = int(time.time())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sagediff.errors import InputError
 from sagediff.serving.config import ServeConfig
@@ -26,6 +26,14 @@ class RequestProblem(InputError):
         self.param, self.code = param, code
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 1.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class GenerationBody(BaseModel):
     """OpenAI's fields, and those that diffusion servers add. Unknown ones are passed over, null is left out."""
 
@@ -33,18 +41,18 @@ class GenerationBody(BaseModel):
 
     prompt: str
     model: str | None = None
-    n: int | None = Field(None, ge=1)
+    n: Whole | None = Field(None, ge=1)
     size: str | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: OutputFormat | None = None
-    output_compression: int | None = Field(None, ge=0, le=100)
+    output_compression: Whole | None = Field(None, ge=0, le=100)
     user: str | None = None
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
+    partial_images: Whole | None = Field(None, ge=0, le=3)
     negative_prompt: str | None = None
-    num_inference_steps: int | None = Field(None, ge=1)
+    num_inference_steps: Whole | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=_SEEDS)
+    seed: Whole | None = Field(None, ge=0, lt=_SEEDS)
     share: bool | None = None
 
 
