@@ -391,7 +391,7 @@ def serve(
     cache_variety: Annotated[
         int | None,
         typer.Option(
-            help="How many of them there should be near a prompt before all requests replay [default: 1]. Higher: "
+            help="How many of them there should be near a prompt before all requests replay [default: 3]. Higher: "
             "more compositions, fewer replays at first.",
             show_default=False,
         ),

@@ -54,7 +54,7 @@ class ServeConfig(BaseSettings):
     cache_mib: float = Field(256.0, ge=0, allow_inf_nan=False)
     cache_threshold: float | None = Field(None, ge=-1, le=1)
     cache_dir: Path | None = None
-    cache_variety: int = Field(1, ge=1)
+    cache_variety: int = Field(3, ge=1)
     max_n: int = Field(10, ge=1)
     max_side: int = Field(2048, ge=1)
     max_steps: int = Field(100, ge=1)
@@ -93,7 +93,9 @@ class ServeConfig(BaseSettings):
         return config
 
     def batch_policy(self, sharing: bool) -> BatchPolicy:
-        return BatchPolicy(self.window_ms / 1000, self.max_batch, self.max_queue, sharing)
+        return BatchPolicy(
+            self.window_ms / 1000, self.max_batch, self.max_queue, sharing, self.share_across_keys
+        )
 
     def tenant_of(self, key: str | None) -> str | None:
         """The tenant behind an API key, by which nobody can tell the key; None if it is not one of ours."""

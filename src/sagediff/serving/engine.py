@@ -229,7 +229,7 @@ class Engine:
             if self._state == "loading":
                 self._state = "ready"
             self._changed.notify_all()
-        while (wave := self._next_wave()) is not None:
+        while (wave := self._next_wave(runner)) is not None:
             self._carry_out(recovery, wave)
         self._enter("stopped")
 
@@ -244,9 +244,24 @@ class Engine:
             self._state = state
             self._changed.notify_all()
 
-    def _next_wave(self) -> list[tuple[Ticket, Waiting]] | None:
+    def _place(self, runner: WaveRunner) -> None:
+        """Where many wait, have the batcher know what they mean; outside the lock, as a text encoder takes its time."""
+        with self._changed:
+            requests = self._batcher.unplaced()
+        if not requests:
+            return
+        try:
+            vectors: list[Any] = list(runner.embed([request.prompt for request in requests]))
+        except Exception as error:  # then waves are filled by age
+            log.warning("waiting prompts could not be embedded: %r", error)
+            vectors = [None] * len(requests)
+        with self._changed:
+            self._batcher.place({r.id: vector for r, vector in zip(requests, vectors, strict=True)})
+
+    def _next_wave(self, runner: WaveRunner) -> list[tuple[Ticket, Waiting]] | None:
         """Waits for it; None when draining has ended."""
         while True:
+            self._place(runner)
             late: list[Ticket] = []
             with self._changed:
                 late = [self._tickets.pop(request.id) for request in self._batcher.expire()]

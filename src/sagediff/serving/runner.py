@@ -157,12 +157,10 @@ class WaveRunner:
         requests = [job.request for job in jobs]
         recipe = self.recipe(requests[0])
         if not self._reuses(recipe, requests[0].num_inference_steps):
-            return Arrangement(self._groups(requests, self._embed))
+            return Arrangement(self._groups(requests, self.embed))
         assert self._reuse is not None
         able = [i for i, request in enumerate(requests) if request.may_share]
-        vectors = dict(
-            zip(able, self._embed([requests[i].prompt for i in able]), strict=True) if able else ()
-        )
+        vectors = dict(zip(able, self.embed([requests[i].prompt for i in able]), strict=True) if able else ())
         found = {
             i: entry
             for i, vector in vectors.items()
@@ -342,7 +340,8 @@ class WaveRunner:
 
         return step_done
 
-    def _embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
+    def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
+        """Prompts to unit vectors, (N, D), by which they are grouped."""
         return embed_prompts(prompts, self.pipe, self.settings.encoder).vectors
 
 
