@@ -181,13 +181,11 @@ class Batcher:
         def rank(number: int) -> tuple[bool, float, int]:
             id_ = bucket[number].request.id
             vector = self._vectors.get(id_)
-            near = vector is not None and self._pool(bucket[number]) == self._pool(bucket[0])
-            overdue = number == 0 or self._passed.get(id_, 0) >= _MOST_PASSED
-            return (
-                not overdue,
-                -float(first @ vector) if near and not overdue else 2.0 * (not overdue),
-                number,
-            )
+            if number == 0 or self._passed.get(id_, 0) >= _MOST_PASSED:
+                return False, 0.0, number
+            if vector is None or self._pool(bucket[number]) != self._pool(bucket[0]):
+                return True, 2.0, number  # behind all who could share, by age
+            return True, -float(np.dot(first, vector)), number
 
         return [bucket[i] for i in sorted(sorted(range(len(bucket)), key=rank)[:places])]
 
