@@ -6,8 +6,8 @@ Servers of the built-in model run in one process, otherwise alike: one samples e
 waves, one replays what earlier waves left too, and if asked for one shares in waves filled by age instead of meaning.
 The prompts are few (scenes times objects), so the cache soon holds them all: what it saves here is the most it can.
 Requests arrive by themselves (Poisson, given how many there are), whether or not earlier ones are answered, at growing
-rates; all servers get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the 95th
-percentile under the target (between two rates by interpolation; a short burst may come faster than a server could
+rates; all servers get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the
+95th percentile under the target (between two rates by interpolation; a short burst may come faster than a server could
 bear for ever), the most pictures answered a second, the ratios, and the median latency of an idle server.
 """
 

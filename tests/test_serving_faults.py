@@ -62,7 +62,9 @@ def test_every_good_request_is_answered_rightly_once_whatever_happens(demo: Any)
             asyncio.run(clients.all(requests))
             grown = resident_mib(os.getpid()) - before
         made = sum(counters(server.address.metrics.text().decode())[PICTURES] for server in servers)
-        told = verdict(clients, requests, made, demo, STEPS)
+        told = verdict(
+            clients, requests, made, demo, STEPS, worse=0.3
+        )  # weights that were not trained to share
     finally:
         del demo.unet.forward
     assert clients.wrong == []
