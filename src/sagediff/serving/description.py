@@ -27,10 +27,17 @@ _ERROR = {
 }
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 _TEXT = {"schema": {"type": "string"}}
+_EVENT = {  # of a stream, one by one
+    "schema": {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    }
+}
 _CONTENT: dict[str, dict[str, Any]] = {  # of answers that are not, or not only, JSON
     "/metrics": {"text/plain": _TEXT},
     "/v1/images/{name}": {"image/png": _FILE, "image/jpeg": _FILE, "image/webp": _FILE},
-    _GENERATIONS: {"application/json": {"schema": {"type": "object"}}, "text/event-stream": _TEXT},
+    _GENERATIONS: {"application/json": {"schema": {"type": "object"}}, "text/event-stream": _EVENT},
 }
 
 

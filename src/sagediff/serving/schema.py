@@ -31,7 +31,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = BeforeValidator(_whole)
 
 
 class GenerationBody(BaseModel):
@@ -41,18 +41,18 @@ class GenerationBody(BaseModel):
 
     prompt: str
     model: str | None = None
-    n: Whole | None = Field(None, ge=1)
+    n: Annotated[int, Field(ge=1), Whole] | None = None
     size: str | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: OutputFormat | None = None
-    output_compression: Whole | None = Field(None, ge=0, le=100)
+    output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = None
     user: str | None = None
     stream: bool | None = None
-    partial_images: Whole | None = Field(None, ge=0, le=3)
+    partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = None
     negative_prompt: str | None = None
-    num_inference_steps: Whole | None = Field(None, ge=1)
+    num_inference_steps: Annotated[int, Field(ge=1), Whole] | None = None
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    seed: Whole | None = Field(None, ge=0, lt=_SEEDS)
+    seed: Annotated[int, Field(ge=0, lt=_SEEDS), Whole] | None = None
     share: bool | None = None
 
 
