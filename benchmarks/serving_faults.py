@@ -275,7 +275,7 @@ def verdict(
     good = [i for i, request in enumerate(requests) if request["kind"] in ("seeded", "shared")]
     counts = {i: len(clients.answers.get(i, [])) for i in good}
     wrong += [f"request {i} was answered {count} times" for i, count in counts.items() if count != 1]
-    answered = len(good) + clients.late
+    answered = sum(counts.values()) + clients.late
     if not answered <= made <= answered + clients.left:
         wrong.append(f"{made} pictures were made for {answered} answers and {clients.left} clients that left")
     worst = check_seeded(clients, requests, pipe, steps)
