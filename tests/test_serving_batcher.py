@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -121,6 +122,47 @@ def test_draining_refuses_new_requests_and_waits_for_nobody(batcher: Batcher) ->
     with pytest.raises(NotReady, match="draining"):
         batcher.submit([wanted("b")])
     assert ids(batcher.next_wave()) == ["a"]
+
+
+def facing(angle: float) -> np.ndarray:
+    return np.array([np.cos(angle), np.sin(angle)], np.float32)
+
+
+def test_a_deep_queue_fills_waves_by_meaning_with_the_oldest_in_each(batcher: Batcher, clock: Clock) -> None:
+    batcher.submit([wanted(str(i)) for i in range(8)])
+    assert [request.id for request in batcher.unplaced()] == [str(i) for i in range(8)]
+    batcher.place({str(i): facing(i % 2) for i in range(8)} | {"gone": facing(0)})
+    assert batcher.unplaced() == []
+    clock.now += 1
+    assert ids(batcher.next_wave()) == ["0", "2", "4", "6"]
+    assert ids(batcher.next_wave()) == ["1", "3", "5", "7"]
+
+
+def test_only_who_could_share_is_near(batcher: Batcher) -> None:
+    batcher.submit([wanted("a"), wanted("b", tenant="two"), wanted("c", share=False)])
+    batcher.submit([wanted(str(i)) for i in range(5)])
+    batcher.place(dict.fromkeys(["a", "b", "0", "1", "2", "3", "4"], facing(0)))
+    assert ids(batcher.next_wave()) == ["a", "0", "1", "2"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(angles=st.lists(st.floats(0, 6), min_size=20, max_size=60))
+def test_nobody_starves_for_those_who_mean_the_same(angles: list[float]) -> None:
+    batcher = Batcher(BatchPolicy(window=0.0, max_batch=4, max_queue=9), Clock())
+    coming, waves = [wanted(str(i)) for i in range(len(angles))], 0
+    passed: dict[str, int] = {}
+    while coming or len(batcher):
+        while coming and len(batcher) < 9:
+            batcher.submit([coming.pop(0)])
+        batcher.place({request.id: facing(angles[int(request.id)]) for request in batcher.unplaced()})
+        waiting = list(batcher._waiting)
+        taken = ids(batcher.next_wave())
+        waves += 1
+        assert taken[0] == waiting[0] and len(taken) == min(4, len(waiting))
+        for id_ in waiting[: waiting.index(taken[-1])]:
+            passed[id_] = passed.get(id_, 0) + (id_ not in taken)
+    assert waves == -(-len(angles) // 4)
+    assert max(passed.values(), default=0) <= 5  # three times, and while others before it were overdue too
 
 
 def test_an_id_cannot_wait_twice(batcher: Batcher) -> None:

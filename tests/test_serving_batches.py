@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from test_serving_engine import condition_of, faulty
-from test_serving_server import CAT, DOG, Address, opened, serving
+from engines import condition_of, faulty
+from servers import Address, serving
+from test_serving_server import CAT, DOG, opened
 
 LION = "a large lion at the top on a red background"
 

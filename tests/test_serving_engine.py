@@ -3,78 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import wait
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-from sagediff.planning import SharePolicy
-from sagediff.serving.batcher import BatchPolicy
-from sagediff.serving.engine import Engine, Preview, Ticket, WaveReport
-from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, OutOfMemory, PictureFailed
-from sagediff.serving.requests import PictureRequest
-from sagediff.serving.runner import ModelSettings, Recipe, preview_steps
-
-STEPS = 2
-ROUNDING = 2  # of 255
-POLICY = BatchPolicy(window=0.05, max_batch=8, max_queue=64)
-SHARING = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5), handover_noise=1.0)
-SETTINGS = ModelSettings(SHARING, SHARING, guidance_scale=4.0)
-CAT, DOG, LION, STAR = (
-    f"a large {thing} at the top on a red background" for thing in ("cat", "dog", "lion", "star")
+from engines import (
+    CAT,
+    DOG,
+    LION,
+    POLICY,
+    SETTINGS,
+    SHARING,
+    STAR,
+    STEPS,
+    close,
+    condition_of,
+    faulty,
+    results,
+    running,
+    wanted,
 )
 
-
-def wanted(id_: str, prompt: str = CAT, **changes: Any) -> PictureRequest:
-    return PictureRequest(**{"id": id_, "prompt": prompt, "num_inference_steps": STEPS} | changes)
-
-
-@contextmanager
-def running(
-    pipe: Any, settings: ModelSettings = SETTINGS, policy: BatchPolicy = POLICY
-) -> Iterator[tuple[Engine, list[WaveReport]]]:
-    reports: list[WaveReport] = []
-    engine = Engine(lambda: pipe, settings, policy, observe=reports.append)
-    engine.start()
-    assert engine.wait_until_loaded(60) == "ready"
-    try:
-        yield engine, reports
-    finally:
-        engine.stop(60)
-        assert engine.state == "stopped"
-
-
-@contextmanager
-def faulty(pipe: Any, fault: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """The denoiser, with something that looks at the conditions of its rows (R, T, D) before it runs them."""
-    forward = pipe.unet.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        fault(kwargs["encoder_hidden_states"])
-        return forward(*args, **kwargs)
-
-    pipe.unet.forward = watched  # not torch's own hooks: the sharing hook calls `forward` itself
-    try:
-        yield
-    finally:
-        del pipe.unet.forward
-
-
-def condition_of(pipe: Any, prompt: str) -> torch.Tensor:
-    return pipe.encode_prompt(prompt, "cpu", 1, False)[0][0]  # type: ignore[no-any-return]
-
-
-def results(tickets: list[Ticket]) -> list[Any]:
-    wait([ticket.future for ticket in tickets], timeout=120)
-    return [ticket.future.exception(0) or ticket.future.result(0) for ticket in tickets]
-
-
-def close(one: Any, two: Any) -> bool:
-    return int(np.abs(np.asarray(one, dtype=int) - np.asarray(two, dtype=int)).max()) <= ROUNDING
+from sagediff.serving.batcher import BatchPolicy
+from sagediff.serving.engine import Engine, Preview, Ticket
+from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, OutOfMemory, PictureFailed
+from sagediff.serving.runner import ModelSettings, preview_steps
 
 
 def test_seeded_pictures_are_the_untouched_pipelines_whoever_else_is_in_the_wave(demo: Any) -> None:
@@ -199,6 +153,30 @@ def test_who_stays_gets_the_picture_though_a_neighbour_left(demo: Any) -> None:
         go_on.set()
         found = results(tickets)
     assert hasattr(found[0], "image") and hasattr(found[2], "image")
+
+
+@pytest.mark.parametrize("share", [False, None])
+def test_who_leaves_costs_no_more_and_gets_no_picture(demo: Any, share: bool | None) -> None:
+    calls: list[int] = []
+    tickets: list[Ticket] = []
+
+    def fault(rows: torch.Tensor) -> None:
+        calls.append(len(rows))
+        if len(calls) == 3:
+            engine.cancel(tickets[1:2])
+
+    with faulty(demo, fault), running(demo) as (engine, reports):
+        chosen = [
+            wanted(str(i), prompt, num_inference_steps=6, share=share) for i, prompt in enumerate((CAT, DOG))
+        ]
+        tickets += engine.submit(chosen)
+        found = results(tickets)
+    assert hasattr(found[0], "image") and isinstance(found[1], Cancelled)
+    shared = [1, 1, 1] if share is None else [4, 4, 4]  # half the steps, without guidance
+    assert calls == [*shared, 2, 2, 2]
+    assert reports[0].evaluations == sum(calls)
+    assert reports[0].evaluations_independent == 2 * 6 + 2 * 3
+    assert reports[0].outcomes == {"picture": 1, "Cancelled": 1}
 
 
 def test_what_waits_can_be_cancelled_and_can_expire(demo: Any) -> None:

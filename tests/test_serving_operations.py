@@ -14,9 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+from engines import faulty
 from prometheus_client.parser import text_string_to_metric_families
-from test_serving_engine import faulty
-from test_serving_server import CAT, DOG, Address, serving
+from servers import Address, serving
+from test_serving_server import CAT, DOG
 
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.logs import configure_logs

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from test_serving_engine import condition_of, faulty
-from test_serving_server import SETTINGS, Address, serving
+from engines import condition_of, faulty
+from servers import SETTINGS, Address, serving
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROMPTS = [f"a large {thing} at the top on a red background" for thing in ("cat", "dog", "lion")]

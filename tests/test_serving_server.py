@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -17,55 +15,10 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from servers import Address, serving
 
-from sagediff.planning import SharePolicy
-from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine import Engine
-from sagediff.serving.metrics import Metrics
-from sagediff.serving.runner import ModelSettings, Recipe
-from sagediff.serving.server import server_for
-
-RECIPE = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5, unguided=1.0), handover_noise=1.0)
-GUIDED = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5))
-SETTINGS = ModelSettings(RECIPE, GUIDED, guidance_scale=4.0)
 CAT = "a large cat at the top on a red background"
 DOG = "a large dog at the top on a red background"
-
-
-class Address:
-    """A server that runs: its URL, its engine, and a client."""
-
-    def __init__(self, url: str, engine: Engine, server: Any) -> None:
-        self.url, self.engine, self.server = url, engine, server
-
-    def client(self, key: str = "any", retries: int = 0) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=retries, timeout=60)
-
-    def post(self, key: str | None = None, **body: Any) -> httpx.Response:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.post(f"{self.url}/v1/images/generations", json=body, headers=headers, timeout=60)
-
-
-@contextmanager
-def serving(load: Any, settings: ModelSettings = SETTINGS, **config: Any) -> Iterator[Address]:
-    chosen = ServeConfig.of(**{"port": 0, "window_ms": 30.0, "max_steps": 8, "max_n": 4} | config)
-    metrics = Metrics(lambda: engine.waiting)
-    engine = Engine(load, settings, chosen.batch_policy(True), observe=metrics.wave_done)
-    server = server_for(engine, chosen, metrics, num_steps=2)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        give_up = time.monotonic() + 30
-        while not server.started and time.monotonic() < give_up:
-            time.sleep(0.01)
-        try:
-            yield Address(f"http://127.0.0.1:{port}", engine, server)
-        finally:
-            server.should_exit = True
-            thread.join(60)
-            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +108,7 @@ def test_a_stream_of_several_pictures_names_each(server: Address) -> None:
         ({"prompt": CAT, "n": 5}, "n"),
         ({"prompt": CAT, "n": 0}, "n"),
         ({"prompt": CAT, "n": True}, "n"),
+        ({"prompt": CAT, "n": 1.5}, "n"),
         ({"prompt": CAT, "size": "64"}, "size"),
         ({"prompt": CAT, "size": "64x9999"}, "size"),
         ({"prompt": CAT, "size": "63x64"}, "size"),
@@ -196,6 +150,10 @@ def test_the_client_raises_its_own_errors(server: Address) -> None:
 def test_unknown_fields_and_nulls_are_tolerated(server: Address) -> None:
     answer = server.post(prompt=CAT, style="vivid", n=None, size=None, something={"new": 1})
     assert answer.status_code == 200
+
+
+def test_a_whole_number_may_have_a_point(server: Address) -> None:
+    assert server.post(prompt=CAT, n=1.0, seed=3.0).json()["data"][0]["seed"] == 3
 
 
 def test_other_routes_answer_in_the_same_form(server: Address) -> None:

@@ -392,6 +392,33 @@ def serve(
             help="Let clients of different API keys share; their pictures then tell of each other's prompts.",
         ),
     ] = False,
+    cache_mib: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for shared phases that later requests replay, MiB; 0 switches that off [default: 256]",
+            show_default=False,
+        ),
+    ] = None,
+    cache_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Least cosine between a prompt and the middle of those that a shared phase was run for [default: the "
+            "grouping threshold, at least 0.5]. Higher: fewer replays, safer pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder where they are also kept for the next start.", show_default=False),
+    ] = None,
+    cache_variety: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of them there should be near a prompt before all requests replay [default: 3]. Higher: "
+            "more compositions, fewer replays at first.",
+            show_default=False,
+        ),
+    ] = None,
     steps: options.Steps = 30,
     guidance: options.Guidance = None,
     threshold: options.Threshold = None,
@@ -431,6 +458,8 @@ def serve(
         "host": host, "port": port, "window_ms": window_ms, "max_batch": max_batch, "max_queue": max_queue,
         "share": False if no_share else None, "share_across_keys": share_across_keys or None,
         "log_format": log_format,
+        "cache_mib": cache_mib, "cache_threshold": cache_threshold, "cache_dir": cache_dir,
+        "cache_variety": cache_variety,
     }))  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,28 @@ def open_pipeline(
         pipe.fuse_lora()
         pipe.unload_lora_weights()
     return pipe.to(place)
+
+
+def weights_digest(pipe: Any) -> str:
+    """A hash of all weights of a pipeline as loaded, a merged LoRA's included, and of their configurations."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, part in sorted(pipe.components.items()):
+        if not isinstance(part, torch.nn.Module):
+            continue
+        digest.update(f"{name} {type(part).__name__} {getattr(part, 'config', '')}".encode())
+        for key, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            whole = tensor.detach().cpu().contiguous()
+            digest.update(whole.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from sagediff.cli.pipelines import open_pipeline, placement
+from sagediff.cli.pipelines import file_digest, open_pipeline, placement, weights_digest
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.embeddings import named_encoder
 from sagediff.errors import InputError, SagediffError
@@ -70,7 +70,9 @@ def run_serve(request: ServeRequest) -> None:
         server.should_exit = True
 
     sampling = model_settings(request, config.share, config.share_across_keys)
-    metrics = Metrics(lambda: engine.waiting)
+    use = cache_use(request, config)
+    sampling = replace(sampling, reuse=use)
+    metrics = Metrics(lambda: engine.waiting, lambda: 0 if use is None else use.cache.nbytes)
     sharing = any(r.policy.share_ratio > 0 for r in (sampling.recipe, sampling.guided))
     engine = Engine(load, sampling, config.batch_policy(sharing), observe=metrics.wave_done, on_failed=failed)
     server = server_for(engine, config, metrics, settings.num_steps)
@@ -110,3 +112,34 @@ def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> 
         across_tenants,
         request.micro_batch_size,
     )
+
+
+def cache_use(request: ServeRequest, config: Any) -> Any:
+    """The trajectory cache that a `ServeConfig` asks for, as `CacheUse`; None for none.
+
+    Raises:
+        InputError: its folder cannot be used.
+    """
+    from sagediff.serving.cache import TrajectoryCache
+    from sagediff.serving.reuse import CacheUse
+
+    most = int(config.cache_mib * 2**20)
+    if not most or not config.share:
+        return None
+    settings, name = request.settings, config.model_name
+    try:
+        cache = TrajectoryCache(most, config.cache_dir, config.cache_variety)
+    except OSError as error:
+        raise InputError(f"the cache's folder {config.cache_dir} cannot be used: {error}") from error
+    # the middle of a group lies nearer to its members than they to one another: 0.5 where they are 0.35 alike was
+    # measured (benchmarks/trajectory_cache.py)
+    threshold = config.cache_threshold
+    if threshold is None:
+        threshold = max(0.5, settings.policy.threshold)
+
+    def identify(pipe: Any) -> str:
+        # in memory it meets no other weights, so only a folder is worth the seconds that hashing takes
+        return name if config.cache_dir is None else f"{name} {weights_digest(pipe)}"
+
+    lora = "" if settings.lora is None else file_digest(settings.lora)
+    return CacheUse(cache, threshold, identify, lora, settings.encoder or "")

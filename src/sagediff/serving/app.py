@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from sagediff.errors import SagediffError
 from sagediff.serving.answers import ErrorAnswer, as_text, bad_request, details
 from sagediff.serving.config import ServeConfig
+from sagediff.serving.description import described
 from sagediff.serving.engine import Engine
 from sagediff.serving.gate import Gate
 from sagediff.serving.metrics import Metrics
@@ -44,6 +45,7 @@ def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps:
 
     # no pages of documentation: they would be fetched from elsewhere
     app = FastAPI(title="sagediff", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.openapi = lambda: described(FastAPI.openapi(app), config)  # type: ignore[method-assign]
     page = page_files()
     open_paths = frozenset({"/health", "/ready", *page})
     app.add_middleware(Gate, config=config, metrics=metrics, open_paths=open_paths)

@@ -204,6 +204,12 @@ class TrajectoryCache:
                 self._ranks[chosen.name] = self._rank(chosen)
         return chosen
 
+    def discard(self, entry: Entry) -> None:
+        """Remove one, also from disk; nothing happens if it has gone."""
+        with self._lock:
+            if entry.name in self._ranks:
+                self._remove(entry)
+
     def clear(self, tenant: str | None = None) -> None:
         """Remove everything, or everything of one tenant, also from disk."""
         with self._lock:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -25,6 +27,12 @@ class ServeConfig(BaseSettings):
         max_queue: most requests waiting; more get 429.
         share: False switches sharing off; requests are still batched.
         share_across_keys: lets clients of different keys share. Their pictures then tell of each other's prompts.
+        cache_mib: memory for shared phases that later requests replay, in MiB; 0 switches that off.
+        cache_threshold: least cosine between a prompt and the middle of those that a shared phase was run for. Higher:
+            fewer replays, safer pictures. None: the grouping threshold, at least 0.5.
+        cache_dir: folder where they are also kept for the next start. None: nowhere.
+        cache_variety: how many of them there should be near a prompt before all requests replay. Higher: more
+            compositions, fewer replays at first.
         max_n, max_side, max_steps, max_prompt_length: most pictures, pixels a side, steps and characters of a request.
         max_pictures: most pictures of a request with many prompts; never more than the queue holds.
         max_body_bytes: largest request.
@@ -46,6 +54,10 @@ class ServeConfig(BaseSettings):
     max_queue: int = Field(256, ge=1)
     share: bool = True
     share_across_keys: bool = False
+    cache_mib: float = Field(256.0, ge=0, allow_inf_nan=False)
+    cache_threshold: float | None = Field(None, ge=-1, le=1)
+    cache_dir: Path | None = None
+    cache_variety: int = Field(3, ge=1)
     max_n: int = Field(10, ge=1)
     max_side: int = Field(2048, ge=1)
     max_steps: int = Field(100, ge=1)
@@ -87,7 +99,9 @@ class ServeConfig(BaseSettings):
         return config
 
     def batch_policy(self, sharing: bool) -> BatchPolicy:
-        return BatchPolicy(self.window_ms / 1000, self.max_batch, self.max_queue, sharing)
+        return BatchPolicy(
+            self.window_ms / 1000, self.max_batch, self.max_queue, sharing, self.share_across_keys
+        )
 
     def tenant_of(self, key: str | None) -> str | None:
         """The tenant behind an API key, by which nobody can tell the key; None if it is not one of ours."""
@@ -97,7 +111,7 @@ class ServeConfig(BaseSettings):
         given, found = _digest(key or ""), False
         for known in self.api_keys:  # all of them, for the same reason
             found |= hmac.compare_digest(given, _digest(known))
-        return given.hex()[:16] if found else None
+        return _label(key or "") if found else None
 
     @property
     def most_pictures(self) -> int:
@@ -110,6 +124,13 @@ class ServeConfig(BaseSettings):
             if self.tenant_of(key) == tenant:
                 return f"key-{number}"
         return "anyone"
+
+
+@cache  # of the operator's own keys only
+def _label(key: str) -> str:
+    """A key's tenant: slow to compute, as it is written into the cache's files, and a weak key could be found from a
+    fast digest."""
+    return hashlib.scrypt(key.encode(), salt=b"sagediff tenant", n=2**14, r=8, p=1, dklen=8).hex()
 
 
 def _digest(key: str) -> bytes:

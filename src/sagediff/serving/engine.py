@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from sagediff.serving.batcher import Batcher, BatchPolicy, Waiting
 from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, PictureFailed
 from sagediff.serving.recovery import Groups, Outcome, Recovery
@@ -44,6 +46,8 @@ class WaveReport:
         group_sizes: members of each group of the calls that succeeded.
         evaluations, evaluations_independent: denoiser rows of those calls, and what independent sampling would
             have run.
+        cache_hits, cache_misses: requests that replayed a cached trajectory, and that found none.
+        evaluations_replayed: denoiser rows that the cache saved.
         outcomes: how many requests ended in each way: "picture", or the name of the error's class.
         waiting: requests still waiting when it ended.
     """
@@ -55,6 +59,9 @@ class WaveReport:
     evaluations_independent: int
     outcomes: dict[str, int]
     waiting: int
+    cache_hits: int = 0
+    cache_misses: int = 0
+    evaluations_replayed: int = 0
 
 
 class Ticket:
@@ -178,8 +185,8 @@ class Engine:
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """The client went away: what waits is forgotten, what runs is stopped at the next step when all of its wave
-        are gone. Tickets that are finished stay as they are."""
+        """The client went away: what waits is forgotten, what runs is dropped at the next step, and the run stops when
+        all of its wave are gone. Tickets that are finished stay as they are."""
         dropped = []
         with self._changed:
             for ticket in tickets:
@@ -226,7 +233,7 @@ class Engine:
             if self._state == "loading":
                 self._state = "ready"
             self._changed.notify_all()
-        while (wave := self._next_wave()) is not None:
+        while (wave := self._next_wave(runner)) is not None:
             self._carry_out(recovery, wave)
         self._enter("stopped")
 
@@ -241,9 +248,24 @@ class Engine:
             self._state = state
             self._changed.notify_all()
 
-    def _next_wave(self) -> list[tuple[Ticket, Waiting]] | None:
+    def _place(self, runner: WaveRunner) -> None:
+        """Where many wait, have the batcher know what they mean; outside the lock, as a text encoder takes its time."""
+        with self._changed:
+            requests = self._batcher.unplaced()
+        if not requests:
+            return
+        try:
+            vectors: list[Any] = list(runner.embed([request.prompt for request in requests]))
+        except Exception as error:  # then waves are filled by age
+            log.warning("waiting prompts could not be embedded: %r", error)
+            vectors = [None] * len(requests)
+        with self._changed:
+            self._batcher.place({r.id: vector for r, vector in zip(requests, vectors, strict=True)})
+
+    def _next_wave(self, runner: WaveRunner) -> list[tuple[Ticket, Waiting]] | None:
         """Waits for it; None when draining has ended."""
         while True:
+            self._place(runner)
             late: list[Ticket] = []
             with self._changed:
                 late = [self._tickets.pop(request.id) for request in self._batcher.expire()]
@@ -266,7 +288,7 @@ class Engine:
         start = self.clock()
         tickets = {ticket.request.id: ticket for ticket, _ in wave}
         sizes: list[int] = []
-        rows = [0, 0]
+        rows = np.zeros(5, dtype=int)
         outcomes: dict[str, int] = {}
 
         for ticket, entry in wave:
@@ -281,8 +303,10 @@ class Engine:
 
         def ran(groups: Groups, result: WaveResult) -> None:
             sizes.extend(map(len, groups))
-            rows[0] += result.evaluations
-            rows[1] += result.evaluations_independent
+            rows[:] += (
+                result.evaluations, result.evaluations_independent, result.cache_hits, result.cache_misses,
+                result.evaluations_replayed,
+            )  # fmt: skip
 
         try:
             recovery.carry_out([ticket.job() for ticket, _ in wave], deliver, ran)
@@ -298,7 +322,8 @@ class Engine:
             self._batcher.wave_took(seconds)
             waiting = len(self._batcher)
         waited = tuple(start - entry.arrived for _, entry in wave)
-        report = WaveReport(waited, seconds, tuple(sizes), rows[0], rows[1], outcomes, waiting)
+        run, independent, *cached = rows.tolist()
+        report = WaveReport(waited, seconds, tuple(sizes), run, independent, outcomes, waiting, *cached)
         try:
             self._observe(report)
         except Exception:  # measuring must not end the thread that everyone waits for

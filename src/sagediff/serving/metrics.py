@@ -17,9 +17,12 @@ class Metrics:
 
     Args:
         waiting: asked for the length of the queue whenever metrics are read.
+        cache_bytes: asked for the bytes that the trajectory cache holds.
     """
 
-    def __init__(self, waiting: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self, waiting: Callable[[], float] = lambda: 0.0, cache_bytes: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "sagediff_pictures", "Pictures asked for, by what became of them", ["outcome"], registry=registry
@@ -51,6 +54,21 @@ class Metrics:
             "sagediff_request_seconds", "From a request's arrival to its answer's end", ["route"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
+        self._looked = Counter(
+            "sagediff_cache_lookups",
+            "Requests that looked into the trajectory cache, by whether they replayed",
+            ["found"],
+            registry=registry,
+        )
+        for found in ("hit", "miss"):
+            self._looked.labels(found)  # there from the start, at 0
+        self._replayed = Counter(
+            "sagediff_cache_evaluations_saved",
+            "Denoiser rows that replaying left out; part of those that sharing did",
+            registry=registry,
+        )
+        held = Gauge("sagediff_cache_bytes", "Bytes that the trajectory cache holds", registry=registry)
+        held.set_function(cache_bytes)
         queue = Gauge("sagediff_waiting", "Requests in the queue", registry=registry)
         queue.set_function(waiting)
 
@@ -65,6 +83,9 @@ class Metrics:
         for seconds in report.waited:
             self._waited.observe(max(0.0, seconds))
         self._sampling.observe(report.seconds)
+        self._looked.labels("hit").inc(report.cache_hits)
+        self._looked.labels("miss").inc(report.cache_misses)
+        self._replayed.inc(report.evaluations_replayed)
 
     def encoded(self, seconds: float) -> None:
         self._encoding.observe(seconds)

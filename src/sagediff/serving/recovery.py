@@ -13,6 +13,7 @@ import torch
 from sagediff.errors import InputError
 from sagediff.serving.errors import Cancelled, OutOfMemory, PictureFailed
 from sagediff.serving.requests import CompatibilityKey
+from sagediff.serving.reuse import Arrangement
 from sagediff.serving.runner import Job, Picture, WaveResult, WaveRunner
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,9 @@ Groups: TypeAlias = list[list[int]]
 
 @dataclass(frozen=True)
 class Tried:
-    """One call of the pipeline: its groups as far as they were formed, and what it made or raised."""
+    """One call of the pipeline: how the jobs were arranged, as far as they were, and what it made or raised."""
 
-    groups: Groups
+    arrangement: Arrangement
     result: WaveResult | None
     error: Exception | None
     out_of_memory: bool = False
@@ -35,8 +36,9 @@ class Recovery:
     """Carries out waves on a runner that may fail.
 
     A failure is bisected by whole requests, groups kept together as long as there are several, until the culprit stands
-    alone and gets the error. Out of memory halves the micro-batches first (what fits is remembered for requests of that
-    size), then the wave.
+    alone and gets the error. One that replayed is tried without the cache first, and if that helps, what it replayed is
+    removed. Out of memory halves the micro-batches first (what fits is remembered for requests of that size), then the
+    wave.
     """
 
     def __init__(self, runner: WaveRunner) -> None:
@@ -56,6 +58,7 @@ class Recovery:
             ran: told of every call of the pipeline that succeeded.
         """
         pending = [list(jobs)]
+        suspect: Arrangement | None = None  # what the job tried next, alone, failed to replay
         while pending:
             part = []
             for job in pending.pop():
@@ -64,27 +67,34 @@ class Recovery:
                 else:
                     part.append(job)
             if not part:
+                suspect = None
                 continue
-            tried = self._try(part)
+            tried = self._try(part, replay=suspect is None)
+            failed, suspect = suspect, None
             if tried.result is not None:
-                ran(tried.groups, tried.result)
+                if failed is not None:
+                    self._runner.discard(failed)
+                ran(tried.arrangement.groups, tried.result)
                 for job, picture in zip(part, tried.result.pictures, strict=True):
-                    deliver(job, picture)
+                    deliver(job, Cancelled("the client went away") if picture is None else picture)
             elif isinstance(tried.error, Cancelled) or (tried.out_of_memory and self._shrink(part)):
+                pending.append(part)
+            elif len(part) == 1 and tried.arrangement.replays and not tried.out_of_memory:
+                suspect = tried.arrangement
                 pending.append(part)
             elif len(part) == 1:
                 deliver(part[0], _own_error(tried))
             else:
                 log.warning("wave of %d failed, tried again in two halves: %r", len(part), tried.error)
-                pending += reversed(halves(part, tried.groups))
+                pending += reversed(halves(part, tried.arrangement.groups))
 
-    def _try(self, part: list[Job]) -> Tried:
-        groups: Groups = []
+    def _try(self, part: list[Job], replay: bool) -> Tried:
+        arrangement = Arrangement([])
         try:
-            groups = self._runner.groups([job.request for job in part])
-            return Tried(groups, self._runner.run(part, groups, self._micro_batch(part)), None)
+            arrangement = self._runner.arrange(part, replay)
+            return Tried(arrangement, self._runner.run(part, arrangement, self._micro_batch(part)), None)
         except Exception as error:
-            tried = Tried(groups, None, error, is_out_of_memory(error))
+            tried = Tried(arrangement, None, error, is_out_of_memory(error))
             if tried.out_of_memory:
                 # the traceback holds the frames, and they the tensors that the next try needs the room of
                 error.__traceback__ = None

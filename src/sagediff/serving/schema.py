@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sagediff.errors import InputError
 from sagediff.serving.config import ServeConfig
@@ -27,24 +27,32 @@ class RequestProblem(InputError):
         self.param, self.code = param, code
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 1.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+
+
 class BodyFields(BaseModel):
     """What both bodies have."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
-    n: int | None = Field(None, ge=1)
+    n: Annotated[int, Field(ge=1), Whole] | None = None
     size: str | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: OutputFormat | None = None
-    output_compression: int | None = Field(None, ge=0, le=100)
+    output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = None
     user: str | None = None
     stream: bool | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
+    partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = None
     negative_prompt: str | None = None
-    num_inference_steps: int | None = Field(None, ge=1)
+    num_inference_steps: Annotated[int, Field(ge=1), Whole] | None = None
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=_SEEDS)
+    seed: Annotated[int, Field(ge=0, lt=_SEEDS), Whole] | None = None
     share: bool | None = None
 
 

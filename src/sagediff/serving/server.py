@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import FrameType
 from typing import Any
 
@@ -11,6 +12,8 @@ from sagediff.serving.app import create_app
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine import Engine
 from sagediff.serving.metrics import Metrics
+
+_GRACE = 0.2  # seconds in which a server that drains still listens
 
 
 class DrainingServer(uvicorn.Server):
@@ -28,6 +31,8 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._engine.drain()  # not in the signal handler: the thread that it interrupted may hold the engine's lock
+        # who has just connected, and whose request is not read yet, would be cut off: he is told 503 instead
+        await asyncio.sleep(_GRACE)
         await super().shutdown(sockets)
 
 

@@ -117,6 +117,7 @@ def told(made: Picture, steps: int) -> dict[str, Any]:
         "seed": made.seed,
         "steps": steps,
         "shared_steps": made.shared_steps,
+        "replayed_steps": made.replayed_steps,
         "group": made.group,
         "group_size": made.group_size,
         "evaluations": round(made.evaluations, 6),
