@@ -76,6 +76,8 @@ def described(schema: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
         _limit(body, "n", maximum=config.max_n)
         _limit(body, "num_inference_steps", maximum=config.max_steps)
         _limit(body, "size", pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
+    batch = parts.get("BatchBody", {}).get("properties", {})
+    _limit(batch, "stream", enum=[True])
     return schema
 
 
