@@ -25,10 +25,12 @@ from engines import (
     wanted,
 )
 
+from sagediff.embeddings import embed_prompts
+from sagediff.planning import SharePolicy
 from sagediff.serving.batcher import BatchPolicy
 from sagediff.serving.engine import Engine, Preview, Ticket
 from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, OutOfMemory, PictureFailed
-from sagediff.serving.runner import ModelSettings, preview_steps
+from sagediff.serving.runner import ModelSettings, Recipe, preview_steps
 
 
 def test_seeded_pictures_are_the_untouched_pipelines_whoever_else_is_in_the_wave(demo: Any) -> None:
@@ -311,3 +313,16 @@ def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
         found = results(tickets)
     assert hasattr(found[0], "image") and isinstance(found[1], PictureFailed)
     assert sorted(seen) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("parting", ["tree", "together"])
+def test_closer_requests_stay_together_longer_where_the_policy_has_rungs(demo: Any, parting: Any) -> None:
+    policy = SharePolicy(0.0, 0.25, rungs=((0.35, 0.5),), parting=parting)
+    prompts = [CAT, DOG, LION, "a small rocket at the bottom left on a blue background"]
+    expected = policy.plan(embed_prompts(prompts, demo, None).vectors, 4)
+    assert len(expected.groups[0]) > 2 and any(expected.branch_steps)
+    with running(demo, ModelSettings(Recipe(policy), Recipe(policy), 4.0)) as (engine, reports):
+        requests = [wanted(str(i), prompt, num_inference_steps=4) for i, prompt in enumerate(prompts)]
+        made = results(engine.submit(requests))
+    assert [picture.shared_steps for picture in made] == expected.branch_steps
+    assert sum(report.evaluations for report in reports) == expected.evaluations

@@ -71,7 +71,26 @@ class SharePolicy:
     def plan(self, vectors: Any, num_steps: int, rows_per_prompt: int = 2) -> SharePlan:
         """Group unit vectors, (N, D), and plan; pure."""
         groups = group_prompts(vectors, self.threshold, self.max_group_size)
+        return self.plan_groups(groups, num_steps, rows_per_prompt, vectors)
+
+    def plan_groups(
+        self,
+        groups: Sequence[Sequence[int]],
+        num_steps: int,
+        rows_per_prompt: int = 2,
+        vectors: Any = None,
+    ) -> SharePlan:
+        """Plan groups that were made elsewhere, at this policy's threshold and size.
+
+        Args:
+            vectors: (N, D) unit vectors; only a policy with rungs asks for them, and only those of prompts in groups.
+
+        Raises:
+            InputError: the policy has rungs, and there are no vectors. PlanError: groups that are no partition.
+        """
         unguided = part_of_steps(self.unguided, num_steps)
+        if self.rungs and vectors is None:
+            raise InputError("rungs need the prompts' vectors; plan without rungs, or with SharePolicy.plan")
         if self.rungs and self.parting == "tree":
             tree = nested_groups(vectors, groups, self.ladder, self.max_group_size)
             return SharePlan.from_tree(tree, num_steps, self.shared_guidance, unguided, rows_per_prompt)
@@ -80,21 +99,6 @@ class SharePolicy:
             ratio = group_ratios(vectors, groups, self.ladder)
         return SharePlan.from_groups(
             groups, num_steps, ratio, self.shared_guidance, unguided, rows_per_prompt
-        )
-
-    def plan_groups(
-        self, groups: Sequence[Sequence[int]], num_steps: int, rows_per_prompt: int = 2
-    ) -> SharePlan:
-        """Plan groups that were made elsewhere, at this policy's threshold and size.
-
-        Raises:
-            InputError: the policy has rungs, which need the vectors. PlanError: groups that are no partition.
-        """
-        if self.rungs:
-            raise InputError("rungs need the prompts' vectors; plan without rungs, or with SharePolicy.plan")
-        unguided = part_of_steps(self.unguided, num_steps)
-        return SharePlan.from_groups(
-            groups, num_steps, self.share_ratio, self.shared_guidance, unguided, rows_per_prompt
         )
 
 

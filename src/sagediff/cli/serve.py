@@ -97,7 +97,9 @@ def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> 
     from sagediff.serving.runner import ModelSettings, Recipe
 
     def recipe(settings: RunSettings) -> Recipe:
-        policy: SharePolicy = settings.policy if share else replace(settings.policy, share_ratio=0.0)
+        policy: SharePolicy = (
+            settings.policy if share else replace(settings.policy, share_ratio=0.0, rungs=())
+        )
         return Recipe(policy, settings.handover_noise)
 
     settings = request.settings

@@ -49,11 +49,13 @@ class Arrangement:
         groups: every job once; who replays is alone.
         replays: what those that found something take over.
         kept: embeddings of those whose shared steps are to be recorded.
+        vectors: embeddings of all that are in groups, where the policy has rungs, which ask for them.
     """
 
     groups: list[list[int]]
     replays: Mapping[int, Entry] = field(default_factory=dict)
     kept: Mapping[int, Vector] = field(default_factory=dict)
+    vectors: Mapping[int, Vector] = field(default_factory=dict)
 
 
 class Reuse:

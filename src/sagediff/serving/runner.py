@@ -163,7 +163,16 @@ class WaveRunner:
         requests = [job.request for job in jobs]
         recipe = self.recipe(requests[0])
         if not self._reuses(recipe, requests[0].num_inference_steps):
-            return Arrangement(self._groups(requests, self.embed))
+            embedded: dict[str, npt.NDArray[np.float32]] = {}
+
+            def embed(prompts: list[str]) -> npt.NDArray[np.float32]:
+                rows = self.embed(prompts)
+                embedded.update(zip(prompts, rows, strict=True))
+                return rows
+
+            groups = self._groups(requests, embed)
+            near = {i: embedded[r.prompt] for i, r in enumerate(requests) if r.prompt in embedded}
+            return Arrangement(groups, vectors=near)
         assert self._reuse is not None
         able = [i for i, request in enumerate(requests) if request.may_share]
         vectors = dict(zip(able, self.embed([requests[i].prompt for i in able]), strict=True) if able else ())
@@ -181,6 +190,7 @@ class WaveRunner:
             sorted([*([rest[i] for i in group] for group in groups), *([i] for i in found)]),
             found,
             {i: vector for i, vector in vectors.items() if i not in found},
+            vectors,
         )
 
     def discard(self, arrangement: Arrangement) -> None:
@@ -240,13 +250,13 @@ class WaveRunner:
         )
 
     def _plan(self, arrangement: Arrangement, recipe: Recipe, steps: int, jobs: int) -> SharePlan:
-        plan = SharePlan.from_groups(
-            arrangement.groups,
-            steps,
-            recipe.policy.share_ratio,
-            recipe.policy.shared_guidance,
-            unguided_steps=part_of_steps(recipe.policy.unguided, steps),
-        )
+        vectors = None
+        if recipe.policy.rungs:
+            size = next((len(vector) for vector in arrangement.vectors.values()), 1)
+            vectors = np.zeros((jobs, size), np.float32)  # who is alone has none, and is not asked for one
+            for i, vector in arrangement.vectors.items():
+                vectors[i] = vector
+        plan = recipe.policy.plan_groups(arrangement.groups, steps, vectors=vectors)
         if not arrangement.replays:
             return plan
         shared = part_of_steps(recipe.policy.share_ratio, steps)
