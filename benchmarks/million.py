@@ -142,14 +142,15 @@ def grouped(args: argparse.Namespace) -> dict[str, Any]:
     )
     held.clear()
     threshold = 0.8 if args.threshold is None else args.threshold
+    options = CoverOptions(threshold, 8, jobs=args.jobs, passes=args.passes)
     start = time.perf_counter()
-    groups = group_on_disk(vectors, np.arange(args.count), CoverOptions(threshold, 8, jobs=args.jobs))
+    groups = group_on_disk(vectors, np.arange(args.count), options)
     seconds = time.perf_counter() - start
     if sorted(i for group in groups for i in group) != list(range(args.count)):
         raise SystemExit("a prompt is missing or stands in two groups")
     record = {
-        "embeddings": args.count, "threshold": threshold, "seconds": seconds, "groups": len(groups),
-        "peak_mib_of_this_process": peak_mib(),
+        "embeddings": args.count, "threshold": threshold, "passes": args.passes, "seconds": seconds,
+        "groups": len(groups), "peak_mib_of_this_process": peak_mib(),
     }  # fmt: skip
     if args.exact:
         every = vectors.take(np.arange(args.count))
@@ -173,6 +174,9 @@ def main() -> None:
     )
     parser.add_argument("--synthetic", action="store_true", help="synthetic embeddings instead of prompts")
     parser.add_argument("--exact", action="store_true", help="with --synthetic: compare with group_prompts")
+    parser.add_argument(
+        "--passes", type=int, default=CoverOptions.passes, help="with --synthetic: looks across borders"
+    )
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, required=True, help="for the prompts and what planning keeps")
     parser.add_argument("--threshold", type=float, help="[default: the model's own; 0.8 for synthetic ones]")
