@@ -6,7 +6,7 @@ The base weights, the same shared for so long that it harms, and the LoRA traine
 a head start there). Side by side
 means that a shared row's cross-attention sees the tokens of all members at once; equal prompts then give what one of
 them gives, as softmax over n copies averages the same values. Rows of one batch need equally many tokens: shorter ones
-are padded and masked. It is done here by hooks on the cross-attention layers, outside the package.
+are padded and masked. It is done here by hooks on the cross-attention layers; the package has the mean alone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,29 @@ SETTINGS: dict[str, tuple[Path | None, int, float, float, float]] = {
     "base, shared for long": (None, 20, 0.6, 0.0, 0.0),
     "trained to share": (lora_dir(), 8, 0.5, 1.0, 1.0),
 }
+
+
+def medoid_condition(
+    conditions: Mapping[str, Tensor], masks: Mapping[str, Tensor], words: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The member nearest to all others, the same one for every argument; the first of equals.
+
+    Each argument counts the same whatever its size: its squared distances are divided by their largest.
+    Padding counts as zero, whatever it holds.
+    """
+    best = 0
+    total: Tensor | None = None
+    for name, rows in conditions.items():
+        kept = rows * words[name].view(*words[name].shape, *[1] * (rows.ndim - 2)) if name in words else rows
+        flat = kept.flatten(1).float()  # (n, d)
+        # row by row: an (n, n, d) array of long token embeddings would not fit
+        distances = torch.stack([(flat - row).square().sum(dim=1) for row in flat])  # (n, n)
+        largest = distances.max()
+        scaled = distances / largest if bool(largest > 0) else distances
+        total = scaled if total is None else total + scaled
+    if total is not None:
+        best = int(total.sum(dim=1).argmin())
+    return {name: rows[best : best + 1] for name, rows in {**conditions, **masks}.items()}
 
 
 class SideBySide:
@@ -76,6 +99,9 @@ def _key(row: Tensor) -> bytes:
     return row.detach().contiguous().numpy().tobytes()
 
 
+PLAIN = {"mean": mean_condition, "medoid": medoid_condition}
+
+
 def difference_for_equal_prompts(pipe: Any, condition: Any) -> float:
     """Largest difference of the latents between a group of equal prompts and the same prompts unshared.
 
@@ -108,7 +134,7 @@ def main() -> None:
         pipe = open_pipeline("demo", "dpm++-beta", "auto", "auto", lora)
         pipe.set_progress_bar_config(disable=True)
         for name in ("mean", "medoid", "tokens"):
-            condition: Any = SideBySide(pipe.unet) if name == "tokens" else name
+            condition: Any = SideBySide(pipe.unet) if name == "tokens" else PLAIN[name]
             rounding = difference_for_equal_prompts(pipe, condition)
             print(f"{weights}, {name}: equal prompts differ by {rounding:.1e} at most", file=sys.stderr)
             sampler = sagediff.SharedSampler(

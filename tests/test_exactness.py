@@ -174,9 +174,12 @@ def test_what_is_merged_tells_words_from_padding(family: str) -> None:
     assert any(count == lengths for counts in seen for count in counts.values())
 
 
-def test_medoid_is_one_members_own_run() -> None:
+def test_a_condition_of_ones_own_is_what_the_group_runs_on() -> None:
+    def second(conditions: Any, masks: Any, words: Any) -> dict[str, torch.Tensor]:
+        return {name: rows[1:2] for name, rows in {**conditions, **masks}.items()}
+
     case = tiny("sdxl", "euler")
     plan = SharePlan.from_groups([[0, 1, 2]], num_steps=STEPS, share_ratio=1.0)
-    images = run_shared(case, plan, [5, 6, 6], True, group_condition="medoid")
+    images = run_shared(case, plan, [5, 6, 6], True, group_condition=second)
     expected = case([6, 6, 6], STEPS, plan.generators(0))
     torch.testing.assert_close(images, expected, rtol=0, atol=TOLERANCE)

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from sagediff.condition import mean_condition, medoid_condition
+from sagediff.condition import mean_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.families import FAMILIES, Family, denoisers_of, family_of
 from sagediff.layout import Layout
@@ -177,13 +177,6 @@ def test_padding_does_not_dilute_the_mean() -> None:
     assert torch.equal(mean_condition({"c": equal}, {}, {"c": words})["c"], equal[:1])
 
 
-def test_padding_does_not_decide_on_the_medoid() -> None:
-    rows = torch.tensor([[[0.0], [0.0]], [[1.0], [50.0]], [[2.0], [0.0]]])
-    words = torch.tensor([[True, True], [True, False], [True, True]])
-    assert medoid_condition({"c": rows}, {}, {"c": words})["c"].flatten().tolist() == [1.0, 50.0]
-    assert medoid_condition({"c": rows}, {}, {})["c"].flatten().tolist() == [0.0, 0.0]
-
-
 def test_words_are_read_from_masks_of_every_kind() -> None:
     family = FAMILIES["ChromaTransformer2DModel"]
     condition = torch.randn(1, 3, 2)
@@ -241,10 +234,13 @@ def test_lists_that_sharing_cannot_gather_are_refused() -> None:
         FAMILIES["QwenImageTransformer2DModel"].tensors(sizes, "Q")
 
 
-def test_a_group_of_the_medoid_has_its_members_length() -> None:
+def test_a_group_conditioned_on_one_member_has_that_members_length() -> None:
+    def last(conditions: Any, masks: Any, words: Any) -> dict[str, torch.Tensor]:
+        return {name: rows[-1:] for name, rows in {**conditions, **masks}.items()}
+
     case = tiny("z-image")
     plan = SharePlan.from_groups([[0, 1, 2]], num_steps=STEPS, share_ratio=1.0)
-    with shared_sampling(case.pipe, plan, group_condition="medoid"):
+    with shared_sampling(case.pipe, plan, group_condition=last):
         images = case([5, 3, 3], STEPS, plan.generators(0))  # of 3, 1 and 1 words
     expected = case([3, 3, 3], STEPS, plan.generators(0))
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)

@@ -13,7 +13,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from tiny import SCHEDULERS, embeddings, tiny
 
 from sagediff.caches import REGISTRY
-from sagediff.condition import mean_condition, medoid_condition
+from sagediff.condition import mean_condition
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.layout import Layout
 from sagediff.plan import SharePlan
@@ -273,7 +273,6 @@ def test_two_call_pipelines_refuse_a_guidance_between() -> None:
         {"handover_noise": 1.5},
         {"fresh_noise_rows": [True]},
         {"member_noise": [1, 2]},
-        {"group_condition": "median"},
     ],
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:
@@ -309,7 +308,5 @@ def test_conditions() -> None:
     mean = mean_condition({"a": rows, "b": other}, {"m": mask}, {})
     assert mean["a"].tolist() == [[2.0, 0.0]]
     assert mean["m"].tolist() == [[True, True]]
-    medoid = medoid_condition({"a": rows, "b": other}, {"m": mask}, {})
-    assert [medoid[name].tolist() for name in "abm"] == [[[1.0, 0.0]], [[2.0]], [[True, True]]]
     equal = torch.randn(1, 7).half().repeat(3, 1)
     assert torch.equal(mean_condition({"a": equal}, {}, {})["a"], equal[:1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -261,7 +262,7 @@ def test_a_plan_for_other_prompts_is_refused_before_the_denoiser_runs(demo: Any)
         {"fresh_noise": float("nan")},
         {"handover_noise": -0.1},
         {"shared_guidance": -1.0},
-        {"group_condition": "median"},
+        {"group_condition": "mean"},
     ],
 )
 def test_options_out_of_range_are_refused_and_named(demo: Any, options: dict[str, Any]) -> None:
@@ -286,3 +287,28 @@ def test_the_pipeline_is_left_as_it_was_found(demo: Any) -> None:
 
 def _stop(count: int) -> None:
     raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize("on_already", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_pictures_are_decoded_one_by_one_and_the_autoencoder_is_left_as_found(
+    demo: Any, on_already: bool, fails: bool
+) -> None:
+    rows: list[int] = []
+
+    def look(module: Any, args: Any) -> None:
+        rows.append(len(args[0]))
+        if fails:
+            raise RuntimeError("broken")
+
+    if on_already:
+        demo.vae.enable_slicing()
+    handle = demo.vae.decoder.register_forward_pre_hook(look)
+    try:
+        with pytest.raises(RuntimeError, match="broken") if fails else nullcontext():
+            sample(demo, CAPTIONS)
+        assert rows == [1] * (1 if fails else len(CAPTIONS))
+        assert demo.vae.use_slicing is on_already
+    finally:
+        handle.remove()
+        demo.vae.disable_slicing()

@@ -1,10 +1,8 @@
 """What a group's denoiser call is conditioned on: the members' conditions made into one.
 
-A strategy gets all conditions and masks of one node at once, because what is chosen for one argument must fit
-the others (a pooled embedding and the token embeddings of the same member, say).  Pure tensors: it knows no
+A way of making it gets all conditions and masks of one node at once, because what is chosen for one argument must
+fit the others (a pooled embedding and the token embeddings of the same member, say).  Pure tensors: it knows no
 pipeline and no denoiser.
-
-Add a strategy by putting it into `GROUP_CONDITIONS`.
 """
 
 from __future__ import annotations
@@ -12,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from torch import Tensor, arange, stack, where
-
-from .errors import InputError
+from torch import Tensor, arange, where
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 GroupCondition: TypeAlias = Callable[[Tensors, Tensors, Tensors], dict[str, Tensor]]
@@ -49,27 +45,6 @@ def mean_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[
     return merged
 
 
-def medoid_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[str, Tensor]:
-    """The member nearest to all others, the same one for every argument; the first of equals.
-
-    Each argument counts the same whatever its size: its squared distances are divided by their largest.
-    Padding counts as zero, whatever it holds.
-    """
-    best = 0
-    total: Tensor | None = None
-    for name, rows in conditions.items():
-        kept = rows * _as_tokens(words[name], rows) if name in words else rows
-        flat = kept.flatten(1).float()  # (n, d)
-        # row by row: an (n, n, d) array of long token embeddings would not fit
-        distances = stack([(flat - row).square().sum(dim=1) for row in flat])  # (n, n)
-        largest = distances.max()
-        scaled = distances / largest if bool(largest > 0) else distances
-        total = scaled if total is None else total + scaled
-    if total is not None:
-        best = int(total.sum(dim=1).argmin())
-    return {name: rows[best : best + 1] for name, rows in {**conditions, **masks}.items()}
-
-
 def _as_tokens(words: Tensor, rows: Tensor) -> Tensor:
     """(n, tokens) made to fit (n, tokens, ...)."""
     return words.view(*words.shape, *[1] * (rows.ndim - 2))
@@ -79,20 +54,3 @@ def _shares(words: Tensor, rows: Tensor) -> Tensor:
     """Weight of every member at every token, summing to 1 over the members: (n, tokens, 1)."""
     counted = where(words.any(dim=0), words, True).to(rows.dtype)  # (n, tokens)
     return _as_tokens(counted / counted.sum(dim=0), rows)
-
-
-GROUP_CONDITIONS: dict[str, GroupCondition] = {"mean": mean_condition, "medoid": medoid_condition}
-
-
-def group_condition_named(condition: str | GroupCondition) -> GroupCondition:
-    """The strategy of that name, or the callable itself.
-
-    Raises:
-        InputError: no strategy has that name.
-    """
-    if callable(condition):
-        return condition
-    if condition not in GROUP_CONDITIONS:
-        names = ", ".join(sorted(GROUP_CONDITIONS))
-        raise InputError(f"group_condition is {condition!r}; known are {names}, or give a callable")
-    return GROUP_CONDITIONS[condition]

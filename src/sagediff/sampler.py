@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from sagediff.condition import GroupCondition, group_condition_named
+from sagediff.condition import GroupCondition, mean_condition
+from sagediff.decoding import decoding_one_by_one
 from sagediff.embeddings import Encoder
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.families import denoiser_of, family_of
@@ -64,8 +65,9 @@ class SharedSampler:
             takes the pipeline's. Only nodes of two or more members are touched.
         unguided: part of the steps, the first ones, that run without guidance for every prompt, shared or not
             (limited-interval guidance, arXiv 2404.07724): fewer evaluations.
-        group_condition: "mean" or "medoid", or a callable.
-        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents.
+        group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
+        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents;
+            pictures are decoded one by one where the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
             they do not come out identical; 0 lets them.
@@ -88,7 +90,7 @@ class SharedSampler:
         *,
         shared_guidance: float | None = 1.0,
         unguided: float = 0.0,
-        group_condition: str | GroupCondition = "mean",
+        group_condition: GroupCondition = mean_condition,
         wave_size: int = 64,
         micro_batch_size: MicroBatch = None,
         fresh_noise: float = FRESH_NOISE,
@@ -105,7 +107,8 @@ class SharedSampler:
         for name, strength in (("fresh_noise", fresh_noise), ("handover_noise", handover_noise)):
             if not 0 <= strength <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {strength}")
-        group_condition_named(group_condition)
+        if not callable(group_condition):
+            raise InputError(f"group_condition must be a callable, got {group_condition!r}")
         denoiser = _plain(denoiser_of(pipe))
         if family_of(denoiser).makes != "pictures":
             raise UnsupportedPipelineError(
@@ -233,16 +236,19 @@ class SharedSampler:
             kwargs["guidance_scale"] = guidance_scale
         if on_step is not None:
             kwargs["callback_on_step_end"] = _reporter(on_step, len(task.members))
-        with shared_sampling(
-            self.pipe,
-            task.plan,
-            group_condition=self.group_condition,
-            micro_batch_size=self.micro_batches,
-            fresh_noise=self.fresh_noise if any(task.repeats) else 0.0,
-            fresh_noise_rows=task.repeats,
-            member_noise=task.own_seeds,
-            handover_noise=self.handover_noise,
-        ) as run:
+        with (
+            decoding_one_by_one(self.pipe),
+            shared_sampling(
+                self.pipe,
+                task.plan,
+                group_condition=self.group_condition,
+                micro_batch_size=self.micro_batches,
+                fresh_noise=self.fresh_noise if any(task.repeats) else 0.0,
+                fresh_noise_rows=task.repeats,
+                member_noise=task.own_seeds,
+                handover_noise=self.handover_noise,
+            ) as run,
+        ):
             images = self.pipe(
                 prompt=task.prompts,
                 num_inference_steps=task.plan.num_steps,

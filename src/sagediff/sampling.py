@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from .condition import GroupCondition, group_condition_named
+from .condition import GroupCondition, mean_condition
 from .errors import InputError, UnsupportedPipelineError
 from .families import denoisers_of, family_of
 from .hook import DenoiserHook, HookInstalled
@@ -25,7 +25,7 @@ def shared_sampling(
     pipe: Any,
     plan: SharePlan,
     *,
-    group_condition: str | GroupCondition = "mean",
+    group_condition: GroupCondition = mean_condition,
     micro_batch_size: MicroBatch = None,
     fresh_noise: float = 0.0,
     fresh_noise_rows: Sequence[bool] | None = None,
@@ -42,8 +42,7 @@ def shared_sampling(
     Args:
         pipe: a diffusers pipeline whose denoiser class `families.FAMILIES` knows.
         plan: which prompts share which steps.
-        group_condition: "mean" (default) or "medoid" (the member nearest to the others), or a callable
-            (`condition.py`).
+        group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
         micro_batch_size: most denoiser rows run at once, None (default) for all.  Smaller takes less memory
             and changes no image beyond rounding.  "auto" measures, in the first steps, which size is fastest and
             fits the memory; give a `MicroBatches` to several runs to measure once.
@@ -76,7 +75,6 @@ def shared_sampling(
         PlanError: the pipeline is run with another number of steps than planned.
     """
     _check_options(plan, fresh_noise, handover_noise, fresh_noise_rows, member_noise)
-    condition = group_condition_named(group_condition)
     micro = micro_batches(micro_batch_size)
     modules = denoisers_of(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "step"):
@@ -84,7 +82,7 @@ def shared_sampling(
     run = SharedRun(plan, steps_to_record(plan, record))
     family = family_of(getattr(modules[0], "_orig_mod", modules[0]))
     tape = Tape(run, replay or {}, family)
-    hooks = [DenoiserHook(pipe, module, run, tape, condition, micro) for module in modules]
+    hooks = [DenoiserHook(pipe, module, run, tape, group_condition, micro) for module in modules]
     tap = SchedulerTap(
         pipe.scheduler, run, family.guidance, fresh_noise, fresh_noise_rows, member_noise, handover_noise
     )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sagediff.decoding import decoding_one_by_one
 from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import StoppedError, UnsupportedPipelineError
 from sagediff.levels import part_of_steps
@@ -218,17 +219,20 @@ class WaveRunner:
         noise = noise_of(jobs, plan, arrangement)
         left: dict[int, int] = {}
         shared = part_of_steps(recipe.policy.share_ratio, steps)
-        with shared_sampling(
-            self.pipe,
-            plan,
-            micro_batch_size=micro_batch_size,
-            fresh_noise=self._fresh_noise if any(apart) else 0.0,
-            fresh_noise_rows=apart,
-            member_noise=[job.seed for job in jobs],
-            handover_noise=recipe.handover_noise if any(plan.branch_steps) else 0.0,
-            record={group[0]: shared for group in plan.groups if group[0] in arrangement.kept},
-            replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
-        ) as run:
+        with (
+            decoding_one_by_one(self.pipe),
+            shared_sampling(
+                self.pipe,
+                plan,
+                micro_batch_size=micro_batch_size,
+                fresh_noise=self._fresh_noise if any(apart) else 0.0,
+                fresh_noise_rows=apart,
+                member_noise=[job.seed for job in jobs],
+                handover_noise=recipe.handover_noise if any(plan.branch_steps) else 0.0,
+                record={group[0]: shared for group in plan.groups if group[0] in arrangement.kept},
+                replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
+            ) as run,
+        ):
             try:
                 images = self.pipe(
                     prompt=prompts,
