@@ -105,6 +105,43 @@ def measured(
     return [row(s, [cell for seed in seeds if (cell := store.read(s, seed)) is not None]) for s in compared]
 
 
+def name_of(setting: Setting) -> str:
+    """A setting as the README's table calls it."""
+    steps, alone = setting.num_steps, setting.share_ratio == 0
+    weights = {"base": "", "standard": ", standard fine-tuning", "sage": ", trained"}[setting.weights]
+    words = [f"{'independent' if alone else 'shared'}{weights}", f"{steps} steps"]
+    if not alone:
+        words.append(f"{round(setting.share_ratio * steps)} together")
+    off = round(setting.unguided * steps)
+    if off == steps:
+        words.append("no guidance")
+    elif alone and not off:
+        words.append("guidance 4")
+    elif not alone and not off:
+        words.append("guidance 4 after")
+    else:
+        words.append(f"guidance 4 from step {off + 1} on")
+    if not alone and not setting.handover_noise:
+        words.append("no noise")
+    return ", ".join(words)
+
+
+def readme_table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown, in the few columns that a reader looks at."""
+    lines = [
+        "| sampling | evaluations an image | all four right | Frechet distance | CLIP score | diversity in groups |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        right, far = r.figures["accuracy_all"], r.figures["frechet"]
+        lines.append(
+            f"| {name_of(r.setting)} | {r.figures['evaluations_per_image'].mean:.2f} "
+            f"| {right.mean:.1%} ± {right.spread:.1%} | {far.mean:.3f} ± {far.spread:.3f} "
+            f"| {r.figures['clip_score'].mean:.4f} | {r.figures['diversity'].mean:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,6 +161,7 @@ def main() -> None:
         table = markdown(rows).split("\nBy how alike")[0]
         (args.out / "table.md").write_text(table, encoding="utf-8")
         (args.out / "table.json").write_text(json_text(rows, {"captions": len(captions)}), encoding="utf-8")
+        (args.out / "readme.md").write_text(readme_table(rows), encoding="utf-8")
         (args.out / "frontier.png").write_bytes(frontier(rows))
     print((args.out / "table.md").read_text(encoding="utf-8"))
     print(json.dumps({"table": str(args.out / "table.md"), "plot": str(args.out / "frontier.png")}))
