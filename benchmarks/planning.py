@@ -1,8 +1,10 @@
 """Planning time: from given embeddings to a costed share plan, at several thresholds.
 
     python benchmarks/planning.py --prompts 1600
+    python benchmarks/planning.py --file genai_bench.txt
 
-Embeddings are `grouping.synthetic`'s; embedding itself is the text encoder's affair and is not timed.
+Embeddings are `grouping.synthetic`'s, or those of the file's prompts by the built-in model's text encoder; embedding
+itself is the text encoder's affair and is not timed.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 
 from grouping import synthetic
 
 import sagediff
+from sagediff.prompts import read_prompts
 
 
 def main() -> None:
@@ -22,6 +26,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", type=int, default=1600)
+    parser.add_argument("--file", type=Path, help="real prompts instead of synthetic embeddings")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=30)
@@ -30,7 +35,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="the median is reported")
     parser.add_argument("--markdown", action="store_true", help="print a table instead of JSON")
     args = parser.parse_args()
-    vectors = synthetic(args.prompts, args.dim, args.seed)
+    if args.file is None:
+        vectors = synthetic(args.prompts, args.dim, args.seed)
+    else:
+        vectors = sagediff.embed_prompts(read_prompts(args.file), sagediff.load_pipeline("demo")).vectors
+        args.prompts = len(vectors)
     rows = []
     for threshold in args.thresholds:
         grouping, planning = [], []
