@@ -126,6 +126,20 @@ def _trained_defaults(record: dict[str, Any] | None) -> dict[str, Any]:
     )
 
 
+def lora_and_scheduler(
+    model: str, lora: Path | None, no_lora: bool, scheduler: str | None, steps: int
+) -> tuple[Path | None, str | None]:
+    """Both as named, else as the model has them: a solver for sharing only where no LoRA was trained for it.
+
+    Raises:
+        InputError: a LoRA is named and none is wanted.
+    """
+    chosen = chosen_lora(model, lora, no_lora)
+    if chosen is None and scheduler is None:
+        scheduler = preferred_scheduler(model, steps)
+    return chosen, scheduler
+
+
 def preferred_scheduler(model: str, steps: int) -> str | None:
     """The solver that a model's folder names for sharing without a LoRA, if the run has as many steps as it asks for.
 

@@ -117,12 +117,10 @@ def tune(
 
     Trials are kept beside the file: the same command goes on after a stop.
     """
-    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
+    from sagediff.cli.settings import lora_and_scheduler, run_settings
     from sagediff.cli.tune import TuneGrid, run_tune, tune_request
 
-    lora = chosen_lora(model, lora, no_lora)
-    if lora is None:
-        scheduler = scheduler or preferred_scheduler(model, steps)
+    lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=None, share_ratio=None,
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,

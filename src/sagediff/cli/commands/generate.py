@@ -59,13 +59,11 @@ def generate(
     """Generate one picture for every prompt."""
     from sagediff.cli.generate import GenerateRequest, micro_batch_option, run_generate
     from sagediff.cli.scale import ScaleOptions, pool_options
-    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
+    from sagediff.cli.settings import lora_and_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
-    lora = chosen_lora(model, lora, no_lora)
-    if lora is None:
-        scheduler = scheduler or preferred_scheduler(model, steps)
+    lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
@@ -101,13 +99,11 @@ def plan(
     """Say how prompts would be grouped and what that saves; the denoiser is not loaded."""
     from sagediff.cli.plan import run_plan
     from sagediff.cli.scale import ScaleOptions
-    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
+    from sagediff.cli.settings import lora_and_scheduler, run_settings
     from sagediff.prompts import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
-    lora = chosen_lora(model, lora, no_lora)
-    if lora is None:
-        scheduler = scheduler or preferred_scheduler(model, steps)
+    lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=threshold, share_ratio=share_ratio,
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,

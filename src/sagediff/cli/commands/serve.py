@@ -97,11 +97,9 @@ def serve(
 ) -> None:
     """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
     from sagediff.cli.serve import ServeRequest, run_serve
-    from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
+    from sagediff.cli.settings import lora_and_scheduler, run_settings
 
-    lora = chosen_lora(model, lora, no_lora)
-    if lora is None:
-        scheduler = scheduler or preferred_scheduler(model, steps)
+    lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)
     given: dict[str, Any] = {
         "model": model, "steps": steps, "threshold": threshold, "share_ratio": share_ratio,
         "shared_guidance": shared_guidance, "unguided": unguided, "max_group_size": max_group_size,
