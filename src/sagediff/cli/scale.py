@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from sagediff.cli.settings import RunSettings
-from sagediff.distributed.pool import PoolOptions, usable_cores
+from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.embeddings import text_encoder
 from sagediff.errors import InputError
 from sagediff.plan import SharePlan
