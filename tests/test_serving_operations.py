@@ -244,7 +244,7 @@ SYNTAX = {"by", "on", "ignoring", "without", "offset", "bool", "and", "or", "unl
 def known() -> tuple[set[str], set[str]]:
     """Names of all series that the server has, and their labels; a labelled one has none until it is counted."""
     metrics = Metrics()
-    registered: Any = metrics._registry
+    registered: Any = metrics.registry
     names = set()
     for family in registered.collect():
         endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))

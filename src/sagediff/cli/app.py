@@ -435,8 +435,13 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'mps' ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="'auto', float32, float16 or bfloat16.")] = "auto",
+    ray: options.ServeRay = None,
+    replicas: options.Replicas = None,
+    replica_cpus: options.ReplicaCpus = None,
+    replica_gpus: options.ReplicaGpus = 0.0,
 ) -> None:
     """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
+    from sagediff.cli.scale import pool_options
     from sagediff.cli.serve import ServeRequest, run_serve
     from sagediff.cli.settings import chosen_lora, preferred_scheduler, run_settings
 
@@ -460,7 +465,7 @@ def serve(
         "log_format": log_format,
         "cache_mib": cache_mib, "cache_threshold": cache_threshold, "cache_dir": cache_dir,
         "cache_variety": cache_variety,
-    }))  # fmt: skip
+    }, pool_options(ray, replicas, replica_cpus, replica_gpus, "replica")))  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

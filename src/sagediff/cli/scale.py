@@ -66,15 +66,17 @@ def plan_at_scale(
     return basis.of(policy.plan_groups(groups, settings.num_steps))
 
 
-def pool_options(ray: str | None, workers: int | None, cpus: float | None, gpus: float) -> PoolOptions | None:
-    """What --ray and its companions ask for; None without it.
+def pool_options(
+    ray: str | None, workers: int | None, cpus: float | None, gpus: float, what: str = "worker"
+) -> PoolOptions | None:
+    """What --ray and its companions, which are named after `what` there are many of, ask for; None without it.
 
     Raises:
         InputError: one of its companions without it, or a number out of range.
     """
     if ray is None:
         if workers is not None or cpus is not None or gpus:
-            raise InputError("--workers, --worker-cpus and --worker-gpus are for --ray; add --ray local")
+            raise InputError(f"--{what}s, --{what}-cpus and --{what}-gpus are for --ray; add --ray local")
         return None
     return PoolOptions(1 if workers is None else workers, None if ray == "local" else ray, cpus, gpus)
 

@@ -1,7 +1,7 @@
 """One Ray actor that takes messages and gives others back, until it dies. Knows not what they say.
 
-Messages are handled in the order in which they were sent. What the actor gives is fetched by a thread here, which also hears of
-its death.
+Messages are handled in the order in which they were sent. What the actor gives is fetched by a thread here, which
+also hears of its death.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ActorLink(Generic[M, E]):
 
     Args:
         ray: as `connected` gives it.
-        make: called in the actor with what takes events there, from any thread; returns what handles a message. It travels
-            there, with what it holds.
+        make: called in the actor with what takes events there, from any thread; returns what handles a message. It
+            travels there, with what it holds.
         on_event: told of each event, in order, in a thread of the link's.
         on_died: told once, in the same thread and after all events that came through, unless the link was closed.
     """

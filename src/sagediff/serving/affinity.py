@@ -1,10 +1,11 @@
 """Which replica a request goes to: where its meaning is at home, unless that one is too busy. Pure: no Ray, no clock.
 
-Replicas group what waits together and replay what they made before, so both are worth most where requests that mean nearly
-the same meet. Centres are learnt as requests come: the first prompt that is near to none founds one, at the replica that was
-asked for least of late. Whoever is near to it later goes there too. A home that is busier than the least busy replica by more
-than the guard is passed over: the request goes to the centre's next home, which the least busy one becomes if there is none,
-so that what is asked for most spreads over as many replicas as it needs and meets there again.
+Replicas group what waits together and replay what they made before, so both are worth most where requests that mean
+nearly the same meet. Centres are learnt as requests come: the first prompt that is near to none founds one, at the
+replica that was asked for least of late. Whoever is near to it later goes there too. A home that is busier than the
+least busy replica by more than the guard is passed over: the request goes to the centre's next home, which the least
+busy one becomes if there is none, so that what is asked for most spreads over as many replicas as it needs and meets
+there again.
 
 Tenants are not told apart here: groups and caches do that inside each replica.
 """
@@ -31,8 +32,8 @@ _TEXTS_A_CENTRE = 16  # how many distinct prompts are remembered for each centre
 
 
 class Choice(NamedTuple):
-    """Where a request goes, and why: its meaning is at home there ("home"), or is from now on ("founded"); its homes are
-    too busy ("spilled"); or it has no meaning to go by ("anywhere")."""
+    """Where a request goes, and why: its meaning is at home there ("home"), or is from now on ("founded"); its homes
+    are too busy ("spilled"); or it has no meaning to go by ("anywhere")."""
 
     replica: int
     how: How
@@ -125,8 +126,8 @@ class AffinityRouter:
         return choice
 
     def remove(self, replica: int) -> None:
-        """It has gone, and what it kept with it: centres lose it as a home, and those that had no other are founded anew
-        when they are next asked for. Other homes stay."""
+        """It has gone, and what it kept with it: centres lose it as a home, and those that had no other are founded
+        anew when they are next asked for. Other homes stay."""
         self._asked.pop(replica, None)
         for centre in self._centres.values():
             if replica in centre.homes:
@@ -161,7 +162,8 @@ class AffinityRouter:
             raise InputError(f"the router needs a unit vector (D,), got shape {unit.shape}")
         if self._centres and unit.shape[0] != self._vectors.shape[1]:
             raise InputError(
-                f"the router was given {unit.shape[0]} dimensions, and {self._vectors.shape[1]} before: one encoder only"
+                f"the router was given {unit.shape[0]} dimensions, and {self._vectors.shape[1]} before: "
+                "all prompts must be embedded by one encoder"
             )
         text = hashlib.blake2b(unit.tobytes(), digest_size=16).digest()
         number = self._texts.get(text)
@@ -197,7 +199,8 @@ class AffinityRouter:
             self._of_row.append(number)
             if row >= len(self._vectors):  # doubled, so that founding stays cheap
                 grown = np.zeros((min(max(64, 2 * row), self.policy.max_centres), len(unit)), np.float32)
-                grown[:row] = self._vectors[:row]
+                if row:
+                    grown[:row] = self._vectors[:row]
                 self._vectors = grown
         self._vectors[row] = unit
         self._centres[number] = _Centre(row)

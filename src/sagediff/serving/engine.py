@@ -67,8 +67,8 @@ class WaveReport:
 class Ticket:
     """What a client holds of its request. `future` gives the `Picture`, or raises what became of it instead.
 
-    `seed` is the request's, else the one given, else drawn. `waited` and `ran` are seconds until its wave began and from
-    then to its end; known once it is finished.
+    `seed` is the request's, else the one given, else drawn. `waited` and `ran` are seconds until its wave began and
+    from then to its end; known once it is finished.
     """
 
     def __init__(

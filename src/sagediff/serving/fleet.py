@@ -1,7 +1,7 @@
-"""Many engines elsewhere behind the face of one: requests go where the router says, what comes back goes to their clients.
+"""Many engines elsewhere behind the face of one: requests go where the router says, what comes back to their clients.
 
-Knows not where replicas run nor how messages travel: it is handed what starts one. A replica that dies is replaced; what it
-had in hand is tried once more elsewhere, with the same seeds, else answered with an error.
+Knows not where replicas run nor how messages travel: it is handed what starts one. A replica that dies is replaced;
+what it had in hand is tried once more elsewhere, with the same seeds, else answered with an error.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from sagediff.serving.affinity import How, Router, Vector
 from sagediff.serving.engine import Listener, State, Ticket, WaveReport
 from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, QueueFull, ReplicaLost
 from sagediff.serving.grouping import Embed
-from sagediff.serving.messages import Changed, Command, Drain, Event, Finished, Leave, Shown, Take, Waved
+from sagediff.serving.meanings import Meanings
+from sagediff.serving.messages import Changed, Drain, Event, Finished, Leave, Shown, Take, Waved
 from sagediff.serving.recovery import Outcome
+from sagediff.serving.replica import Held, Replica, Start
 from sagediff.serving.requests import PictureRequest
 
 log = logging.getLogger(__name__)
@@ -31,20 +29,6 @@ log = logging.getLogger(__name__)
 MAX_DEATHS = 3  # in a row, without a picture between them; then a replica is given up
 _LAST_WORDS = 5.0  # seconds in which replicas answer once everything was given up
 _REMEMBERED = 0.3  # weight of the latest wave in the running mean of how long one takes
-
-
-class Link(Protocol):
-    """The way to one replica."""
-
-    def send(self, command: Command) -> None:
-        """In order, without waiting. To one that has died it does nothing."""
-
-    def close(self) -> None:
-        """End the replica at once; nothing is heard of it any more."""
-
-
-Start = Callable[[int, Callable[[Event], None], Callable[[str], None]], Link]
-"""Starts the replica of a number; its events come in one thread each, and at last the words that say how it died."""
 
 
 class FleetWatch(Protocol):
@@ -55,24 +39,6 @@ class FleetWatch(Protocol):
     def waved(self, replica: int, report: WaveReport, cache_bytes: int) -> None: ...
 
     def lost(self, replica: int) -> None: ...
-
-
-@dataclass
-class _Held:
-    """A ticket under way, and whether a replica has died of it, or beside it."""
-
-    ticket: Ticket
-    previews: int
-    tried: bool = False
-
-
-@dataclass
-class _Replica:
-    link: Link | None = None  # None: not started yet, or not any more
-    life: int = 0  # which of its processes: what an earlier one still says is passed over
-    state: State = "loading"
-    in_hand: dict[str, _Held] = field(default_factory=dict)
-    deaths: int = 0
 
 
 class Fleet:
@@ -104,8 +70,8 @@ class Fleet:
         self.clock = clock
         self._start, self._router, self._watch, self._on_failed = start, router, watch, on_failed
         self._max_batch, self._max_queue, self._load_embed = max_batch, max_queue, load_embed
-        self._replicas = {number: _Replica() for number in range(count)}
-        self._inbox: dict[str, _Held] = {}  # not sent yet
+        self._replicas = {number: Replica() for number in range(count)}
+        self._inbox: dict[str, Held] = {}  # not sent yet
         self._changed = threading.Condition(threading.RLock())
         self._embed: Embed | None = None
         self._ending: State | None = None  # "draining", "stopped" or "failed"
@@ -163,7 +129,7 @@ class Fleet:
             if waiting + len(requests) > limit:
                 raise QueueFull(waiting, limit, self._retry_after(waiting))
             shown = previews if on_preview is not None else 0
-            self._inbox |= {ticket.request.id: _Held(ticket, shown) for ticket in tickets}
+            self._inbox |= {ticket.request.id: Held(ticket, shown) for ticket in tickets}
             self._changed.notify_all()
         return tickets
 
@@ -209,7 +175,7 @@ class Fleet:
             self._inbox.clear()
             for replica in self._replicas.values():
                 replica.in_hand.clear()
-                self._close(replica)
+                replica.close()
             self._changed.notify_all()
         for held in abandoned:
             held.ticket.finish(Cancelled("the server ended before the picture was made"))
@@ -228,7 +194,7 @@ class Fleet:
         with self._changed:
             self._embed = embed
             self._changed.notify_all()
-        known: dict[str, Vector] = {}
+        meanings = Meanings(embed)
         drained = False
         while True:
             with self._changed:
@@ -241,7 +207,7 @@ class Fleet:
                     self._changed.notify_all()
                     return
             if arrived:
-                self._send(arrived, self._vectors(arrived, embed, known))
+                self._send(arrived, meanings.of([held.ticket.request for held in arrived]))
             else:
                 drained = True
                 self._drain_replicas()
@@ -252,32 +218,9 @@ class Fleet:
             return all(replica.link is None for replica in self._replicas.values())
         return self._ending is not None
 
-    def _vectors(
-        self, arrived: Sequence[_Held], embed: Embed, known: dict[str, Vector]
-    ) -> list[Vector | None]:
-        """Of each prompt; None for one that may not share, which is not even embedded.
-
-        Args:
-            known: filled with what was embedded, and emptied when it holds too much.
-        """
-        texts = [held.ticket.request.prompt for held in arrived if held.ticket.request.may_share]
-        if len(known) > 8192:
-            known.clear()
-        new = list(dict.fromkeys(text for text in texts if text not in known))
-        if new:
-            try:
-                rows: npt.NDArray[np.float32] = embed(new)
-                known.update(zip(new, rows, strict=True))
-            except Exception as error:  # a picture without neighbours is better than none
-                log.warning("prompts could not be embedded, and go to whoever is least busy: %r", error)
-        return [
-            known.get(held.ticket.request.prompt) if held.ticket.request.may_share else None
-            for held in arrived
-        ]
-
-    def _send(self, arrived: Sequence[_Held], vectors: Sequence[Vector | None]) -> None:
+    def _send(self, arrived: Sequence[Held], vectors: Sequence[Vector | None]) -> None:
         finished: list[tuple[Ticket, Exception]] = []
-        going: dict[tuple[int, int], list[_Held]] = defaultdict(list)  # by replica and previews
+        going: dict[tuple[int, int], list[Held]] = defaultdict(list)  # by replica and previews
         with self._changed:
             loads = {number: len(self._replicas[number].in_hand) for number in self._ready()}
             for held, vector in zip(arrived, vectors, strict=True):
@@ -316,7 +259,7 @@ class Fleet:
                 if replica.state == "ready" and replica.link is not None:
                     replica.link.send(Drain())
                 else:  # it loads, for nothing
-                    self._close(replica)
+                    replica.close()
 
     # -- from the replicas' threads ----------------------------------------------------------------
 
@@ -372,7 +315,7 @@ class Fleet:
             if event.state == "ready":
                 self.size_multiple = event.size_multiple
             elif event.state in ("failed", "stopped"):
-                self._close(replica, event.state)
+                replica.close(event.state)
             self._changed.notify_all()
         if event.state == "failed":
             log.error("replica %d could not load the model: %s", number, event.error)
@@ -386,7 +329,7 @@ class Fleet:
                 return
             replica.deaths += 1
             again = replica.deaths < MAX_DEATHS and self._ending is None
-            self._close(replica, "loading" if again else "failed")
+            replica.close("loading" if again else "failed")
             self._router.remove(number)
             retried = 0
             for id_, held in replica.in_hand.items():
@@ -421,20 +364,13 @@ class Fleet:
     def _ready(self) -> list[int]:
         return [n for n, r in self._replicas.items() if r.state == "ready" and r.link is not None]
 
-    def _all_held(self) -> list[_Held]:
+    def _all_held(self) -> list[Held]:
         held = [held for replica in self._replicas.values() for held in replica.in_hand.values()]
         return [*self._inbox.values(), *held]
 
     def _retry_after(self, waiting: int) -> int:
         waves = math.ceil(waiting / (self._max_batch * max(1, len(self._ready()))))
         return max(1, min(300, math.ceil(waves * self._wave_seconds)))
-
-    @staticmethod
-    def _close(replica: _Replica, state: State = "stopped") -> None:
-        replica.state = state
-        if replica.link is not None:
-            replica.link.close()
-            replica.link = None
 
     def _fail_if_alone(self, error: Exception) -> None:
         with self._changed:
@@ -449,7 +385,7 @@ class Fleet:
             self._inbox.clear()
             for replica in self._replicas.values():
                 replica.in_hand.clear()
-                self._close(replica, "failed")
+                replica.close("failed")
             self._changed.notify_all()
         for held in abandoned:
             held.ticket.finish(ReplicaLost("no replica is left"))
