@@ -14,8 +14,8 @@ from engines import CAT, DOG, STAR, close, condition_of, faulty, results, wanted
 from fleets import LocalFleet, fleet_of, until
 
 from sagediff import load_pipeline
+from sagediff.distributed.affinity import AffinityPolicy
 from sagediff.errors import InputError, PlanError
-from sagediff.serving.affinity import AffinityPolicy
 from sagediff.serving.batcher import BatchPolicy
 from sagediff.serving.engine import Preview, Ticket
 from sagediff.serving.errors import (
@@ -49,15 +49,15 @@ def local(pipes: list[Any]) -> Iterator[LocalFleet]:
 
 def home_of(local: LocalFleet) -> int:
     """The replica that has requests in hand."""
-    until(lambda: any(local.fleet.loads().values()))
-    return next(number for number, load in local.fleet.loads().items() if load)
+    until(lambda: any(local.desk.loads().values()))
+    return next(number for number, load in local.desk.loads().items() if load)
 
 
 def test_seeds_give_the_pictures_of_the_pipeline_whatever_the_replica(
     local: LocalFleet, pipes: list[Any]
 ) -> None:
     made = results(local.fleet.submit([wanted(str(i), seed=7) for i in range(4)]))
-    assert {number for number, _ in local.watch.reports} <= {0, 1} and local.watch.routes == ["anywhere"] * 4
+    assert local.watch.routes == ["anywhere"] * 4
     alone = pipes[0](
         CAT, num_inference_steps=2, guidance_scale=4.0, generator=torch.Generator().manual_seed(7)
     )
@@ -86,7 +86,7 @@ def test_previews_come_through_and_none_twice(local: LocalFleet) -> None:
 
 def test_who_leaves_is_forgotten_and_others_stay(local: LocalFleet) -> None:
     leaves, stays = local.fleet.submit([wanted("leaves", **SLOW), wanted("stays", **SLOW)])
-    until(lambda: sum(local.fleet.loads().values()) == 2)
+    until(lambda: sum(local.desk.loads().values()) == 2)
     local.fleet.cancel([leaves])
     gone, made = results([leaves, stays])
     assert isinstance(gone, Cancelled) and hasattr(made, "image")
@@ -109,7 +109,7 @@ def test_deadlines_hold_in_replicas_too(local: LocalFleet) -> None:
     (late,) = results(local.fleet.submit([wanted("a", deadline=local.fleet.clock() - 1)]))
     assert isinstance(late, DeadlineExpired)
     running = local.fleet.submit([wanted(f"runs {i}", seed=i, **SLOW) for i in range(2)])
-    until(lambda: min(local.fleet.loads().values()) == 1)
+    until(lambda: min(local.desk.loads().values()) == 1)
     time.sleep(0.3)  # both have begun
     (waits,) = local.fleet.submit([wanted("waits", deadline=local.fleet.clock() + 0.05)])
     assert isinstance(results([waits])[0], DeadlineExpired)
@@ -135,23 +135,22 @@ def test_the_load_guard_sends_what_is_asked_for_too_much_elsewhere(pipes: list[A
             "home",
             "spilled",
         }
-        assert {number for number, _ in local.watch.reports} == {0, 1}
+        until(lambda: {number for number, _ in local.watch.reports} == {0, 1})
 
 
 def test_draining_finishes_what_was_taken_and_refuses_more(pipes: list[Any]) -> None:
-    with fleet_of(pipes, policy=BatchPolicy(30.0, 8, 64)) as local:
+    with fleet_of(pipes, policy=BatchPolicy(0.5, 8, 64)) as local:
         tickets = local.fleet.submit([wanted("a"), wanted("b", STAR)])
         local.fleet.drain()
         with pytest.raises(NotReady, match="draining"):
             local.fleet.submit([wanted("c")])
-        assert all(hasattr(made, "image") for made in results(tickets))  # open windows close at once
-        until(lambda: local.fleet.state == "stopped")
+        assert all(hasattr(made, "image") for made in results(tickets))
 
 
 def test_stopping_gives_up_on_what_takes_too_long(pipes: list[Any]) -> None:
     with fleet_of(pipes) as local:
         tickets = local.fleet.submit([wanted("a", num_inference_steps=2000)])
-        until(lambda: any(local.fleet.loads().values()))
+        until(lambda: any(local.desk.loads().values()))
         local.fleet.stop(0.2)
         assert isinstance(results(tickets)[0], Cancelled)
 
@@ -161,46 +160,56 @@ def test_stopping_gives_up_on_what_takes_too_long(pipes: list[Any]) -> None:
 
 def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(local: LocalFleet) -> None:
     tickets = local.fleet.submit([wanted("a", **SLOW), wanted("b", STAR, seed=5, share=True, **SLOW)])
-    home_of(local)
-    until(lambda: sum(local.fleet.loads().values()) == 2)
+    until(lambda: sum(local.desk.loads().values()) == 2)
     seeds = [ticket.seed for ticket in tickets]
     victim = home_of(local)
-    local.links[victim][0].die()
-    made = results(tickets)
-    assert [picture.seed for picture in made] == seeds
-    assert local.watch.deaths == [victim]
-    assert local.fleet.wait_until(2, 60)  # it is replaced
-    assert len(local.links[victim]) == 2
+    local.replicas.kill(victim)
+    assert [picture.seed for picture in results(tickets)] == seeds
+    assert set(local.watch.broken) == {victim}
     assert hasattr(results(local.fleet.submit([wanted("after")]))[0], "image")
 
 
 def test_others_do_not_notice_a_death(local: LocalFleet) -> None:
     tickets = local.fleet.submit([wanted(str(i), seed=i, **SLOW) for i in range(2)])  # one at each
-    until(lambda: set(local.fleet.loads().values()) == {1})
-    other = [local.links[1][0]]
-    local.links[0][0].die()
+    until(lambda: set(local.desk.loads().values()) == {1})
+    local.replicas.kill(0)
     assert all(hasattr(made, "image") for made in results(tickets))
-    assert local.links[1] == other and local.watch.deaths == [0]
+    assert local.watch.broken == [0]
 
 
 def test_who_dies_twice_with_a_request_gives_it_up(local: LocalFleet) -> None:
     (ticket,) = local.fleet.submit([wanted("a", num_inference_steps=2000)])
-    first = home_of(local)
-    local.links[first][0].die()
-    second = 1 - first
-    until(lambda: local.fleet.loads()[second] == 1)
-    local.links[second][0].die()
+    until(lambda: any(local.desk.loads().values()))
+    local.replicas.kill(home_of(local))
+    until(lambda: any(local.desk.loads().values()))
+    local.replicas.kill(home_of(local))
     assert isinstance(results([ticket])[0], ReplicaLost)
-    assert local.fleet.wait_until(2, 60)
 
 
-def test_a_request_of_the_only_replica_is_answered_when_that_dies(pipes: list[Any]) -> None:
+def test_without_replicas_what_comes_is_refused_and_what_was_taken_waits_for_the_next_one(
+    pipes: list[Any],
+) -> None:
     with fleet_of(pipes[:1]) as local:
-        (ticket,) = local.fleet.submit([wanted("a", num_inference_steps=2000)])
-        home_of(local)
-        local.links[0][0].die()
-        assert isinstance(results([ticket])[0], ReplicaLost)
-        assert local.fleet.wait_until(1, 60)
+        waits, late = local.fleet.submit(
+            [wanted("a", seed=1, **SLOW), wanted("b", seed=2, deadline=local.fleet.clock() + 0.5, **SLOW)]
+        )
+        until(lambda: sum(local.desk.loads().values()) == 2)
+        time.sleep(0.2)  # begun
+        local.replicas.kill(0)
+        assert local.fleet.state == "loading"
+        with pytest.raises(NotReady, match="loading"):
+            local.fleet.submit([wanted("c")])
+        assert isinstance(results([late])[0], DeadlineExpired)
+        local.replicas.begin(0)
+        assert hasattr(results([waits])[0], "image") and local.fleet.state == "ready"
+
+
+def test_a_new_replica_takes_its_part(pipes: list[Any]) -> None:
+    with fleet_of(pipes) as local:
+        local.replicas.kill(0)
+        local.replicas.begin(0)
+        results(local.fleet.submit([wanted(str(i), seed=i) for i in range(2)]))
+        until(lambda: {number for number, _ in local.watch.reports} == {1, 2})  # numbers are not used again
 
 
 def test_a_fleet_that_cannot_load_fails_with_the_reason(pipes: list[Any]) -> None:
@@ -213,21 +222,13 @@ def test_a_fleet_that_cannot_load_fails_with_the_reason(pipes: list[Any]) -> Non
     assert local.fleet.state == "failed" and str(local.failures[0]) == "no such weights"
     with pytest.raises(NotReady, match="failed"):
         local.fleet.submit([wanted("a")])
-    local.stop()
+    local.fleet.stop(60)
 
 
-def test_one_replica_that_cannot_load_leaves_the_other_to_serve(pipes: list[Any]) -> None:
-    def load(number: int) -> Any:
-        if number == 0:
-            raise InputError("no such weights")
-        return pipes[number]
-
-    local = LocalFleet(pipes, load=load)
-    local.fleet.start()
-    assert local.fleet.wait_until(1, 60)
-    assert hasattr(results(local.fleet.submit([wanted("a")]))[0], "image")
-    assert not local.failures and local.fleet.state == "ready"
-    local.stop()
+def test_every_wave_is_reported_once(local: LocalFleet) -> None:
+    made = results(local.fleet.submit([wanted(f"{i} {p}", p) for p in (CAT, STAR) for i in range(3)]))
+    until(lambda: sum(sum(r.outcomes.values()) for _, r in local.watch.reports) == 6)
+    assert sum(r.evaluations for _, r in local.watch.reports) == round(sum(p.evaluations for p in made))
 
 
 # -- messages
@@ -259,5 +260,5 @@ def test_causes_travel_as_text() -> None:
         raise ValueError("the reason")
     except ValueError as cause:
         error.__cause__ = cause
-    event = pickle.loads(pickle.dumps(Finished("a", portable(error), cause=cause_of(error))))
+    event = pickle.loads(pickle.dumps(Finished(portable(error), cause=cause_of(error))))
     assert "ValueError: the reason" in str(event.opened().__cause__)

@@ -147,7 +147,12 @@ ServeRay = Annotated[
     ),
 ]
 Replicas = Annotated[
-    int | None, typer.Option(help="Replicas of the model, with --ray [default: 1]", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="N|MIN:MAX",
+        help="Replicas of the model, with --ray; from MIN to MAX by how much is asked for [default: 1]",
+        show_default=False,
+    ),
 ]
 ReplicaCpus = Annotated[
     float | None,

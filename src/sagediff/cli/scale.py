@@ -66,6 +66,24 @@ def plan_at_scale(
     return basis.of(policy.plan_groups(groups, settings.num_steps))
 
 
+def replica_range(text: str | None) -> tuple[int, int]:
+    """The least and the most replicas that --replicas asks for.
+
+    Raises:
+        InputError: neither a number nor two with a colon.
+    """
+    least, _, most = ("1" if text is None else text).partition(":")
+    try:
+        numbers = int(least), int(most or least)
+    except ValueError:
+        numbers = (0, 0)
+    if not 1 <= numbers[0] <= numbers[1] or (text or "").endswith(":"):
+        raise InputError(
+            f"--replicas takes a number from 1 up, or two as in 1:4, the lesser one first, got {text!r}"
+        )
+    return numbers
+
+
 def pool_options(
     ray: str | None, workers: int | None, cpus: float | None, gpus: float, what: str = "worker"
 ) -> PoolOptions | None:

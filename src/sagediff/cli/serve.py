@@ -38,7 +38,8 @@ class ServeRequest:
     device: str
     dtype: str
     config: dict[str, Any]
-    pool: PoolOptions | None = None  # None: one engine, in this process
+    pool: PoolOptions | None = None  # as many workers as replicas at most; None: one engine, in this process
+    least_replicas: int = 1
 
 
 def run_serve(request: ServeRequest) -> None:

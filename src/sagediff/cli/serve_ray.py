@@ -1,18 +1,21 @@
-"""`sagediff serve --ray`: the server's engine in many Ray actors, and a router in front of them."""
+"""`sagediff serve --ray`: the server's engine in many replicas on Ray Serve, and a router in front of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from sagediff.cli.pipelines import open_pipeline
 from sagediff.cli.serve import ServeRequest, local_engine
 from sagediff.cli.settings import quiet_libraries
-from sagediff.distributed.actors import ActorLink
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How, Router
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected
+from sagediff.distributed.desk import Desk
+from sagediff.distributed.replicas import Replicas, Scaling, quiet_serve
 from sagediff.embeddings import embed_prompts, text_encoder
 
 if TYPE_CHECKING:
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from sagediff.serving.fleet import Fleet
     from sagediff.serving.messages import Command, Event
     from sagediff.serving.metrics import Metrics
-    from sagediff.serving.replica import Link, Start
 
 
 @dataclass(frozen=True)
@@ -30,20 +32,22 @@ class ReplicaMaker:
 
     request: ServeRequest
     config: ServeConfig
-    number: int
 
-    def __call__(self, emit: Callable[[Event], None]) -> Callable[[Command], None]:
+    def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
         from sagediff.serving.host import Host
 
         quiet_libraries()
-        return Host(self.engine, emit).handle
+        return Host(self.engine).answer
 
     def engine(
         self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]
     ) -> tuple[Engine, Callable[[], int]]:
         """The engine that a server of one process would have, with a cache of its own."""
-        # who may come in is decided at the fleet, which knows all replicas' queues
-        return local_engine(self.request, self.config, 2**31, observe, on_failed)
+        config = self.config
+        if config.cache_dir is not None:
+            config = config.model_copy(update={"cache_dir": claimed_folder(config.cache_dir)})
+        # who may come in is decided at the fleet, which knows what all replicas have in hand
+        return local_engine(self.request, config, 2**31, observe, on_failed)
 
 
 @contextmanager
@@ -54,16 +58,18 @@ def ray_fleet(
     options: PoolOptions,
     on_failed: Callable[[Exception], None],
     tell: Callable[[str], None],
+    router: Router | None = None,
 ) -> Iterator[tuple[Fleet, Callable[[], int]]]:
     """A fleet on Ray that is not started yet, and what says how many bytes its caches hold.
 
     Args:
+        options: as many workers as there may be replicas at most; there are `request.least_replicas` at least.
         tell: told in a sentence if the cluster has less than the replicas ask for.
+        router: where requests go; by default where their meaning is at home.
 
     Raises:
         InputError: Ray is not installed, cannot be reached, or has not what the replicas ask for.
     """
-    from sagediff.serving.affinity import AffinityPolicy, AffinityRouter
     from sagediff.serving.fleet import Fleet
     from sagediff.serving.fleetmetrics import FleetMetrics
 
@@ -71,31 +77,58 @@ def ray_fleet(
     threshold = config.affinity_threshold
     if threshold is None:
         threshold = request.settings.policy.threshold
-    with connected(options) as ray:
+    router = AffinityRouter(AffinityPolicy(threshold, guard)) if router is None else router
+    target = config.max_batch if config.scale_target is None else config.scale_target
+    scaling = Scaling(
+        request.least_replicas,
+        options.workers,
+        target,
+        config.scale_up_s,
+        config.scale_down_s,
+        config.scale_look_back_s,
+    )
+    quiet_serve()
+    with connected(options, serve=True) as ray:
         check_resources(ray, options, tell)
-        counts = FleetMetrics(metrics, options.workers, lambda: fleet.loads())
+        counts = FleetMetrics(metrics, lambda: desk.loads(), get_args(How))
+        desk = Desk(router, counts.routed, counts.replicas)
+        own = config.model_copy(update={"api_keys": ()})
+        replicas: Replicas[Command, Event] = Replicas(
+            ReplicaMaker(request, own), desk, options, scaling,
+            # what the fleet lets in never fills a replica, so that nothing waits where nobody sees it
+            max_in_hand=config.max_queue * options.workers + guard, drain_s=config.drain_s,
+        )  # fmt: skip
         fleet = Fleet(
-            ray_replicas(ray, request, config, options), options.workers,
-            AffinityRouter(AffinityPolicy(threshold, guard)),
-            max_batch=config.max_batch, max_queue=config.max_queue,
+            replicas, max_batch=config.max_batch, max_queue=config.max_queue,
             load_embed=partial(load_embed, request), watch=counts, on_failed=on_failed,
         )  # fmt: skip
-        yield fleet, counts.cache_bytes
+        try:
+            yield fleet, counts.cache_bytes
+        finally:
+            replicas.close()  # also where the server never came to start or stop the fleet
 
 
-def ray_replicas(ray: Any, request: ServeRequest, config: ServeConfig, options: PoolOptions) -> Start:
-    """What starts a replica of a number as an actor."""
+def claimed_folder(root: Path) -> Path:
+    """A folder below `root` that no other process uses, by a lock held until this one ends.
 
-    def start(number: int, on_event: Callable[[Event], None], on_died: Callable[[str], None]) -> Link:
-        # a folder is used by one cache at a time
-        folder = None if config.cache_dir is None else config.cache_dir / f"replica-{number}"
-        own = config.model_copy(update={"api_keys": (), "cache_dir": folder})
-        link: ActorLink[Command, Event] = ActorLink(
-            ray, ReplicaMaker(request, own, number), options, on_event, on_died
-        )
-        return link
+    Replicas come and go, and a folder of trajectories is used by one cache at a time.
+    """
+    from filelock import FileLock, Timeout
 
-    return start
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    number = 0
+    while True:
+        lock = FileLock(root / f"replica-{number}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            number += 1
+            continue
+        _CLAIMED.append(lock)
+        return root / f"replica-{number}"
+
+
+_CLAIMED: list[Any] = []  # a lock that is collected is let go
 
 
 def load_embed(request: ServeRequest) -> Callable[[list[str]], Any]:

@@ -50,8 +50,15 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def connected(options: PoolOptions) -> Iterator[Any]:
-    """Ray, connected; one that was started here ends here. No dashboard, and nothing is reported to anybody."""
+def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
+    """Ray, connected; one that was started here ends here. No dashboard, and nothing is reported to anybody.
+
+    Args:
+        serve: Ray Serve is wanted too.
+
+    Raises:
+        InputError: Ray, or Ray Serve where it is wanted, is not installed, or Ray cannot be started or reached.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
@@ -63,6 +70,9 @@ def connected(options: PoolOptions) -> Iterator[Any]:
     try:
         import ray
         import ray.exceptions
+
+        if serve:
+            import ray.serve
     except ImportError as error:
         raise InputError("--ray needs Ray: pip install 'sagediff[ray]'") from error
     own = not ray.is_initialized()

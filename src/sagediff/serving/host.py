@@ -1,26 +1,31 @@
-"""An engine in a process of its own: commands in, events out. Knows not how they travel."""
+"""An engine in a process of its own: a message in, its events out. Knows not how they travel."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
 from sagediff.serving.engine import Engine, Preview, Ticket, WaveReport
+from sagediff.serving.errors import NotReady
 from sagediff.serving.messages import (
-    Changed,
     Command,
-    Drain,
+    Describe,
+    Described,
     Event,
     Finished,
-    Leave,
     Shown,
     Take,
+    Taken,
     Waved,
     cause_of,
     portable,
 )
+
+_REPORT_PATIENCE = 5.0  # seconds that a finished request waits for its wave's report, which follows at once
 
 
 class MakeEngine(Protocol):
@@ -32,75 +37,108 @@ class MakeEngine(Protocol):
 
 
 class Host:
-    """Starts the engine at once. Commands come from one thread; events go out from any.
+    """Starts the engine, and waits until it is ready.
 
-    Args:
-        emit: takes an event; must be quick and safe between threads.
+    Reports of waves go out with the events of whoever was in them: a request's events end after its wave's report, and
+    one of those that end then brings it.
+
+    Raises:
+        Exception: what made the model impossible to load.
     """
 
-    def __init__(self, make: MakeEngine, emit: Callable[[Event], None]) -> None:
-        self._emit = emit
+    def __init__(self, make: MakeEngine) -> None:
         self._failure: Exception | None = None
-        self._tickets: dict[str, Ticket] = {}
+        self._lock = threading.Lock()
+        self._unsaid: deque[Waved] = deque()
+        self._wave_over: list[Callable[[], None]] = []  # for those whose wave has not been reported
         self._engine, self._cache_bytes = make(self._waved, self._failed)
         self._engine.start()
-        threading.Thread(target=self._say_when_loaded, daemon=True).start()
+        state = self._engine.wait_until_loaded()
+        if state != "ready":
+            raise self._failure or NotReady(state)
 
-    def handle(self, command: Command) -> None:
-        """Carry out a command. What goes wrong comes back as the requests' outcome."""
-        if isinstance(command, Take):
-            self._take(command)
-        elif isinstance(command, Leave):
-            self._engine.cancel([self._tickets[id_] for id_ in command.ids if id_ in self._tickets])
-        elif isinstance(command, Drain):
-            self._engine.drain()
-            threading.Thread(target=self._say_when_stopped, daemon=True).start()
-
-    def _take(self, command: Take) -> None:
-        now = self._engine.clock()
-        requests = [
-            replace(request, deadline=None if seconds is None else now + seconds)
-            for request, seconds in zip(command.requests, command.seconds, strict=True)
-        ]
-        listener = self._shown if command.previews else None
-        try:
-            tickets = self._engine.submit(requests, command.previews, listener, command.seeds)
-        except Exception as error:
-            for request in requests:
-                self._emit(Finished(request.id, portable(error), cause=cause_of(error)))
+    async def answer(self, command: Command) -> AsyncIterator[Event]:
+        """A message's events. What goes wrong is among them. Closed before the end, its request is forgotten."""
+        if isinstance(command, Describe):
+            yield Described(self._engine.size_multiple)
             return
-        self._tickets |= {ticket.request.id: ticket for ticket in tickets}
-        for ticket in tickets:
-            ticket.future.add_done_callback(lambda _, ticket=ticket: self._finished(ticket))  # type: ignore[misc]
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Event | None] = asyncio.Queue()
+
+        def put(event: Event | None) -> None:
+            loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        try:
+            ticket = self._taken(command, put)
+        except Exception as error:
+            yield Finished(portable(error), cause=cause_of(error))
+            return
+        try:
+            yield Taken()
+            while not isinstance(event := await inbox.get(), Finished):
+                assert event is not None
+                yield event
+            yield event
+            if ticket.ran:  # else it never was in a wave
+                await asyncio.wait_for(inbox.get(), _REPORT_PATIENCE)
+            for waved in self._reports():
+                yield waved
+        except asyncio.TimeoutError:  # figures are missing; the picture is not
+            return
+        finally:
+            if not ticket.future.done():
+                self._engine.cancel([ticket])
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End the engine; see `Engine.stop`."""
+        self._engine.stop(timeout)
+
+    def _taken(self, command: Take, put: Callable[[Event | None], None]) -> Ticket:
+        seconds = command.seconds
+        request = replace(
+            command.request, deadline=None if seconds is None else self._engine.clock() + seconds
+        )
+
+        def show(_: Ticket, shown: Preview) -> None:
+            put(Shown(shown.number, shown.image))
+
+        listener = show if command.previews else None
+        (ticket,) = self._engine.submit([request], command.previews, listener, [command.seed])
+
+        def finished(_: object) -> None:
+            if ticket.ran:
+                with self._lock:
+                    self._wave_over.append(lambda: put(None))
+            put(_finished(ticket))
+
+        ticket.future.add_done_callback(finished)
+        return ticket
+
+    def _reports(self) -> list[Waved]:
+        with self._lock:
+            reports = list(self._unsaid)
+            self._unsaid.clear()
+        return reports
 
     # -- from the engine's thread
 
-    def _finished(self, ticket: Ticket) -> None:
-        self._tickets.pop(ticket.request.id, None)
-        error = ticket.future.exception()
-        if error is None:
-            event = Finished(ticket.request.id, ticket.future.result(), ticket.waited, ticket.ran)
-        else:
-            assert isinstance(error, Exception)
-            event = Finished(ticket.request.id, portable(error), ticket.waited, ticket.ran, cause_of(error))
-        self._emit(event)
-
-    def _shown(self, ticket: Ticket, shown: Preview) -> None:
-        self._emit(Shown(ticket.request.id, shown.number, shown.image))
-
     def _waved(self, report: WaveReport) -> None:
-        self._emit(Waved(report, self._cache_bytes()))
+        with self._lock:
+            self._unsaid.append(Waved(report, self._cache_bytes()))
+            waiting, self._wave_over = self._wave_over, []
+        for tell in waiting:
+            try:
+                tell()
+            except RuntimeError:  # its loop has ended, and nobody waits there
+                continue
 
     def _failed(self, error: Exception) -> None:
-        self._emit(Changed("failed", error=portable(error)))
+        self._failure = error
 
-    # -- from threads of its own
 
-    def _say_when_loaded(self) -> None:
-        state = self._engine.wait_until_loaded()
-        if state != "failed":  # which `_failed` says, with the reason
-            self._emit(Changed(state, self._engine.size_multiple))
-
-    def _say_when_stopped(self) -> None:
-        self._engine.stop()
-        self._emit(Changed("stopped"))
+def _finished(ticket: Ticket) -> Finished:
+    error = ticket.future.exception()
+    if error is None:
+        return Finished(ticket.future.result(), ticket.waited, ticket.ran)
+    assert isinstance(error, Exception)
+    return Finished(portable(error), ticket.waited, ticket.ran, cause_of(error))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from sagediff.serving.affinity import Vector
 from sagediff.serving.grouping import Embed
+from sagediff.serving.replica import Vector
 from sagediff.serving.requests import PictureRequest
 
 log = logging.getLogger(__name__)

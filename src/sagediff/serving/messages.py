@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sagediff.serving.engine import State, WaveReport
+from sagediff.serving.engine import WaveReport
 from sagediff.serving.errors import PictureFailed
 from sagediff.serving.recovery import Outcome
 from sagediff.serving.requests import PictureRequest
@@ -22,52 +22,47 @@ class CauseElsewhere(Exception):
 
 @dataclass(frozen=True)
 class Take:
-    """Requests to queue, all with the same number of previews.
+    """A request to queue.
 
     Attributes:
-        requests: their deadlines left out, as clocks of two machines have nothing to do with each other.
-        seeds: of their noise, drawn for those that brought none, so that a second try is made of the same noise.
-        seconds: until each one's deadline.
-        previews: pictures on their way wanted of each.
+        request: its deadline left out, as clocks of two machines have nothing to do with each other.
+        seed: of its noise, drawn if it brought none, so that a second try is made of the same noise.
+        seconds: until its deadline.
+        previews: pictures on their way wanted of it.
     """
 
-    requests: tuple[PictureRequest, ...]
-    seeds: tuple[int, ...]
-    seconds: tuple[float | None, ...]
+    request: PictureRequest
+    seed: int
+    seconds: float | None
     previews: int
 
 
 @dataclass(frozen=True)
-class Leave:
-    """The clients of requests with these ids have gone."""
-
-    ids: tuple[str, ...]
+class Describe:
+    """Say what you are."""
 
 
-@dataclass(frozen=True)
-class Drain:
-    """Finish what was taken, then say "stopped"."""
+Command: TypeAlias = Take | Describe
 
-
-Command: TypeAlias = Take | Leave | Drain
-
-# -- from a replica
+# -- from a replica, about what it was sent
 
 
 @dataclass(frozen=True)
-class Changed:
-    """Its state; once loaded what sizes must be multiples of, and the error if it could not be."""
+class Described:
+    """What sizes must be multiples of."""
 
-    state: State
-    size_multiple: int = 1
-    error: Exception | None = None
+    size_multiple: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The engine has it, and keeps its deadline."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on its way: whose, which of its previews, and the PIL picture."""
+    """A picture on its way: which of its previews, and the PIL picture."""
 
-    id: str
     number: int
     image: Any
 
@@ -76,7 +71,6 @@ class Shown:
 class Finished:
     """What became of a request; `cause` is the traceback behind an error, "" for none."""
 
-    id: str
     outcome: Outcome
     waited: float = 0.0
     ran: float = 0.0
@@ -97,7 +91,7 @@ class Waved:
     cache_bytes: int
 
 
-Event: TypeAlias = Changed | Shown | Finished | Waved
+Event: TypeAlias = Described | Taken | Shown | Finished | Waved
 
 
 def portable(error: Exception) -> Exception:

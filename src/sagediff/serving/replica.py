@@ -1,51 +1,44 @@
-"""What a fleet keeps of each replica: the way to it, and what it has in hand."""
+"""What a fleet needs of its replicas, wherever they run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Protocol
 
-from sagediff.serving.engine import State, Ticket
+import numpy as np
+import numpy.typing as npt
+
 from sagediff.serving.messages import Command, Event
 
+Vector = npt.NDArray[np.float32]
 
-class Link(Protocol):
-    """The way to one replica."""
 
-    def send(self, command: Command) -> None:
-        """In order, without waiting. To one that has died it does nothing."""
+class Events(Protocol):
+    """What a replica says of one message, each with the replica's number, None if that is not known. Breaks off with an
+    error if the replica dies, and after `cancel`."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[int | None, Event]]: ...
+
+    def cancel(self) -> None:
+        """Whoever asked has gone. Called in the thread that iterates."""
+
+
+class Replicas(Protocol):
+    """They are started, replaced where they died, and more or fewer, without the fleet having a hand in it."""
+
+    def open(self) -> None:
+        """Start, and block until requests can be taken.
+
+        Raises:
+            Exception: that will never be.
+        """
+
+    def call(self, message: Command, vector: Vector | None) -> Events:
+        """Send a message, without waiting, to the replica where what it means, (D,) of unit length, is at home; None
+        for nothing to go by. While there is none, it waits for one."""
+
+    def loads(self) -> dict[int, int]:
+        """Messages in hand of each replica that takes any now, by number. From any thread."""
 
     def close(self) -> None:
-        """End the replica at once; nothing is heard of it any more."""
-
-
-Start = Callable[[int, Callable[[Event], None], Callable[[str], None]], Link]
-"""Starts the replica of a number; its events come in one thread each, and at last the words that say how it died."""
-
-
-@dataclass
-class Held:
-    """A ticket under way, and whether a replica has died of it, or beside it."""
-
-    ticket: Ticket
-    previews: int
-    tried: bool = False
-
-
-@dataclass
-class Replica:
-    """One of a fleet's, under the fleet's lock."""
-
-    link: Link | None = None  # None: not started yet, or not any more
-    life: int = 0  # which of its processes: what an earlier one still says is passed over
-    state: State = "loading"
-    in_hand: dict[str, Held] = field(default_factory=dict)
-    deaths: int = 0
-
-    def close(self, state: State = "stopped") -> None:
-        """End it, and say what it is from now on."""
-        self.state = state
-        if self.link is not None:
-            self.link.close()
-            self.link = None
+        """End them at once."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
 from sagediff.errors import InputError
-from sagediff.serving.affinity import AffinityPolicy, AffinityRouter
 
 DIMENSIONS = 6
 
