@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("ray.serve")
-
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
 from sagediff.distributed.cluster import PoolOptions, connected
 from sagediff.distributed.desk import Desk
 from sagediff.distributed.replicas import Replicas, Scaling, quiet_serve
 from sagediff.errors import SagediffError
+
+quiet_serve()  # before Serve is imported, which reads it then
+pytest.importorskip("ray.serve")
 
 OPTIONS = PoolOptions(2, cpus=0.5)
 EAST, NORTH = np.eye(2, dtype=np.float32)
@@ -48,7 +49,6 @@ def counter(folder: str) -> Callable[[], Callable[[tuple[int, float]], AsyncIter
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    quiet_serve()
     with connected(OPTIONS, serve=True) as ray:
         yield ray
 
@@ -188,7 +188,7 @@ def test_replicas_come_and_go_with_what_is_asked_for_and_finish_before_they_go(
             ]  # one at the new one
             await until(lambda: sum(replicas.loads().values()) == 6)
             for one in crowd:
-                one.cancel()
+                one.cancel()  # the listener: the call goes with him
             await asyncio.gather(*crowd, return_exceptions=True)
             await until(lambda: len(replicas.loads()) == 1)
             assert [len(events) for events in await asyncio.gather(*last)] == [301, 301]

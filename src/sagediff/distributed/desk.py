@@ -13,6 +13,23 @@ from collections.abc import Callable, Collection
 
 from sagediff.distributed.affinity import How, Router, Vector
 
+_DESKS: dict[str, Desk] = {}
+
+
+def post(name: str, desk: Desk) -> None:
+    """Let a router of this process find the desk by its name."""
+    _DESKS[name] = desk
+
+
+def desk_of(name: str) -> Desk | None:
+    """The desk that was posted under this name, in this process."""
+    return _DESKS.get(name)
+
+
+def withdraw(name: str) -> bool:
+    """Whether there was one."""
+    return _DESKS.pop(name, None) is not None
+
 
 class Desk:
     """Safe between threads.

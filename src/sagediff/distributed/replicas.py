@@ -10,12 +10,13 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sagediff.distributed.affinity import Vector
 from sagediff.distributed.cluster import PoolOptions, last_line
-from sagediff.distributed.desk import Desk
+from sagediff.distributed.desk import Desk, post, withdraw
 from sagediff.errors import InputError, SagediffError
 
 M = TypeVar("M")
@@ -116,22 +117,22 @@ class Replicas(Generic[M, E]):
 
     def close(self) -> None:
         """End all of them; what is in hand is cut off. Doing it again does nothing."""
-        from ray import serve
+        if withdraw(self._name):
+            from ray import serve
+            from ray.serve.exceptions import RayServeException
 
-        from sagediff.distributed.routing import DESKS
-
-        if DESKS.pop(self._name, None) is not None:
-            serve.delete(self._name)
+            with suppress(RayServeException):  # Serve has gone already, and they with it
+                serve.delete(self._name)
 
     def _application(self) -> tuple[Any, Any]:
         """Serve, and what it is to run."""
         from ray import serve
         from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-        from sagediff.distributed.routing import DESKS, DeskRouter
+        from sagediff.distributed.routing import DeskRouter
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        DESKS[self._name] = self._desk
+        post(self._name, self._desk)
         scaling, options = self._scaling, self._options
         size: dict[str, Any] = {"num_replicas": scaling.least}
         if scaling.most > scaling.least:
@@ -177,11 +178,15 @@ class Call(Generic[E]):
         self._response, self._name, self._desk = response, name, desk
 
     async def __aiter__(self) -> AsyncIterator[tuple[int | None, E]]:
+        said_all = False
         try:
             async for replica, event in self._response:
                 yield self._desk.number(replica), event
+            said_all = True
         finally:
             self._desk.end(self._name)
+            if not said_all:  # nobody listens any more
+                self._response.cancel()
 
     def cancel(self) -> None:
         """Whoever asked has gone: the replica is told, and whoever iterates gets an error."""

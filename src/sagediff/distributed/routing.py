@@ -1,8 +1,8 @@
 """Ray Serve's router, asking a desk. Of Ray this leans on what `ray.serve.request_router` makes public, which is alpha:
 `tests/test_serve_replicas.py` holds every part of it.
 
-Serve makes the router by itself, in the process that makes the calls, and hands it nothing but JSON: so it finds its
-desk by name. Only calls from that process are routed by meaning; others go where Serve finds least to do.
+Serve makes the router by itself, in the process that makes the calls, from a copy of this module that it carries about
+by value, and hands it nothing but JSON: so this module holds nothing, and the desk is found by name. Only calls from that process are routed by meaning; others go where Serve finds least to do.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from sagediff.distributed.desk import Desk
+from sagediff.distributed.desk import desk_of
 
 log = logging.getLogger(__name__)
-
-DESKS: dict[str, Desk] = {}
-"""The desks of this process, by the name of their application."""
 
 
 class DeskRouter(RequestRouter):  # type: ignore[misc]
@@ -25,7 +22,7 @@ class DeskRouter(RequestRouter):  # type: ignore[misc]
 
     def initialize_state(self, **state: Any) -> None:
         """Args: state: `desk`, the name of one."""
-        self._desk = DESKS.get(state.get("desk", ""))
+        self._desk = desk_of(state.get("desk", ""))
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
