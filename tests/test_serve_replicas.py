@@ -70,6 +70,10 @@ def replicas_of(
         replicas.close()
 
 
+async def rest_of(events: AsyncIterator[Any]) -> list[Any]:
+    return [event async for event in events]
+
+
 async def heard(call: Any) -> list[Any]:
     return [event async for _, event in call]
 
@@ -135,8 +139,7 @@ def test_who_cancels_is_heard_in_the_replica(two: Any) -> None:
         begun = time.monotonic()
         call.cancel()
         with pytest.raises(Exception, match="cancel"):
-            while True:
-                await events.__anext__()
+            await rest_of(events)
         assert time.monotonic() - begun < 2
         await until(lambda: "5000\n" in (folder / "stopped").read_text())
 
@@ -161,8 +164,7 @@ def test_a_dead_replica_breaks_its_calls_off_loses_its_home_and_is_replaced(ray:
             other = asyncio.ensure_future(heard(replicas.call((10, 0.05), NORTH)))
             os.kill(victim, signal.SIGKILL)
             with pytest.raises(Exception, match="died"):
-                while True:
-                    await one.__anext__()
+                await rest_of(one)
             assert set(replicas.loads()) == {0, 1} - {number}
             assert (await heard(replicas.call((1, 0.0), EAST)))[0] != victim  # before Serve knows of it
             assert len(await other) == 11

@@ -60,6 +60,8 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
         InputError: Ray, or Ray Serve where it is wanted, is not installed, or Ray cannot be started or reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # a thread of Ray Serve's that outlives the connection would start another Ray, for nobody
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # what Ray will do anyway, without its warning

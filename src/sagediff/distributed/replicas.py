@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class Replicas(Generic[M, E]):
     def close(self) -> None:
         """End all of them; what is in hand is cut off. Doing it again does nothing."""
         if withdraw(self._name):
+            if self._handle is not None:
+                self._handle.shutdown()
             from ray import serve
             from ray.serve.exceptions import RayServeException
 
@@ -136,13 +139,15 @@ class Replicas(Generic[M, E]):
         scaling, options = self._scaling, self._options
         size: dict[str, Any] = {"num_replicas": scaling.least}
         if scaling.most > scaling.least:
-            size = {
-                "autoscaling_config": AutoscalingConfig(
+            with warnings.catch_warnings():
+                # the interval is to become an environment variable; in the version that we know only the field works
+                warnings.simplefilter("ignore", DeprecationWarning)
+                growing = AutoscalingConfig(
                     min_replicas=scaling.least, max_replicas=scaling.most, target_ongoing_requests=scaling.target,
                     upscale_delay_s=scaling.up_s, downscale_delay_s=scaling.down_s,
-                    look_back_period_s=scaling.look_back_s,
-                )
-            }  # fmt: skip
+                    look_back_period_s=scaling.look_back_s, metrics_interval_s=scaling.look_back_s / 5,
+                )  # fmt: skip
+            size = {"autoscaling_config": growing}
         deployment = serve.deployment(
             _Replica
         ).options(
@@ -213,7 +218,5 @@ class _Replica:
 
 
 def quiet_serve() -> None:
-    """Before Ray starts: Serve's processes write to Ray's log files and not to our stderr, and say what they have in
-    hand every second, so that what is added is not added half a minute late."""
+    """Before Ray starts: Serve's processes write to Ray's log files, and not to our stderr too."""
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")

@@ -2,7 +2,8 @@
 `tests/test_serve_replicas.py` holds every part of it.
 
 Serve makes the router by itself, in the process that makes the calls, from a copy of this module that it carries about
-by value, and hands it nothing but JSON: so this module holds nothing, and the desk is found by name. Only calls from that process are routed by meaning; others go where Serve finds least to do.
+by value, and hands it nothing but JSON: so this module holds nothing, and the desk is found by name. Only calls from
+that process are routed by meaning; others go where Serve finds least to do.
 """
 
 from __future__ import annotations
