@@ -140,7 +140,7 @@ def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Ru
     made = results(tickets)
     assert [picture.seed for picture in made] == list(range(6))
     assert sorted(answered) == sorted(ticket.request.id for ticket in tickets)
-    assert running.figure("sagediff_replica_calls_broken_total") >= 2
+    assert running.figure("sagediff_replica_calls_broken_total") >= 1
     until(lambda: len(running.fleet._replicas.loads()) == 2, 60)  # it is replaced
     text = running.metrics.text().decode()
     assert 'sagediff_replica_in_hand{replica="2"}' in text
