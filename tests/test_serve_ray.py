@@ -233,7 +233,10 @@ def test_without_ray_the_message_says_what_to_install(
 
 
 def test_no_two_processes_claim_one_cache_folder(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from sagediff.cli.serve_ray import claimed_folder; print(claimed_folder(Path({str(tmp_path)!r})).name)"
+    code = (
+        "from pathlib import Path; from sagediff.cli.serve_ray import claimed_folder;"
+        f"print(claimed_folder(Path({str(tmp_path)!r})).name)"
+    )
     assert claimed_folder(tmp_path).name == "replica-0"
     for _ in range(2):  # the second finds what the first, which has ended, has let go
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -20,6 +20,7 @@ from servers import Address, serving
 from test_serving_server import CAT, DOG
 
 from sagediff.serving.config import ServeConfig
+from sagediff.serving.fleetmetrics import FleetMetrics
 from sagediff.serving.logs import configure_logs
 from sagediff.serving.metrics import Metrics
 
@@ -244,6 +245,7 @@ SYNTAX = {"by", "on", "ignoring", "without", "offset", "bool", "and", "or", "unl
 def known() -> tuple[set[str], set[str]]:
     """Names of all series that the server has, and their labels; a labelled one has none until it is counted."""
     metrics = Metrics()
+    FleetMetrics(metrics, dict)
     registered: Any = metrics.registry
     names = set()
     for family in registered.collect():
