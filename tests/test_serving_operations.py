@@ -20,6 +20,8 @@ from servers import Address, serving
 from test_serving_server import CAT, DOG
 
 from sagediff.serving.config import ServeConfig
+from sagediff.serving.engine import WaveReport
+from sagediff.serving.fleetmetrics import FleetMetrics
 from sagediff.serving.logs import configure_logs
 from sagediff.serving.metrics import Metrics
 
@@ -234,6 +236,24 @@ def test_the_figures_cover_a_request_from_the_queue_to_the_file(demo: Any) -> No
         assert found["sagediff_refused_total", (("reason", reason),)] == 1
 
 
+def test_the_series_of_a_replica_that_has_gone_end_and_the_sums_stay() -> None:
+    loads = {0: 2, 1: 1}
+    metrics = Metrics()
+    fleet = FleetMetrics(metrics, lambda: loads, ("home",))
+    fleet.replicas(frozenset({0, 1}))
+    wave = WaveReport((0.1,), 1.0, (1,), 6, 10, {"picture": 1}, 0)
+    for replica in (0, 1, 7, None):  # of the last two nothing is known; their waves count all the same
+        fleet.waved(replica, wave, 100)
+    assert fleet.cache_bytes() == 200
+    del loads[0]
+    fleet.replicas(frozenset({1}))
+    text = metrics.text().decode()
+    assert 'replica="0"' not in text and 'sagediff_replica_in_hand{replica="1"} 1.0' in text
+    assert 'sagediff_replica_evaluations_saved_total{replica="1"} 4.0' in text
+    assert "sagediff_evaluations_total 24.0" in text and fleet.cache_bytes() == 100
+    assert 'sagediff_routed_total{how="home"} 0.0' in text
+
+
 # -- the dashboard
 
 WORDS = re.compile(r'\d[\w.]*(?:e-\d+)?|"[^"]*"|\[[^\]]*\]|[A-Za-z_:][A-Za-z0-9_:]*')
@@ -244,7 +264,8 @@ SYNTAX = {"by", "on", "ignoring", "without", "offset", "bool", "and", "or", "unl
 def known() -> tuple[set[str], set[str]]:
     """Names of all series that the server has, and their labels; a labelled one has none until it is counted."""
     metrics = Metrics()
-    registered: Any = metrics._registry
+    FleetMetrics(metrics, dict)
+    registered: Any = metrics.registry
     names = set()
     for family in registered.collect():
         endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))

@@ -26,7 +26,8 @@ from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.cli.waves import MadeWave, PictureTask, WaveMaker
 from sagediff.contact_sheet import contact_sheet
-from sagediff.distributed.pool import Pool, PoolOptions
+from sagediff.distributed.cluster import PoolOptions
+from sagediff.distributed.pool import Pool
 from sagediff.errors import InputError
 from sagediff.loading import supported_parts
 from sagediff.lora import sharing_record, sharing_warnings

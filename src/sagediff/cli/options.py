@@ -137,6 +137,31 @@ WorkerCpus = Annotated[
     ),
 ]
 WorkerGpus = Annotated[float, typer.Option(help="GPUs of a worker; by a fraction several workers share one.")]
+ServeRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Make the pictures on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
+        "cluster that it belongs to, else the address of one [default: this process makes them]",
+        show_default=False,
+    ),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN:MAX",
+        help="Replicas of the model, with --ray; from MIN to MAX by how much is asked for [default: 1]",
+        show_default=False,
+    ),
+]
+ReplicaCpus = Annotated[
+    float | None,
+    typer.Option(
+        help="Cores of a replica [default: an even part of this machine's with --ray local, else 1]",
+        show_default=False,
+    ),
+]
+ReplicaGpus = Annotated[float, typer.Option(help="GPUs of a replica; by a fraction several share one.")]
 ShardSize = Annotated[
     int | None,
     typer.Option(

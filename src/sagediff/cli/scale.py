@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from sagediff.cli.settings import RunSettings
-from sagediff.distributed.pool import PoolOptions, usable_cores
+from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.embeddings import text_encoder
 from sagediff.errors import InputError
 from sagediff.plan import SharePlan
@@ -66,15 +66,35 @@ def plan_at_scale(
     return basis.of(policy.plan_groups(groups, settings.num_steps))
 
 
-def pool_options(ray: str | None, workers: int | None, cpus: float | None, gpus: float) -> PoolOptions | None:
-    """What --ray and its companions ask for; None without it.
+def replica_range(text: str | None) -> tuple[int, int]:
+    """The least and the most replicas that --replicas asks for.
+
+    Raises:
+        InputError: neither a number nor two with a colon.
+    """
+    least, _, most = ("1" if text is None else text).partition(":")
+    try:
+        numbers = int(least), int(most or least)
+    except ValueError:
+        numbers = (0, 0)
+    if not 1 <= numbers[0] <= numbers[1] or (text or "").endswith(":"):
+        raise InputError(
+            f"--replicas takes a number from 1 up, or two as in 1:4, the lesser one first, got {text!r}"
+        )
+    return numbers
+
+
+def pool_options(
+    ray: str | None, workers: int | None, cpus: float | None, gpus: float, what: str = "worker"
+) -> PoolOptions | None:
+    """What --ray and its companions, which are named after `what` there are many of, ask for; None without it.
 
     Raises:
         InputError: one of its companions without it, or a number out of range.
     """
     if ray is None:
         if workers is not None or cpus is not None or gpus:
-            raise InputError("--workers, --worker-cpus and --worker-gpus are for --ray; add --ray local")
+            raise InputError(f"--{what}s, --{what}-cpus and --{what}-gpus are for --ray; add --ray local")
         return None
     return PoolOptions(1 if workers is None else workers, None if ray == "local" else ray, cpus, gpus)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagediff.cli.pipelines import file_digest, open_pipeline, placement, weights_digest
 from sagediff.cli.settings import RunSettings, quiet_libraries
@@ -14,6 +16,13 @@ from sagediff.embeddings import named_encoder
 from sagediff.errors import InputError, SagediffError
 from sagediff.loading import supported_parts
 from sagediff.planning import SharePolicy
+
+if TYPE_CHECKING:
+    from sagediff.distributed.cluster import PoolOptions
+    from sagediff.serving.config import ServeConfig
+    from sagediff.serving.engine import Engine, WaveReport
+    from sagediff.serving.front import EngineFront
+    from sagediff.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +38,8 @@ class ServeRequest:
     device: str
     dtype: str
     config: dict[str, Any]
+    pool: PoolOptions | None = None  # as many workers as replicas at most; None: one engine, in this process
+    least_replicas: int = 1
 
 
 def run_serve(request: ServeRequest) -> None:
@@ -40,7 +51,6 @@ def run_serve(request: ServeRequest) -> None:
     """
     try:
         from sagediff.serving.config import ServeConfig
-        from sagediff.serving.engine import Engine
         from sagediff.serving.logs import configure_logs
         from sagediff.serving.metrics import Metrics
         from sagediff.serving.server import server_for
@@ -58,30 +68,25 @@ def run_serve(request: ServeRequest) -> None:
             f"--steps is {settings.num_steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request"
         )
     supported_parts(settings.model)  # refused before gigabytes of weights are read
-    placement(request.device, request.dtype)
+    if request.pool is None:  # else it is the replicas' machines that must have the device
+        placement(request.device, request.dtype)
     put_back = configure_logs(config.log_format)
     failures: list[Exception] = []
-
-    def load() -> Any:
-        return open_pipeline(settings.model, settings.scheduler, request.device, request.dtype, settings.lora)
 
     def failed(error: Exception) -> None:
         failures.append(error)
         server.should_exit = True
 
-    sampling = model_settings(request, config.share, config.share_across_keys)
-    use = cache_use(request, config)
-    sampling = replace(sampling, reuse=use)
-    metrics = Metrics(lambda: engine.waiting, lambda: 0 if use is None else use.cache.nbytes)
-    sharing = any(r.policy.share_ratio > 0 for r in (sampling.recipe, sampling.guided))
-    engine = Engine(load, sampling, config.batch_policy(sharing), observe=metrics.wave_done, on_failed=failed)
-    server = server_for(engine, config, metrics, settings.num_steps)
     keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
-    log.info("serving %s at http://%s:%d (%s)", config.model_name, config.host, config.port, keys)
-    if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
-        log.warning("anyone who reaches this address may use it; set SAGEDIFF_API_KEYS")
     try:
-        server.run()
+        with ExitStack() as stack:
+            metrics = Metrics(lambda: engine.waiting, lambda: cache_bytes())
+            engine, cache_bytes = _front(request, config, metrics, failed, stack)
+            server = server_for(engine, config, metrics, settings.num_steps)
+            log.info("serving %s at http://%s:%d (%s)", config.model_name, config.host, config.port, keys)
+            if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
+                log.warning("anyone who reaches this address may use it; set SAGEDIFF_API_KEYS")
+            server.run()
     except SystemExit:  # uvicorn's way of saying that it could not listen; it has said why
         raise SagediffError(f"cannot listen at {config.host}:{config.port}; is the port taken?") from None
     finally:
@@ -90,6 +95,48 @@ def run_serve(request: ServeRequest) -> None:
         if isinstance(failure, SagediffError):
             raise failure
         raise SagediffError(f"the model could not be loaded: {failure}") from failure
+
+
+def _front(
+    request: ServeRequest,
+    config: ServeConfig,
+    metrics: Metrics,
+    failed: Callable[[Exception], None],
+    stack: ExitStack,
+) -> tuple[EngineFront, Callable[[], int]]:
+    """What makes the pictures, not started yet, and what says how many bytes its caches hold.
+
+    Args:
+        stack: ends what must be ended with the server.
+    """
+    if request.pool is not None:
+        from sagediff.cli.serve_ray import ray_fleet
+
+        return stack.enter_context(
+            ray_fleet(request, config, metrics, request.pool, failed, lambda words: log.warning("%s", words))
+        )
+    return local_engine(request, config, config.max_queue, metrics.wave_done, failed)
+
+
+def local_engine(
+    request: ServeRequest,
+    config: ServeConfig,
+    max_queue: int,
+    observe: Callable[[WaveReport], None],
+    on_failed: Callable[[Exception], None],
+) -> tuple[Engine, Callable[[], int]]:
+    """An engine of this process, not started, and what says how many bytes its cache holds."""
+    from sagediff.serving.engine import Engine
+
+    use, settings = cache_use(request, config), request.settings
+    sampling = replace(model_settings(request, config.share, config.share_across_keys), reuse=use)
+    sharing = any(r.policy.share_ratio > 0 for r in (sampling.recipe, sampling.guided))
+    policy = replace(config.batch_policy(sharing), max_queue=max_queue)
+    load = partial(
+        open_pipeline, settings.model, settings.scheduler, request.device, request.dtype, settings.lora
+    )
+    engine = Engine(load, sampling, policy, observe=observe, on_failed=on_failed)
+    return engine, lambda: 0 if use is None else use.cache.nbytes
 
 
 def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> Any:

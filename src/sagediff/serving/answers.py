@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.serving.errors import Cancelled, DeadlineExpired, NotReady, OutOfMemory, QueueFull, ServingError
+from sagediff.serving.errors import (
+    Cancelled,
+    DeadlineExpired,
+    NotReady,
+    OutOfMemory,
+    QueueFull,
+    ReplicaLost,
+    ServingError,
+)
 from sagediff.serving.schema import OutputFormat, RequestProblem, Wanted
 
 _NO_RETRY = {"x-should-retry": "false"}
@@ -54,6 +62,9 @@ def error_answer(error: Exception) -> ErrorAnswer:
     if isinstance(error, NotReady):
         after = {"Retry-After": str(_LOADING_RETRY)}
         return ErrorAnswer(503, str(error), "server_error", error.state, None, after)
+    if isinstance(error, ReplicaLost):
+        after = {"Retry-After": str(_LOADING_RETRY)}
+        return ErrorAnswer(503, str(error), "server_error", "replica_lost", None, after)
     if isinstance(error, OutOfMemory):
         return ErrorAnswer(503, str(error), "server_error", "out_of_memory", None, _NO_RETRY)
     if isinstance(error, Cancelled):  # only a server that gave up while it ended has anyone left to read this

@@ -17,7 +17,7 @@ from sagediff.errors import SagediffError
 from sagediff.serving.answers import ErrorAnswer, as_text, bad_request, details
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.description import described
-from sagediff.serving.engine import Engine
+from sagediff.serving.front import EngineFront
 from sagediff.serving.gate import Gate
 from sagediff.serving.metrics import Metrics
 from sagediff.serving.pagefiles import PAGE_HEADERS, page_files
@@ -30,7 +30,7 @@ _MACHINES = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
 _WORK = frozenset({"/v1/images/generations", "/v1/images/batches"})
 
 
-def create_app(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps: int) -> FastAPI:
+def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_steps: int) -> FastAPI:
     """The server's routes. The engine is started with the app, and drained and stopped with it.
 
     Args:

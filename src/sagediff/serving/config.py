@@ -33,6 +33,14 @@ class ServeConfig(BaseSettings):
         cache_dir: folder where they are also kept for the next start. None: nowhere.
         cache_variety: how many of them there should be near a prompt before all requests replay. Higher: more
             compositions, fewer replays at first.
+        affinity_guard: full waves by which the replica where a request's meaning is at home may be busier than the
+            least busy one, where there are several. Higher: more sharing, longer queues.
+        affinity_threshold: least cosine between a prompt and the one that its home was founded for. Higher: requests
+            spread more evenly, and fewer meet. None: the grouping threshold.
+        scale_target: requests in hand of each replica, on the average, that there are replicas for, where their number
+            may change. Lower: more replicas, shorter queues, less sharing. None: a full wave.
+        scale_up_s, scale_down_s: seconds for which more, or fewer, must have been wanted.
+        scale_look_back_s: seconds over which requests in hand are averaged.
         max_n, max_side, max_steps, max_prompt_length: most pictures, pixels a side, steps and characters of a request.
         max_pictures: most pictures of a request with many prompts; never more than the queue holds.
         max_body_bytes: largest request.
@@ -58,6 +66,12 @@ class ServeConfig(BaseSettings):
     cache_threshold: float | None = Field(None, ge=-1, le=1)
     cache_dir: Path | None = None
     cache_variety: int = Field(3, ge=1)
+    affinity_guard: float = Field(1.0, ge=0, allow_inf_nan=False)
+    affinity_threshold: float | None = Field(None, ge=-1, le=1)
+    scale_target: float | None = Field(None, gt=0, allow_inf_nan=False)
+    scale_up_s: float = Field(10.0, ge=0, allow_inf_nan=False)
+    scale_down_s: float = Field(300.0, ge=0, allow_inf_nan=False)
+    scale_look_back_s: float = Field(15.0, gt=0, allow_inf_nan=False)
     max_n: int = Field(10, ge=1)
     max_side: int = Field(2048, ge=1)
     max_steps: int = Field(100, ge=1)

@@ -67,11 +67,17 @@ class WaveReport:
 class Ticket:
     """What a client holds of its request. `future` gives the `Picture`, or raises what became of it instead.
 
-    `waited` and `ran` are seconds until its wave began and from then to its end; known once it is finished.
+    `seed` is the request's, else the one given, else drawn. `waited` and `ran` are seconds until its wave began and
+    from then to its end; known once it is finished.
     """
 
-    def __init__(self, request: PictureRequest, previews: int, on_preview: Listener | None) -> None:
+    def __init__(
+        self, request: PictureRequest, previews: int, on_preview: Listener | None, seed: int | None = None
+    ) -> None:
         self.request = request
+        if request.seed is not None:
+            seed = request.seed
+        self.seed = secrets.randbits(63) if seed is None else seed
         self.future: Future[Picture] = Future()
         self.steps_done = 0
         self.waited = self.ran = 0.0
@@ -93,8 +99,7 @@ class Ticket:
         self._gone.set()
 
     def job(self) -> Job:
-        seed = secrets.randbits(63) if self.request.seed is None else self.request.seed
-        return Job(self.request, seed, self._previews, self._gone.is_set, self._step, self._preview)
+        return Job(self.request, self.seed, self._previews, self._gone.is_set, self._step, self.show)
 
     def finish(self, outcome: Outcome) -> None:
         """Called once."""
@@ -103,13 +108,14 @@ class Ticket:
         else:
             self.future.set_exception(outcome)
 
-    def _step(self, done: int, of: int) -> None:
-        self.steps_done = done
-
-    def _preview(self, number: int, image: Any) -> None:
+    def show(self, number: int, image: Any) -> None:
+        """Hand on a picture on its way, unless its client has gone or has seen it."""
         if self._listener is not None and not self.gone and number >= self._shown:
             self._shown = number + 1  # a wave that is tried again shows nothing twice
             self._listener(self, Preview(number, image))
+
+    def _step(self, done: int, of: int) -> None:
+        self.steps_done = done
 
 
 class Engine:
@@ -164,18 +170,26 @@ class Engine:
         return self._state
 
     def submit(
-        self, requests: Sequence[PictureRequest], previews: int = 0, on_preview: Listener | None = None
+        self,
+        requests: Sequence[PictureRequest],
+        previews: int = 0,
+        on_preview: Listener | None = None,
+        seeds: Sequence[int] = (),
     ) -> list[Ticket]:
         """Queue all of them or none.
 
         Args:
             previews: most pictures on their way that the listener is to get, of each.
             on_preview: called in the engine's thread; must be quick.
+            seeds: of the noise of each, for those that bring none; drawn if not given.
 
         Raises:
             NotReady: the model is loading, draining or gone. QueueFull: no room for all of them.
         """
-        tickets = [Ticket(request, previews, on_preview) for request in requests]
+        tickets = [
+            Ticket(request, previews, on_preview, seeds[i] if seeds else None)
+            for i, request in enumerate(requests)
+        ]
         with self._changed:
             if self._state != "ready":
                 raise NotReady(self._state)

@@ -6,11 +6,14 @@ SagediffError
     |-- NotReady             the model is loading, draining or gone
     |-- DeadlineExpired      it waited longer than its deadline allows
     |-- Cancelled            whoever asked went away
+    |-- ReplicaLost          the replicas that had it in hand died, or none is left
     |-- OutOfMemory          it does not fit into memory even alone
     `-- PictureFailed        the pipeline failed on it, and on it alone
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from sagediff.errors import SagediffError
 
@@ -26,7 +29,10 @@ class QueueFull(ServingError):
         super().__init__(
             f"{waiting} pictures are waiting and the queue holds {limit}; try again in {retry_after} s"
         )
-        self.retry_after = retry_after
+        self.waiting, self.limit, self.retry_after = waiting, limit, retry_after
+
+    def __reduce__(self) -> Any:  # pickle would hand the message to `__init__`
+        return QueueFull, (self.waiting, self.limit, self.retry_after)
 
 
 class NotReady(ServingError):
@@ -36,6 +42,9 @@ class NotReady(ServingError):
         super().__init__(f"the server takes no requests now: it is {state}")
         self.state = state
 
+    def __reduce__(self) -> Any:
+        return NotReady, (self.state,)
+
 
 class DeadlineExpired(ServingError):
     """A request waited longer than its deadline allows."""
@@ -43,6 +52,10 @@ class DeadlineExpired(ServingError):
 
 class Cancelled(ServingError):
     """Whoever asked went away, so the picture was not made, or not handed over."""
+
+
+class ReplicaLost(ServingError):
+    """The replica that had a request in hand died, and so did the next, or there was none to try it on."""
 
 
 class OutOfMemory(ServingError):

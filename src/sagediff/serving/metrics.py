@@ -23,7 +23,7 @@ class Metrics:
     def __init__(
         self, waiting: Callable[[], float] = lambda: 0.0, cache_bytes: Callable[[], float] = lambda: 0.0
     ) -> None:
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self._requests = Counter(
             "sagediff_pictures", "Pictures asked for, by what became of them", ["outcome"], registry=registry
         )
@@ -99,4 +99,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)

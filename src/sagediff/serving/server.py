@@ -10,7 +10,7 @@ import uvicorn
 
 from sagediff.serving.app import create_app
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine import Engine
+from sagediff.serving.front import EngineFront
 from sagediff.serving.metrics import Metrics
 
 _GRACE = 0.2  # seconds in which a server that drains still listens
@@ -19,7 +19,7 @@ _GRACE = 0.2  # seconds in which a server that drains still listens
 class DrainingServer(uvicorn.Server):
     """Tells the engine of a signal at once, so that open windows close and waiting clients are not kept."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: EngineFront) -> None:
         super().__init__(config)
         self._engine = engine
 
@@ -36,7 +36,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_for(engine: Engine, config: ServeConfig, metrics: Metrics, num_steps: int) -> DrainingServer:
+def server_for(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_steps: int) -> DrainingServer:
     """A server that is not running yet: `run()` blocks until it has drained."""
     app = create_app(engine, config, metrics, num_steps)
     return DrainingServer(

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from sagediff.serving.answers import ErrorAnswer, encode, error_answer, stream_error, stream_event
-from sagediff.serving.engine import Engine, Preview, Ticket
+from sagediff.serving.engine import Preview, Ticket
+from sagediff.serving.front import EngineFront
 from sagediff.serving.gate import Receive
 from sagediff.serving.metrics import Metrics
 from sagediff.serving.requestlog import RequestRecord
@@ -32,7 +33,13 @@ class PictureStream:
     """
 
     def __init__(
-        self, engine: Engine, wanted: Wanted, metrics: Metrics, record: RequestRecord, *, each_alone: bool
+        self,
+        engine: EngineFront,
+        wanted: Wanted,
+        metrics: Metrics,
+        record: RequestRecord,
+        *,
+        each_alone: bool,
     ) -> None:
         self._engine, self._wanted, self._metrics, self._record = engine, wanted, metrics, record
         self._each_alone = each_alone

@@ -94,8 +94,13 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'mps' ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="'auto', float32, float16 or bfloat16.")] = "auto",
+    ray: options.ServeRay = None,
+    replicas: options.Replicas = None,
+    replica_cpus: options.ReplicaCpus = None,
+    replica_gpus: options.ReplicaGpus = 0.0,
 ) -> None:
     """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
+    from sagediff.cli.scale import pool_options, replica_range
     from sagediff.cli.serve import ServeRequest, run_serve
     from sagediff.cli.settings import lora_and_scheduler, run_settings
 
@@ -111,10 +116,12 @@ def serve(
     guided = run_settings(
         guidance=1.0 if settings.guidance_scale is None else settings.guidance_scale, **given
     )
+    least, most = replica_range(replicas)
+    pool = pool_options(ray, None if replicas is None else most, replica_cpus, replica_gpus, "replica")
     run_serve(ServeRequest(settings, guided, micro_batch, device, dtype, {
         "host": host, "port": port, "window_ms": window_ms, "max_batch": max_batch, "max_queue": max_queue,
         "share": False if no_share else None, "share_across_keys": share_across_keys or None,
         "log_format": log_format,
         "cache_mib": cache_mib, "cache_threshold": cache_threshold, "cache_dir": cache_dir,
         "cache_variety": cache_variety,
-    }))  # fmt: skip
+    }, pool, least))  # fmt: skip

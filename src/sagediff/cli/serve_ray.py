@@ -1,0 +1,142 @@
+"""`sagediff serve --ray`: the server's engine in many replicas on Ray Serve, and a router in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from sagediff.cli.pipelines import open_pipeline
+from sagediff.cli.serve import ServeRequest, local_engine
+from sagediff.cli.settings import quiet_libraries
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How, Router
+from sagediff.distributed.cluster import PoolOptions, check_resources, connected
+from sagediff.distributed.desk import Desk
+from sagediff.distributed.replicas import Replicas, Scaling, quiet_serve
+from sagediff.embeddings import embed_prompts, text_encoder
+
+if TYPE_CHECKING:
+    from sagediff.serving.config import ServeConfig
+    from sagediff.serving.engine import Engine, WaveReport
+    from sagediff.serving.fleet import Fleet
+    from sagediff.serving.messages import Command, Event
+    from sagediff.serving.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class ReplicaMaker:
+    """Makes a replica, in its own process. Travels there; API keys stay behind."""
+
+    request: ServeRequest
+    config: ServeConfig
+
+    def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
+        from sagediff.serving.host import Host
+
+        quiet_libraries()
+        return Host(self.engine).answer
+
+    def engine(
+        self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]
+    ) -> tuple[Engine, Callable[[], int]]:
+        """The engine that a server of one process would have, with a cache of its own."""
+        config = self.config
+        if config.cache_dir is not None:
+            config = config.model_copy(update={"cache_dir": claimed_folder(config.cache_dir)})
+        # who may come in is decided at the fleet, which knows what all replicas have in hand
+        return local_engine(self.request, config, 2**31, observe, on_failed)
+
+
+@contextmanager
+def ray_fleet(
+    request: ServeRequest,
+    config: ServeConfig,
+    metrics: Metrics,
+    options: PoolOptions,
+    on_failed: Callable[[Exception], None],
+    tell: Callable[[str], None],
+    router: Router | None = None,
+) -> Iterator[tuple[Fleet, Callable[[], int]]]:
+    """A fleet on Ray that is not started yet, and what says how many bytes its caches hold.
+
+    Args:
+        options: as many workers as there may be replicas at most; there are `request.least_replicas` at least.
+        tell: told in a sentence if the cluster has less than the replicas ask for.
+        router: where requests go; by default where their meaning is at home.
+
+    Raises:
+        InputError: Ray is not installed, cannot be reached, or has not what the replicas ask for.
+    """
+    from sagediff.serving.fleet import Fleet
+    from sagediff.serving.fleetmetrics import FleetMetrics
+
+    guard = round(config.affinity_guard * config.max_batch)
+    threshold = config.affinity_threshold
+    if threshold is None:
+        threshold = request.settings.policy.threshold
+    router = AffinityRouter(AffinityPolicy(threshold, guard)) if router is None else router
+    target = config.max_batch if config.scale_target is None else config.scale_target
+    scaling = Scaling(
+        request.least_replicas,
+        options.workers,
+        target,
+        config.scale_up_s,
+        config.scale_down_s,
+        config.scale_look_back_s,
+    )
+    quiet_serve()
+    with connected(options, serve=True) as ray:
+        check_resources(ray, options, tell)
+        counts = FleetMetrics(metrics, lambda: desk.loads(), get_args(How))
+        desk = Desk(router, counts.routed, counts.replicas)
+        own = config.model_copy(update={"api_keys": ()})
+        replicas: Replicas[Command, Event] = Replicas(
+            ReplicaMaker(request, own), desk, options, scaling,
+            # what the fleet lets in never fills a replica, so that nothing waits where nobody sees it
+            max_in_hand=config.max_queue * options.workers + guard, drain_s=config.drain_s,
+        )  # fmt: skip
+        fleet = Fleet(
+            replicas, max_batch=config.max_batch, max_queue=config.max_queue,
+            load_embed=partial(load_embed, request), watch=counts, on_failed=on_failed,
+        )  # fmt: skip
+        try:
+            yield fleet, counts.cache_bytes
+        finally:
+            replicas.close()  # also where the server never came to start or stop the fleet
+
+
+def claimed_folder(root: Path) -> Path:
+    """A folder below `root` that no other process uses, by a lock held until this one ends.
+
+    Replicas come and go, and a folder of trajectories is used by one cache at a time.
+    """
+    from filelock import FileLock, Timeout
+
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    number = 0
+    while True:
+        lock = FileLock(root / f"replica-{number}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            number += 1
+            continue
+        _CLAIMED.append(lock)
+        return root / f"replica-{number}"
+
+
+_CLAIMED: list[Any] = []  # a lock that is collected is let go
+
+
+def load_embed(request: ServeRequest) -> Callable[[list[str]], Any]:
+    """What the fleet routes by: the encoder that replicas group by, here on the CPU, and nothing else of the model."""
+    settings = request.settings
+    pipe = None
+    if settings.encoder is None:
+        pipe = open_pipeline(settings.model, settings.scheduler, "cpu", "float32", settings.lora)
+    encoder = text_encoder(pipe, settings.encoder)
+    del pipe  # the denoiser is the replicas'
+    return lambda texts: embed_prompts(texts, encoder=encoder.encode).vectors

@@ -1,0 +1,120 @@
+"""Ray, connected, and what of it each worker is given. The only importer of Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sagediff.errors import InputError
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """Where the workers run and what each is given.
+
+    Attributes:
+        workers: how many.
+        address: of a Ray cluster ("auto" for the one of this machine); None starts one here that ends with the run.
+        cpus: cores of a worker, which may be a fraction; None for an even part of this machine's, one in a cluster.
+        gpus: GPUs of a worker; a fraction lets several share one.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    workers: int
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"there must be at least one worker, got {self.workers}")
+        if self.gpus < 0 or (self.cpus is not None and self.cpus <= 0):
+            raise InputError(
+                f"a worker's cores must be above 0 and its GPUs at least 0, got {self.cpus} and {self.gpus}"
+            )
+
+    @property
+    def cpus_a_worker(self) -> float:
+        if self.cpus is not None:
+            return self.cpus
+        return max(1, usable_cores() // self.workers) if self.address is None else 1
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
+    """Ray, connected; one that was started here ends here. No dashboard, and nothing is reported to anybody.
+
+    Args:
+        serve: Ray Serve is wanted too.
+
+    Raises:
+        InputError: Ray, or Ray Serve where it is wanted, is not installed, or Ray cannot be started or reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # a thread of Ray Serve's that outlives the connection would start another Ray, for nobody
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # what Ray will do anyway, without its warning
+    if (
+        options.address is None
+    ):  # Ray's workers are nice by 15, and starve beside anything else that runs here
+        os.environ.setdefault("RAY_worker_niceness", "0")
+    try:
+        import ray
+        import ray.exceptions
+
+        if serve:
+            import ray.serve
+    except ImportError as error:
+        raise InputError("--ray needs Ray: pip install 'sagediff[ray]'") from error
+    own = not ray.is_initialized()
+    if own:
+        quiet: dict[str, Any] = {"logging_level": "ERROR", "include_dashboard": False}
+        try:
+            if options.address is None:
+                ray.init(address="local", num_cpus=usable_cores(), **quiet)
+            else:
+                ray.init(address=options.address, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = "start Ray here" if options.address is None else f"reach Ray at {options.address!r}"
+            raise InputError(f"cannot {where}: {last_line(error)}") from error
+    try:
+        yield ray
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def check_resources(ray: Any, options: PoolOptions, tell: Callable[[str], None]) -> None:
+    """See that there is room for all workers; a cluster may still grow, so there it is only told.
+
+    Raises:
+        InputError: a Ray that was started here has not what the workers ask for.
+    """
+    there = ray.cluster_resources()
+    asked = {"CPU": options.cpus_a_worker, "GPU": options.gpus}
+    for name, amount in asked.items():
+        if amount * options.workers <= there.get(name, 0):
+            continue
+        words = (
+            f"{options.workers} workers ask for {amount:g} {name} each, and Ray has {there.get(name, 0):g}"
+        )
+        if options.address is None:
+            raise InputError(f"{words}; take fewer workers or give each less")
+        tell(f"{words}; workers beyond that start when the cluster grows")
+
+
+def last_line(error: BaseException) -> str:
+    """What an error of Ray's says at the end, after its tracebacks."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
