@@ -1,22 +1,19 @@
 """Many replicas on paper: what random, round-robin and load-guarded affinity routing save, and how long it takes.
 
     python benchmarks/simulation.py --prompts genai_bench.txt style_variations.txt --measure --plot FILE.png
-    python benchmarks/simulation.py --prompts FILE --encoder NAME --call-seconds 0.002 --row-seconds 0.011
+    python benchmarks/simulation.py --prompts FILE --encoder NAME --call-seconds 0.002 --row-seconds 0.011 --seeds 0 1 2
 
 A discrete-event simulation, not a run.  Requests are prompts of the files, made more by templates
 (`million.templated`), drawn by Zipf's law (the k-th most wanted as 1 / k^s, ranks by chance), arriving as a Poisson
-stream of `load` times what the workers could do without sharing, in full batches.  A worker waits up to a window for a
-batch, groups it as the product does, at the text encoder's vectors, and is busy for
+stream of `load` times what the workers could do without sharing, in full batches.  Queues, windows and batches are
+the product's own (`serving.batcher`), so are the groups (`group_prompts`) and load-guarded affinity
+(`distributed.affinity`).  A worker is busy with a batch for
 
     calls x call_seconds + rows x row_seconds
 
 by the share plan's own arithmetic.  It keeps the shared phases of its last groups (`cache`): a group whose first member
 is at least as near to one of them as the threshold asks takes its shared steps over, else its own are kept, those of
 one alone too.  Transfer and text encoding take no time; workers do not fail.
-
-Affinity: prompts' vectors are put into centroids; centroids have homes, dealt out by how much is asked of them, several
-to those that ask for more than one worker.  A request goes to the least busy home of its nearest centroid, unless that
-has more than `guard` batches more waiting than the mean; then to the less busy of two others drawn by chance.
 """
 
 from __future__ import annotations
@@ -24,9 +21,10 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import statistics
 import time
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,10 @@ import numpy.typing as npt
 from million import templated
 
 import sagediff
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
 from sagediff.prompts import read_prompts
+from sagediff.serving.batcher import Batcher, BatchPolicy
+from sagediff.serving.requests import PictureRequest
 
 Floats = npt.NDArray[np.float32]
 ROUTES = ("random", "round-robin", "affinity")
@@ -60,7 +61,8 @@ class Setting:
     max_batch: int = 16
     window: float = 0.05
     cache: int = 64
-    guard: float = 1.0
+    guard: float = 1.0  # batches
+    near: float | None = None  # least cosine to a centre; None: the threshold
     zipf: float = 1.0
     seed: int = 0
 
@@ -78,9 +80,10 @@ class Setting:
 
 
 class Worker:
-    def __init__(self, setting: Setting) -> None:
-        self.waiting: deque[tuple[float, int]] = deque()  # (arrival, prompt)
-        self.busy = False
+    def __init__(self, setting: Setting, clock: Callable[[], float]) -> None:
+        policy = BatchPolicy(setting.window, setting.max_batch, max_queue=10**9)
+        self.queue = Batcher(policy, clock)
+        self.running = 0  # requests of the batch that it is busy with
         self.wakes = -1.0  # when it looks at its queue again
         self.cache: OrderedDict[int, None] = OrderedDict()  # prompts that recorded groups began with
         self.most = setting.cache
@@ -101,55 +104,24 @@ class Worker:
         return False
 
 
-class Router:
+class Dealer:
     """Which worker a request goes to."""
 
-    def __init__(self, setting: Setting, vectors: Floats, weights: npt.NDArray[np.float64]) -> None:
+    def __init__(self, setting: Setting, vectors: Floats) -> None:
         self.setting, self.rng, self.turn = setting, np.random.default_rng(setting.seed + 1), 0
-        self.spilled = 0
-        if setting.route == "affinity":
-            self.homes = _homes(vectors, weights, setting.workers, self.rng)
+        self.vectors, self.spilled = vectors, 0
+        near = setting.threshold if setting.near is None else setting.near
+        self.router = AffinityRouter(AffinityPolicy(near, round(setting.guard * setting.max_batch)))
 
-    def choose(self, prompt: int, waiting: npt.NDArray[np.int64], total: int) -> int:
-        setting = self.setting
-        if setting.route == "random":
-            return int(self.rng.integers(setting.workers))
-        if setting.route == "round-robin":
+    def choose(self, prompt: int, loads: Mapping[int, int]) -> int:
+        if self.setting.route == "random":
+            return int(self.rng.integers(self.setting.workers))
+        if self.setting.route == "round-robin":
             self.turn += 1
-            return self.turn % setting.workers
-        homes = self.homes[prompt]
-        home = homes[int(np.argmin(waiting[homes]))]
-        if waiting[home] > total / setting.workers + setting.guard * setting.max_batch:
-            self.spilled += 1
-            others = self.rng.integers(setting.workers, size=2)
-            return int(others[np.argmin(waiting[others])])
-        return int(home)
-
-
-def _homes(
-    vectors: Floats, weights: npt.NDArray[np.float64], workers: int, rng: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
-    """For each prompt the homes of its centroid: as many as it asks for, each with the least asked of it so far."""
-    count = min(len(vectors), max(8, 4 * workers))
-    centres = vectors[rng.choice(len(vectors), count, replace=False, p=weights)]
-    for _ in range(6):
-        nearest = np.argmax(vectors @ centres.T, axis=1)
-        for centre in np.unique(nearest):
-            mean = weights[nearest == centre] @ vectors[nearest == centre]
-            centres[centre] = mean / max(float(np.linalg.norm(mean)), 1e-9)
-    nearest = np.argmax(vectors @ centres.T, axis=1)
-    asked = np.bincount(nearest, weights, minlength=count) * workers  # in workers
-    loads = [(0.0, worker) for worker in range(workers)]
-    of_centre: dict[int, npt.NDArray[np.int64]] = {}
-    for centre in np.argsort(-asked, kind="stable").tolist():
-        homes = []
-        number = min(workers, max(1, round(float(asked[centre]))))
-        picked = [heapq.heappop(loads) for _ in range(number)]
-        for load, worker in picked:
-            homes.append(worker)
-            heapq.heappush(loads, (load + float(asked[centre]) / number, worker))
-        of_centre[centre] = np.array(homes)
-    return [of_centre[int(centre)] for centre in nearest]
+            return self.turn % self.setting.workers
+        choice = self.router.route(self.vectors[prompt], loads)
+        self.spilled += choice.how == "spilled"
+        return choice.replica
 
 
 def simulate(setting: Setting, vectors: Floats) -> dict[str, Any]:
@@ -158,30 +130,32 @@ def simulate(setting: Setting, vectors: Floats) -> dict[str, Any]:
     count = min(setting.workers * setting.requests_a_worker, setting.most_requests)
     weights = 1 / np.arange(1, len(vectors) + 1) ** setting.zipf
     weights = (weights / weights.sum())[rng.permutation(len(vectors))]
-    prompts = rng.choice(len(vectors), size=count, p=weights)
+    prompts = rng.choice(len(vectors), size=count, p=weights).tolist()
     arrivals = np.cumsum(rng.exponential(1 / (setting.load * setting.capacity * setting.workers), size=count))
-    router, workers = Router(setting, vectors, weights), [Worker(setting) for _ in range(setting.workers)]
-    waiting = np.zeros(setting.workers, np.int64)
-    total = run = replayed_groups = all_groups = 0
+    time_now = 0.0
+    dealer = Dealer(setting, vectors)
+    workers = [Worker(setting, lambda: time_now) for _ in range(setting.workers)]
+    loads = dict.fromkeys(range(setting.workers), 0)  # waiting and running
+    run = replayed_groups = all_groups = 0
     latencies: list[float] = []
     events: list[tuple[float, int, int]] = []  # (when, 0 done or 1 look, worker)
 
-    def look(number: int, now: float) -> None:
+    def look(number: int) -> None:
         """Start a batch if one is due, else look again when it is."""
-        nonlocal total, run, replayed_groups, all_groups
+        nonlocal run, replayed_groups, all_groups
         worker = workers[number]
-        if worker.busy or not worker.waiting:
+        if worker.running or not len(worker.queue):
             return
-        due = worker.waiting[0][0] + setting.window
-        if len(worker.waiting) < setting.max_batch and now < due - 1e-12:
-            if worker.wakes < due:
+        if unplaced := worker.queue.unplaced():
+            worker.queue.place({r.id: vectors[prompts[int(r.id)]] for r in unplaced})
+        batch = worker.queue.next_wave()
+        if not batch:
+            due = worker.queue.wake_at()
+            if due is not None and worker.wakes < due:
                 worker.wakes = due
                 heapq.heappush(events, (due, 1, number))
             return
-        batch = [worker.waiting.popleft() for _ in range(min(setting.max_batch, len(worker.waiting)))]
-        waiting[number] -= len(batch)
-        total -= len(batch)
-        members = [prompt for _, prompt in batch]
+        members = [prompts[int(waiting.request.id)] for waiting in batch]
         groups = sagediff.group_prompts(vectors[members], setting.threshold, 8, orders=1)
         replays = shared_rows = 0
         for group in groups:
@@ -193,33 +167,46 @@ def simulate(setting: Setting, vectors: Floats) -> dict[str, Any]:
         run += setting.shared_steps * shared_rows
         run += (setting.steps - setting.shared_steps) * setting.rows_alone * len(batch)
         replayed_groups, all_groups = replayed_groups + replays, all_groups + len(groups)
-        worker.busy = True
-        heapq.heappush(events, (now + seconds, 0, number))
-        latencies.extend(now + seconds - arrival for arrival, _ in batch)
+        worker.running = len(batch)
+        heapq.heappush(events, (time_now + seconds, 0, number))
+        latencies.extend(time_now + seconds - waiting.arrived for waiting in batch)
 
-    for arrival, prompt in zip(arrivals.tolist(), prompts.tolist(), strict=True):
-        while events and events[0][0] <= arrival:
-            now, kind, number = heapq.heappop(events)
-            if kind == 0:
-                workers[number].busy = False
-            look(number, now)
-        number = router.choose(prompt, waiting, total)
-        workers[number].waiting.append((arrival, prompt))
-        waiting[number] += 1
-        total += 1
-        look(number, arrival)
-    while events:
-        now, kind, number = heapq.heappop(events)
+    def happen() -> None:
+        """The next event."""
+        nonlocal time_now
+        time_now, kind, number = heapq.heappop(events)
         if kind == 0:
-            workers[number].busy = False
-        look(number, now)
+            loads[number] -= workers[number].running
+            workers[number].running = 0
+        look(number)
+
+    for request, arrival in enumerate(arrivals.tolist()):
+        while events and events[0][0] <= arrival:
+            happen()
+        time_now = arrival
+        number = dealer.choose(prompts[request], loads)
+        workers[number].queue.submit([PictureRequest(str(request), "prompt", setting.steps)])
+        loads[number] += 1
+        look(number)
+    while events:
+        happen()
     independent = count * setting.steps * setting.rows_alone
     return {
         "workers": setting.workers, "route": setting.route, "requests": count, "saving": 1 - run / independent,
-        "replayed_groups": replayed_groups / all_groups, "spilled": router.spilled / count,
+        "replayed_groups": replayed_groups / all_groups, "spilled": dealer.spilled / count,
         "latency_p50": float(np.quantile(latencies, 0.5)), "latency_p95": float(np.quantile(latencies, 0.95)),
         "latency_p99": float(np.quantile(latencies, 0.99)),
     }  # fmt: skip
+
+
+def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of every figure, and the standard deviation of the saving."""
+    means = {
+        name: statistics.mean(run[name] for run in runs) if isinstance(value, float) else value
+        for name, value in runs[0].items()
+    }
+    savings = [run["saving"] for run in runs]
+    return means | {"saving_spread": statistics.stdev(savings) if len(savings) > 1 else 0.0}
 
 
 def measured_times(repeats: int = 3) -> tuple[float, float]:
@@ -249,8 +236,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "| ---: | --- |" + " ---: |" * 6,
     ]
     lines += [
-        f"| {row['workers']:,} | {row['route']} | {row['saving']:.1%} | {row['replayed_groups']:.0%} "
-        f"| {row['spilled']:.1%} | {row['latency_p50']:.2f} | {row['latency_p95']:.2f} | {row['latency_p99']:.2f} |"
+        f"| {row['workers']:,} | {row['route']} | {row['saving']:.1%} ± {row['saving_spread']:.1%} "
+        f"| {row['replayed_groups']:.0%} | {row['spilled']:.1%} | {row['latency_p50']:.2f} | {row['latency_p95']:.2f} | {row['latency_p99']:.2f} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -287,26 +274,29 @@ def main() -> None:
     parser.add_argument("--row-seconds", type=float, default=0.004)
     for name, kind in (
         ("load", float), ("requests-a-worker", int), ("most-requests", int),
-        ("threshold", float), ("cache", int), ("guard", float),
-        ("zipf", float), ("window", float), ("max-batch", int), ("shared-steps", int), ("seed", int),
+        ("threshold", float), ("cache", int), ("guard", float), ("near", float),
+        ("zipf", float), ("window", float), ("max-batch", int), ("shared-steps", int),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=getattr(Setting, name.replace("-", "_")))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--plot", type=Path, help="draw it into this file")
     parser.add_argument("--markdown", action="store_true", help="print a table instead of JSON")
     args = parser.parse_args()
     given = [prompt for file in args.prompts for prompt in read_prompts(file)]
-    prompts = list(dict.fromkeys(templated(given, args.catalogue, args.seed)))
+    prompts = list(dict.fromkeys(templated(given, args.catalogue, 0)))
     pipe = None if args.encoder else sagediff.load_pipeline("demo")
     vectors = sagediff.embed_prompts(prompts, pipe, args.encoder).vectors
     call, row = measured_times() if args.measure else (args.call_seconds, args.row_seconds)
     base = Setting(
         1, "random", call, row, args.load, args.requests_a_worker, args.most_requests,
         threshold=args.threshold, cache=args.cache,
-        guard=args.guard, zipf=args.zipf, window=args.window, max_batch=args.max_batch,
-        shared_steps=args.shared_steps, seed=args.seed,
+        guard=args.guard, near=args.near, zipf=args.zipf, window=args.window, max_batch=args.max_batch,
+        shared_steps=args.shared_steps,
     )  # fmt: skip
     rows = [
-        simulate(replace(base, workers=workers, route=route), vectors)
+        over_seeds(
+            [simulate(replace(base, workers=workers, route=route, seed=seed), vectors) for seed in args.seeds]
+        )
         for workers in args.workers
         for route in ROUTES
     ]
