@@ -237,7 +237,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     ]
     lines += [
         f"| {row['workers']:,} | {row['route']} | {row['saving']:.1%} ± {row['saving_spread']:.1%} "
-        f"| {row['replayed_groups']:.0%} | {row['spilled']:.1%} | {row['latency_p50']:.2f} | {row['latency_p95']:.2f} | {row['latency_p99']:.2f} |"
+        f"| {row['replayed_groups']:.0%} | {row['spilled']:.1%} "
+        f"| {row['latency_p50']:.2f} | {row['latency_p95']:.2f} | {row['latency_p99']:.2f} |"
         for row in rows
     ]
     return "\n".join(lines)
