@@ -126,6 +126,12 @@ def name_of(setting: Setting) -> str:
     return ", ".join(words)
 
 
+def _cell(r: Row, name: str, form: str) -> str:
+    """Mean and spread; of one seed there is no spread."""
+    figure = r.figures[name]
+    return f"{figure.mean:{form}}" + ("" if figure.spread is None else f" ± {figure.spread:{form}}")
+
+
 def readme_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, in the few columns that a reader looks at."""
     lines = [
@@ -133,11 +139,10 @@ def readme_table(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
-        right, far = r.figures["accuracy_all"], r.figures["frechet"]
+        evaluations, diversity = r.figures["evaluations_per_image"].mean, r.figures["diversity"].mean
         lines.append(
-            f"| {name_of(r.setting)} | {r.figures['evaluations_per_image'].mean:.2f} "
-            f"| {right.mean:.1%} ± {right.spread:.1%} | {far.mean:.3f} ± {far.spread:.3f} "
-            f"| {r.figures['clip_score'].mean:.4f} | {r.figures['diversity'].mean:.3f} |"
+            f"| {name_of(r.setting)} | {evaluations:.2f} | {_cell(r, 'accuracy_all', '.1%')} "
+            f"| {_cell(r, 'frechet', '.3f')} | {r.figures['clip_score'].mean:.4f} | {diversity:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
