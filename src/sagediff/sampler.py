@@ -67,7 +67,7 @@ class SharedSampler:
             (limited-interval guidance, arXiv 2404.07724): fewer evaluations.
         group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
         wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents;
-            pictures are decoded one by one where the autoencoder can.
+            more than 16 pictures are decoded one by one where the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
             they do not come out identical; 0 lets them.
@@ -237,7 +237,7 @@ class SharedSampler:
         if on_step is not None:
             kwargs["callback_on_step_end"] = _reporter(on_step, len(task.members))
         with (
-            decoding_one_by_one(self.pipe),
+            decoding_one_by_one(self.pipe, len(task.prompts)),
             shared_sampling(
                 self.pipe,
                 task.plan,

@@ -220,7 +220,7 @@ class WaveRunner:
         left: dict[int, int] = {}
         shared = part_of_steps(recipe.policy.share_ratio, steps)
         with (
-            decoding_one_by_one(self.pipe),
+            decoding_one_by_one(self.pipe, len(jobs)),
             shared_sampling(
                 self.pipe,
                 plan,
