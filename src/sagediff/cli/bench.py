@@ -12,18 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 import sagediff
 from sagediff.cli.pipelines import open_pipeline, placement
+from sagediff.cli.progress import stderr_progress
 from sagediff.cli.settings import RunSettings, quiet_libraries, run_settings
 from sagediff.errors import InputError
 from sagediff.evaluation.bench import (
@@ -233,7 +225,7 @@ def _reference(
         return _world_reference(material.prompts) if _is_world(request) else None
     probe = pipe(prompt=material.prompts[:1], num_inference_steps=2, output_type="pil").images
     height, width = as_tensor(probe).shape[-2:]
-    with _progress("real pictures") as progress:
+    with stderr_progress("real pictures") as progress:
         task = progress.add_task("", total=len(material.real))
         features = file_features(
             material.real, perception, (height, width), on_pictures=lambda n: progress.advance(task, n)
@@ -295,20 +287,13 @@ def _run(bench: Bench, store: CellStore, vectors: np.ndarray[Any, Any], measure_
         + (f"; {total - len(missing)} of {total} are there already" if len(missing) < total else ""),
         file=sys.stderr,
     )
-    with _progress("bench") as progress:
+    with stderr_progress("bench") as progress:
         task = progress.add_task("", total=sum(s.num_steps for s, _ in missing) * len(bench.prompts))
         for setting, seed in run_bench(
             bench, store, vectors, measure_by, on_step=lambda count: progress.advance(task, count)
         ):
             if not progress.console.is_terminal:
                 progress.console.print(f"{setting.method}, {setting.words()}, seed {seed}", highlight=False)
-
-
-def _progress(name: str) -> Progress:
-    return Progress(
-        TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )  # fmt: skip
 
 
 def _rows(bench: Bench, store: CellStore) -> list[Row]:

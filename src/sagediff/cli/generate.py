@@ -11,17 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from sagediff.cli.pipelines import open_pipeline
+from sagediff.cli.progress import stderr_progress
 from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.cli.waves import MadeWave, PictureTask, WaveMaker
@@ -225,10 +216,6 @@ def _sample(
     done: list[int],
 ) -> tuple[int, int]:
     """Run what is missing, save each picture as its wave ends; returns (pictures made, denoiser rows run)."""
-    columns = (
-        TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
     finished = set(done)
     made = run = 0
 
@@ -238,7 +225,7 @@ def _sample(
         return PictureTask(wave, texts)
 
     total = sum(map(len, waves.members)) * plan.num_steps
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with stderr_progress("pictures", "steps") as progress:
         bar = progress.add_task("pictures", total=total)
         for wave in make_all(task, waves, lambda count: progress.advance(bar, count)):
             run += wave.evaluations

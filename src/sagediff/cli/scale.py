@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from sagediff.cli.progress import stderr_progress
 from sagediff.cli.settings import RunSettings
 from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.embeddings import text_encoder
@@ -103,10 +94,7 @@ class _Bars:
     """A bar for each stage, as they begin."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=Console(stderr=True),
-        )  # fmt: skip
+        self._progress = stderr_progress("{task.description}")
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> _Bars:

@@ -1,4 +1,4 @@
-"""Ray, connected, and what of it each worker is given. The only importer of Ray."""
+"""Ray, connected, and what of it each worker is given. Only this folder imports Ray."""
 
 from __future__ import annotations
 
