@@ -4,8 +4,10 @@
 
 For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget of
 independent sampling, on captions that the model was trained on. What it found is then measured on held-out captions,
-three seeds. "fixed" has one threshold and one share ratio, both searched; "together" gives every group a branch point
-by its least alike pair; "tree" lets groups part into closer ones.
+three seeds. "given" is a fixed split at the threshold and group size of docs/results.md, its share ratio searched;
+"fixed" has threshold, share ratio and group size searched; "together" gives every group a branch point by its least
+alike pair; "tree" lets groups part into closer ones, so that all share the first steps and close prompts more. Trials
+are kept in the folder: the same command goes on after a stop.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from sagediff.evaluation.tune import FAMILIES, Search, Trial, tune
 from sagediff.planning import SharePolicy
 
 THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
+SIZES = (8, 32)
+GIVEN = 0.35  # of docs/results.md, with groups of up to 8
 WAYS: dict[str, dict[str, Any]] = {
     "trained": {"scheduler": None, "lora": True, "steps": 16, "guidance": 1.0, "noise": 1.0},
     "untrained": {"scheduler": "dpm++-beta", "lora": False, "steps": 20, "guidance": 4.0, "noise": 0.0},
@@ -48,11 +52,16 @@ def training_captions(count: int) -> list[str]:
 class Runner:
     """Policies on one pipeline and one set of captions."""
 
-    def __init__(self, pipe: Any, captions: list[str], way: dict[str, Any], seeds: list[int]) -> None:
+    def __init__(
+        self, pipe: Any, captions: list[str], way: dict[str, Any], seeds: list[int], kept: Path | None = None
+    ) -> None:
         self.pipe, self.captions, self.way, self.seeds = pipe, captions, way, seeds
         self.vectors = embed_prompts(captions, pipe, None).vectors
         self.perception = WorldPerception()
-        self.known: dict[SharePolicy, tuple[float, ...]] = {}
+        self.kept = kept
+        self.known: dict[str, list[float]] = (
+            json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
+        )
 
     def saving(self, policy: SharePolicy) -> float:
         rows = 1 if self.way["guidance"] == 1 else 2
@@ -76,9 +85,12 @@ class Runner:
         return float(self.perception.accuracy(images, self.captions)["all"].float().mean())
 
     def quality(self, policy: SharePolicy) -> tuple[float, ...]:
-        if policy not in self.known:
-            self.known[policy] = tuple(self.right(self.images(policy, seed)) for seed in self.seeds)
-        return self.known[policy]
+        name = json.dumps([policy_record(policy), len(self.captions), self.seeds])
+        if name not in self.known:
+            self.known[name] = [self.right(self.images(policy, seed)) for seed in self.seeds]
+            if self.kept is not None:
+                self.kept.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
+        return tuple(self.known[name])
 
     def figures(self, policy: SharePolicy) -> dict[str, Any]:
         """Saving, accuracy, Frechet distance and CLIP score over the seeds."""
@@ -102,8 +114,7 @@ def main() -> None:
     parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--captions", type=int, default=512)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max-group-size", type=int, default=8)
-    parser.add_argument("--max-trials", type=int, default=10)
+    parser.add_argument("--max-trials", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/plans"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -112,18 +123,22 @@ def main() -> None:
         options = WAYS[way]
         lora = lora_dir() if options["lora"] else None
         pipe = open_pipeline("demo", options["scheduler"], "auto", "auto", lora)
-        tuning = Runner(pipe, training_captions(args.tuning_captions), options, args.tuning_seeds)
+        kept = args.out / f"trials-{way}.json"
+        tuning = Runner(pipe, training_captions(args.tuning_captions), options, args.tuning_seeds, kept)
         test = Runner(pipe, held_out_captions(args.captions), options, args.seeds)
         steps = options["steps"]
         ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
-        base = SharePolicy(max_group_size=args.max_group_size)
+        base = SharePolicy()
         done: dict[SharePolicy, dict[str, Any]] = {}
-        for family in ("independent", *FAMILIES):
+        for family in ("independent", "given", *FAMILIES):
             if family == "independent":
-                policy = SharePolicy(share_ratio=0.0, max_group_size=args.max_group_size)
+                policy = SharePolicy(share_ratio=0.0)
             else:
-                searched = tuple(dict.fromkeys(("fixed", family)))
-                search = Search(base, THRESHOLDS, ratios, args.budget, searched, args.max_trials)  # type: ignore[arg-type]
+                grid, sizes = ((GIVEN,), ()) if family == "given" else (THRESHOLDS, SIZES)
+                searched: tuple[Any, ...] = tuple(
+                    dict.fromkeys(("fixed", family if family in FAMILIES else "fixed"))
+                )
+                search = Search(base, grid, ratios, args.budget, searched, args.max_trials, sizes)
 
                 def told(trial: Trial, way: str = way, family: str = family) -> None:
                     print(

@@ -67,6 +67,22 @@ def test_the_search_finds_nearly_what_trying_all_finds(seed: int, harm: tuple[fl
     assert tried <= len(every)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("harm", [(0.02, 0.005, 0.001), (0.01, 0.01, 0.01), (0.0, 0.0, 0.0)])
+def test_the_size_of_groups_is_searched_too(seed: int, harm: tuple[float, ...]) -> None:
+    alone = []
+    for size in (2, 4, 16):
+        world = World(seed, harm)
+        found = tune(search(sizes=(size,), families=("fixed",)), world.saving, world.quality)
+        assert {t.policy.max_group_size for t in found.trials if t.cost_saving} == {size}
+        alone.append((found.best.cost_saving, world.runs))
+    world = World(seed, harm)
+    both = tune(search(sizes=(2, 4, 16), families=("fixed",)), world.saving, world.quality)
+    assert both.best.cost_saving == max(saving for saving, _ in alone)
+    assert both.best.mean >= both.least
+    assert world.runs < sum(runs for _, runs in alone)  # what could not save more is not run
+
+
 def test_a_family_that_is_left_out_is_not_tried() -> None:
     world = World(0, (0.02, 0.005, 0.001))
     fixed = tune(search(families=("fixed",)), world.saving, world.quality)
@@ -91,6 +107,8 @@ def test_independent_sampling_is_the_answer_when_nothing_else_holds() -> None:
         {"ratios": (0.0, 0.2)},
         {"budget": 1.0},
         {"families": ("all",)},
+        {"sizes": (8, 4)},
+        {"sizes": (1, 4)},
     ],
 )
 def test_searches_that_cannot_be(wrong: dict[str, Any]) -> None:
@@ -105,11 +123,12 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
     out = tmp_path / "policy.json"
     command = [
         "tune", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
-        "0.25,0.5", "--budget", "0.5",
+        "0.25,0.5", "--budget", "0.5", "--max-group-size", "4,16",
     ]  # fmt: skip
     assert main(command) == 0
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads(out.read_text()) and record["tuned"]["cost_saving"] > 0
+    assert record["max_group_size"] in (4, 16)
     lines = (tmp_path / "policy.json.trials.jsonl").read_text().splitlines()
     assert len(lines) >= record["tuned"]["trials"] - 1
     assert main(command) == 0  # nothing is run again
@@ -132,6 +151,8 @@ def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.Cap
     for options, words in (
         (["--budget", "2"], "budget"),
         (["--families", "forest"], "families"),
+        (["--max-group-size", "1"], "sizes"),
+        (["--max-group-size", "many"], "--max-group-size"),
         (["--metric", "beauty"], "--metric"),
         (["--prompts", str(prompts), "--metric", "accuracy"], "captions of its world"),
         (["--out", str(tmp_path)], "folder"),

@@ -86,6 +86,7 @@ class TuneGrid:
     ratios: Sequence[str]
     families: str
     budget: float
+    sizes: Sequence[str] = ()
 
 
 def tune_request(
@@ -125,6 +126,7 @@ def tune_request(
         ratios,
         grid.budget,
         tuple(grid.families.split(",")),  # type: ignore[arg-type]  # Search checks them
+        sizes=numbers("--max-group-size", grid.sizes, int) or (8, 32),
     )
     chosen = numbers("--seeds", seeds, int) or (0,)
     if len(set(chosen)) != len(chosen):
@@ -265,8 +267,8 @@ def in_words(policy: SharePolicy) -> str:
     if policy.share_ratio == 0:
         return "nothing shared"
     rungs = ", ".join(f"{rung.share_ratio:.0%} from {rung.threshold:g} on" for rung in policy.ladder)
-    return rungs + (
-        f", groups part {policy.parting}" if policy.parting == "together" and policy.rungs else ""
+    return f"{rungs}, groups of up to {policy.max_group_size}" + (
+        ", which part together" if policy.parting == "together" and policy.rungs else ""
     )
 
 

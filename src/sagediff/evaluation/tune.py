@@ -1,10 +1,11 @@
 """The search for the plan policy that saves most within a quality budget. Pure: saving and quality are asked for.
 
 A policy is a profile over a grid of thresholds: for each threshold the share ratio of prompts that alike, growing with
-the threshold. The cost of every profile is known without running it. Quality is taken to fall as a profile shares more
-(at no threshold less, at one more), but for what chance in grouping adds. First the longest fixed split of each
-threshold is found; then ascents from them, the best first: of all profiles that share one step of the grid more, the
-one that saves most is run, and where it keeps within the budget, it goes on from there.
+the threshold; beside it, the most members of a group. The cost of every policy is known without running it. Quality is
+taken to fall as a profile shares more (at no threshold less, at one more), but for what chance in grouping adds. First
+the longest fixed split of each size and threshold is found, unless even the longest of the grid would save less than
+what is there; then ascents from them, the best first: of all profiles that share one step of the grid more, the one
+that saves most is run, and where it keeps within the budget, it goes on from there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ Profile: TypeAlias = tuple[float, ...]
 """For each threshold of the grid the share ratio of prompts that alike; 0 where they do not share."""
 Family: TypeAlias = Literal["fixed", "together", "tree"]
 FAMILIES: tuple[Family, ...] = ("fixed", "together", "tree")
+_Start: TypeAlias = "tuple[Profile, int, Trial]"  # a fixed split within the budget and its group size
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Search:
         budget: part of independent sampling's quality that may be lost, in [0, 1).
         families: "fixed" (one threshold, one ratio), "together", "tree" (`SharePolicy.parting`).
         max_trials: of profiles beyond the fixed ones, for each family.
+        sizes: grid of the most members of a group, growing; empty for the base's own.
 
     Raises:
         InputError: an empty or unordered grid, or a number out of range.
@@ -77,6 +80,7 @@ class Search:
     budget: float = 0.01
     families: tuple[Family, ...] = FAMILIES
     max_trials: int = 12
+    sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, grid, low in (("thresholds", self.thresholds, -1), ("ratios", self.ratios, 0)):
@@ -84,13 +88,15 @@ class Search:
                 raise InputError(f"{name} must be growing numbers in [{low}, 1], got {list(grid)}")
         if self.ratios[0] == 0:
             raise InputError("ratios must be above 0; sharing nothing is always measured")
+        if list(self.sizes) != sorted(set(self.sizes)) or min(self.sizes, default=2) < 2:
+            raise InputError(f"sizes must be growing numbers of at least 2, got {list(self.sizes)}")
         if not 0 <= self.budget < 1:
             raise InputError(f"the budget must lie in [0, 1), got {self.budget}")
         if not self.families or not set(self.families) <= set(FAMILIES):
             raise InputError(f"families must be some of {', '.join(FAMILIES)}, got {list(self.families)}")
 
-    def policy(self, profile: Profile, parting: Parting = "tree") -> SharePolicy:
-        """The policy of a profile: a rung wherever its ratio grows."""
+    def policy(self, profile: Profile, parting: Parting = "tree", size: int | None = None) -> SharePolicy:
+        """The policy of a profile: a rung wherever its ratio grows; `size` None takes the base's."""
         rungs: list[tuple[float, float]] = []
         for threshold, ratio in zip(self.thresholds, profile, strict=True):
             if ratio > (rungs[-1][1] if rungs else 0.0):
@@ -99,8 +105,9 @@ class Search:
             return replace(self.base, share_ratio=0.0, rungs=())
         (threshold, ratio), *further = rungs
         return replace(
-            self.base, threshold=threshold, share_ratio=ratio, rungs=tuple(further), parting=parting
-        )
+            self.base, threshold=threshold, share_ratio=ratio, rungs=tuple(further), parting=parting,
+            max_group_size=size or self.base.max_group_size,
+        )  # fmt: skip
 
 
 def tune(
@@ -126,16 +133,21 @@ def tune(
 
     none = run(search.policy((0.0,) * len(search.thresholds)))
     least = none.mean * (1 - search.budget)
-    best, start = none, 0
-    fixed: list[tuple[Profile, Trial]] = []
-    for number in range(len(search.thresholds)):
-        found = _longest(search, number, start, run, least)
-        if found is not None:
-            start = found[0]
-            fixed.append((_fixed(search, number, search.ratios[start]), found[1]))
+    best, start = none, len(search.ratios) // 2
+    fixed: list[_Start] = []
+    for size in reversed(search.sizes or (search.base.max_group_size,)):
+        for number in range(len(search.thresholds)):
+            top = search.policy(_fixed(search, number, search.ratios[-1]), size=size)
+            reached = max([trial.cost_saving for _, _, trial in fixed], default=0.0)
+            if saving(top) <= reached:
+                continue
+            found = _longest(search, number, size, start, run, least)
+            if found is not None:
+                start = found[0]
+                fixed.append((_fixed(search, number, search.ratios[start]), size, found[1]))
     if "fixed" in search.families:
-        best = max([none, *(trial for _, trial in fixed)], key=lambda trial: trial.cost_saving)
-    fixed.sort(key=lambda entry: entry[1].cost_saving, reverse=True)
+        best = max([none, *(trial for _, _, trial in fixed)], key=lambda trial: trial.cost_saving)
+    fixed.sort(key=lambda entry: entry[2].cost_saving, reverse=True)
     partings: list[Parting] = [f for f in ("tree", "together") if f in search.families]
     for parting in partings:
         climbed = _ascend(search, fixed, parting, saving, run, least)
@@ -144,16 +156,16 @@ def tune(
 
 
 def _longest(
-    search: Search, number: int, start: int, run: Callable[[SharePolicy], Trial], least: float
+    search: Search, number: int, size: int, start: int, run: Callable[[SharePolicy], Trial], least: float
 ) -> tuple[int, Trial] | None:
-    """(number of the ratio, trial) of the longest fixed split at one threshold within the budget.
+    """(number of the ratio, trial) of the longest fixed split at one threshold and size within the budget.
 
     Begins at the ratio that the threshold before could bear, as closer prompts mostly bear as much.
     """
     kept: tuple[int, Trial] | None = None
     place, step = start, 0
     while 0 <= place < len(search.ratios):
-        trial = run(search.policy(_fixed(search, number, search.ratios[place])))
+        trial = run(search.policy(_fixed(search, number, search.ratios[place]), size=size))
         within = trial.mean >= least
         if within:
             kept = (place, trial)
@@ -172,34 +184,37 @@ def _fixed(search: Search, number: int, ratio: float) -> Profile:
 
 def _ascend(
     search: Search,
-    starts: Sequence[tuple[Profile, Trial]],
+    starts: Sequence[_Start],
     parting: Parting,
     saving: Callable[[SharePolicy], float],
     run: Callable[[SharePolicy], Trial],
     least: float,
 ) -> list[Trial]:
     """The trials within the budget on the ways up from profiles that are, one after the other."""
-    failed: list[Profile] = []
-    kept: dict[Profile, Trial] = {}
+    failed: list[tuple[Profile, int]] = []
+    kept: dict[tuple[Profile, int], Trial] = {}
     left = search.max_trials
-    for profile, best in starts:
+    for profile, size, best in starts:
         while left:
             above = [
-                (saving(search.policy(higher, parting)), higher)
+                (saving(search.policy(higher, parting, size)), higher)
                 for higher in _neighbours(profile, search.ratios)
-                if higher not in kept and not any(_shares_more(higher, other) for other in failed)
+                if (higher, size) not in kept
+                and not any(
+                    _shares_more(higher, other) and size >= least_size for other, least_size in failed
+                )
             ]
             above = [entry for entry in above if entry[0] > best.cost_saving]
             if not above:
                 break
             left -= 1
             _, higher = max(above)
-            trial = run(search.policy(higher, parting))
+            trial = run(search.policy(higher, parting, size))
             if trial.mean >= least:
                 profile, best = higher, trial
-                kept[higher] = trial
+                kept[higher, size] = trial
             else:
-                failed.append(higher)
+                failed.append((higher, size))
     return list(kept.values())
 
 

@@ -104,7 +104,12 @@ def tune(
     shared_guidance: options.SharedGuidance = None,
     unguided: options.EarlyGuidanceOff = None,
     handover_noise: options.HandoverNoise = None,
-    max_group_size: options.MaxGroupSize = None,
+    max_group_size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Grid of the most prompts of a group, with commas [default: 8,32]", show_default=False
+        ),
+    ] = None,
     scheduler: options.Scheduler = None,
     encoder: options.Encoder = None,
     seeds: options.Seeds = None,
@@ -123,10 +128,10 @@ def tune(
     lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)
     settings = run_settings(
         model=model, steps=steps, guidance=guidance, threshold=None, share_ratio=None,
-        shared_guidance=shared_guidance, unguided=unguided, max_group_size=max_group_size,
+        shared_guidance=shared_guidance, unguided=unguided, max_group_size=None,
         scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise,
     )  # fmt: skip
-    grid = TuneGrid(threshold or (), share_ratio or (), families, budget)
+    grid = TuneGrid(threshold or (), share_ratio or (), families, budget, max_group_size or ())
     run_tune(tune_request(
         settings, prompts, captions, grid, seeds or (), metric, out, features, clip, device, dtype
     ))  # fmt: skip
