@@ -1,13 +1,16 @@
 """Fixed, adaptive and tree plans at equal quality: each tuned on captions of its own, then run on held-out ones.
 
     python benchmarks/plans.py --out runs/plans
+    python benchmarks/plans.py --ways trained --copies 4 --out runs/plans-copies
 
 For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget of
 independent sampling, on captions that the model was trained on. What it found is then measured on held-out captions,
 three seeds. "given" is a fixed split at the threshold and group size of docs/results.md, its share ratio searched;
 "fixed" has threshold, share ratio and group size searched; "together" gives every group a branch point by its least
-alike pair; "tree" lets groups part into closer ones, so that all share the first steps and close prompts more. Trials
-are kept in the folder: the same command goes on after a stop.
+alike pair; "tree" lets groups part into closer ones, so that all share the first steps and close prompts more. With
+`--copies` every caption is there so many times, as where several pictures a prompt are wanted; "apart" is how far apart
+those pictures are in the judge's features, and tuning keeps a quarter of what independent sampling has. Trials are kept
+in the folder: the same command goes on after a stop.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ from sagediff.builtin import lora_dir
 from sagediff.builtin.perception import WorldPerception, reference_features
 from sagediff.builtin.world import training_scenes
 from sagediff.cli.pipelines import open_pipeline
-from sagediff.cli.tune import in_words, policy_record
+from sagediff.cli.tune import EQUAL, equal_prompts, in_words, policy_record
 from sagediff.embeddings import embed_prompts
 from sagediff.evaluation.bench import as_tensor
+from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.frechet import frechet_distance
-from sagediff.evaluation.tune import FAMILIES, Search, Trial, tune
+from sagediff.evaluation.tune import FAMILIES, Measured, Search, Trial, tune
 from sagediff.planning import SharePolicy
 
 THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
@@ -59,7 +63,8 @@ class Runner:
         self.vectors = embed_prompts(captions, pipe, None).vectors
         self.perception = WorldPerception()
         self.kept = kept
-        self.known: dict[str, list[float]] = (
+        self.copies = equal_prompts(captions)
+        self.known: dict[str, dict[str, list[float]]] = (
             json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
         )
 
@@ -84,24 +89,38 @@ class Runner:
     def right(self, images: Any) -> float:
         return float(self.perception.accuracy(images, self.captions)["all"].float().mean())
 
-    def quality(self, policy: SharePolicy) -> tuple[float, ...]:
-        name = json.dumps([policy_record(policy), len(self.captions), self.seeds])
+    def apart(self, images: Any) -> list[float]:
+        """How far apart the pictures of equal captions are; nothing where none repeats."""
+        if not self.copies:
+            return []
+        return [group_diversity(self.perception.features(images), self.copies) or 0.0]
+
+    def measured(self, policy: SharePolicy) -> Measured:
+        name = json.dumps([policy_record(policy), len(self.captions), len(self.copies), self.seeds])
         if name not in self.known:
-            self.known[name] = [self.right(self.images(policy, seed)) for seed in self.seeds]
+            quality, apart = [], []
+            for seed in self.seeds:
+                images = self.images(policy, seed)
+                quality.append(self.right(images))
+                apart += self.apart(images)
+            self.known[name] = {"quality": quality, "apart": apart}
             if self.kept is not None:
                 self.kept.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
-        return tuple(self.known[name])
+        known = self.known[name]
+        return Measured(tuple(known["quality"]), tuple(known["apart"]))
 
     def figures(self, policy: SharePolicy) -> dict[str, Any]:
-        """Saving, accuracy, Frechet distance and CLIP score over the seeds."""
+        """Saving, accuracy, Frechet distance, CLIP score and distance of equal captions' pictures over the seeds."""
         real = reference_features(self.captions)
-        rows: dict[str, list[float]] = {"right": [], "frechet": [], "clip": []}
+        rows: dict[str, list[float]] = {"right": [], "frechet": [], "clip": [], "apart": []}
         for seed in self.seeds:
             images = self.images(policy, seed)
             rows["right"].append(self.right(images))
             rows["frechet"].append(frechet_distance(self.perception.features(images), real))
             rows["clip"].append(float(self.perception.alignment(images, self.captions).mean()))
-        return {"saving": self.saving(policy)} | {name: mean_spread(values) for name, values in rows.items()}
+            rows["apart"] += self.apart(images)
+        found = {name: mean_spread(values) for name, values in rows.items() if values}
+        return {"saving": self.saving(policy)} | found
 
 
 def main() -> None:
@@ -113,6 +132,9 @@ def main() -> None:
     parser.add_argument("--tuning-captions", type=int, default=256)
     parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--captions", type=int, default=512)
+    parser.add_argument(
+        "--copies", type=int, default=1, help="pictures a caption; of the captions fewer then"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-trials", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/plans"))
@@ -124,8 +146,14 @@ def main() -> None:
         lora = lora_dir() if options["lora"] else None
         pipe = open_pipeline("demo", options["scheduler"], "auto", "auto", lora)
         kept = args.out / f"trials-{way}.json"
-        tuning = Runner(pipe, training_captions(args.tuning_captions), options, args.tuning_seeds, kept)
-        test = Runner(pipe, held_out_captions(args.captions), options, args.seeds)
+        tuning = Runner(
+            pipe, training_captions(args.tuning_captions // args.copies) * args.copies, options,
+            args.tuning_seeds, kept,
+        )  # fmt: skip
+        test = Runner(
+            pipe, held_out_captions(args.captions // args.copies) * args.copies, options, args.seeds
+        )
+        thresholds = THRESHOLDS + ((EQUAL,) if args.copies > 1 else ())
         steps = options["steps"]
         ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
         base = SharePolicy()
@@ -134,7 +162,7 @@ def main() -> None:
             if family == "independent":
                 policy = SharePolicy(share_ratio=0.0)
             else:
-                grid, sizes = ((GIVEN,), ()) if family == "given" else (THRESHOLDS, SIZES)
+                grid, sizes = ((GIVEN,), ()) if family == "given" else (thresholds, SIZES)
                 searched: tuple[Any, ...] = tuple(
                     dict.fromkeys(("fixed", family if family in FAMILIES else "fixed"))
                 )
@@ -143,25 +171,29 @@ def main() -> None:
                 def told(trial: Trial, way: str = way, family: str = family) -> None:
                     print(
                         f"{way}, {family}: {trial.cost_saving:.1%} saved, {trial.mean:.2%} right, "
-                        f"{in_words(trial.policy)}",
+                        f"{trial.apart or 0:.4f} apart, {in_words(trial.policy)}",
                         file=sys.stderr, flush=True,
                     )  # fmt: skip
 
-                policy = tune(search, tuning.saving, tuning.quality, told).best.policy
+                policy = tune(search, tuning.saving, tuning.measured, told).best.policy
             if policy not in done:
                 done[policy] = test.figures(policy)
             row = {"way": way, "plan": family, "policy": policy_record(policy), "words": in_words(policy)}
             rows.append(row | done[policy])
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
             (args.out / "plans.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print("| weights | plan | found | saved | all four right | Frechet distance | CLIP score |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    apart_title, apart_rule = ("apart | ", "--- | ") if args.copies > 1 else ("", "")
+    print(
+        f"| weights | plan | found | saved | all four right | Frechet distance | CLIP score | {apart_title}"
+    )
+    print(f"| --- | --- | --- | --- | --- | --- | --- | {apart_rule}")
     for row in rows:
         right, distance, clip = row["right"], row["frechet"], row["clip"]
+        apart = f" {row['apart']['mean']:.4f} ± {row['apart']['spread']:.4f} |" if "apart" in row else ""
         print(
             f"| {row['way']} | {row['plan']} | {row['words']} | {row['saving']:.1%} "
             f"| {right['mean']:.1%} ± {right['spread']:.1%} | {distance['mean']:.3f} ± {distance['spread']:.3f} "
-            f"| {clip['mean']:.4f} ± {clip['spread']:.4f} |"
+            f"| {clip['mean']:.4f} ± {clip['spread']:.4f} |{apart}"
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sagediff.cli import main
 from sagediff.errors import InputError
-from sagediff.evaluation.tune import Search, Trial, tune
+from sagediff.evaluation.tune import Measured, Search, Trial, tune
 from sagediff.planning import SharePolicy
 
 THRESHOLDS, RATIOS = (0.2, 0.5, 0.8), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -34,7 +34,7 @@ class World:
     def saving(self, policy: SharePolicy) -> float:
         return policy.plan(self.vectors, STEPS).cost_saving
 
-    def quality(self, policy: SharePolicy) -> tuple[float, ...]:
+    def quality(self, policy: SharePolicy) -> Measured:
         self.runs += 1
         plan = policy.plan(self.vectors, STEPS)
         loss = 0.0
@@ -46,7 +46,7 @@ class World:
                     alike = float((self.vectors[members] @ self.vectors[members].T).min())
                     rung = sum(alike >= t - 1e-6 for t in THRESHOLDS[1:])
                     loss += self.harm[rung] * len(members) * (step / STEPS) ** 2
-        return (1 - loss / 40, 1 - loss / 40)
+        return Measured((1 - loss / 40, 1 - loss / 40))
 
 
 def search(**options: Any) -> Search:
@@ -62,7 +62,7 @@ def test_the_search_finds_nearly_what_trying_all_finds(seed: int, harm: tuple[fl
     tried = world.runs
     profiles = itertools.combinations_with_replacement((0.0, *RATIOS), len(THRESHOLDS))
     every = [searched.policy(profile) for profile in profiles]
-    within = [p for p in every if sum(world.quality(p)) / 2 >= found.least]
+    within = [p for p in every if sum(world.quality(p).quality) / 2 >= found.least]
     assert found.best.cost_saving >= 0.9 * max(map(world.saving, within))
     assert tried <= len(every)
 
@@ -81,6 +81,24 @@ def test_the_size_of_groups_is_searched_too(seed: int, harm: tuple[float, ...]) 
     assert both.best.cost_saving == max(saving for saving, _ in alone)
     assert both.best.mean >= both.least
     assert world.runs < sum(runs for _, runs in alone)  # what could not save more is not run
+
+
+def test_equal_prompts_must_stay_apart() -> None:
+    """The longer the closest share, the more alike their pictures; quality alone would not stop it."""
+    world = World(0, (0.0, 0.0, 0.0))
+    longest = max(RATIOS)
+
+    def measure(policy: SharePolicy) -> Measured:
+        return Measured(world.quality(policy).quality, (1 - policy.ladder[-1].share_ratio,) * 2)
+
+    def found(apart: float) -> float:
+        best = tune(search(apart=apart), world.saving, measure).best
+        assert best.apart is not None and best.apart >= apart - 1e-9
+        return best.policy.ladder[-1].share_ratio
+
+    assert found(0.0) == longest
+    assert found(0.45) == 0.5
+    assert found(1.0) == 0.0  # only independent sampling is as far apart as itself
 
 
 def test_a_family_that_is_left_out_is_not_tried() -> None:

@@ -22,8 +22,9 @@ from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import InputError, OutputError
 from sagediff.evaluation.bench import as_tensor
+from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.perception import Judging, Perception
-from sagediff.evaluation.tune import Search, Trial, Tuned, tune
+from sagediff.evaluation.tune import Measured, Search, Trial, Tuned, tune
 from sagediff.lora import lora_file
 from sagediff.output import fingerprint
 from sagediff.planning import SharePolicy, default_guidance
@@ -31,6 +32,7 @@ from sagediff.prompts import read_prompts
 from sagediff.sampler import SharedSampler
 
 METRICS = ("accuracy", "clip")
+EQUAL = 0.99  # least cosine that, but for rounding, none but equal prompts have
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,21 @@ class Trials:
     path: Path
     about: str
 
-    def read(self) -> dict[str, tuple[float, ...]]:
-        """Qualities by policy, of trials with the same model, prompts and settings."""
-        found: dict[str, tuple[float, ...]] = {}
+    def read(self) -> dict[str, Measured]:
+        """What came out by policy, of trials with the same model, prompts and settings."""
+        found: dict[str, Measured] = {}
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                     if entry["about"] == self.about:
-                        found[entry["policy"]] = tuple(entry["quality"])
+                        found[entry["policy"]] = Measured(tuple(entry["quality"]), tuple(entry["apart"]))
                 except (ValueError, KeyError, TypeError):
                     continue  # a line cut short by a kill
         return found
 
-    def add(self, policy: str, quality: tuple[float, ...]) -> None:
-        line = json.dumps({"about": self.about, "policy": policy, "quality": quality})
+    def add(self, policy: str, measured: Measured) -> None:
+        line = json.dumps({"about": self.about, "policy": policy} | asdict(measured))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -87,6 +89,7 @@ class TuneGrid:
     families: str
     budget: float
     sizes: Sequence[str] = ()
+    apart: float = 0.25
 
 
 def tune_request(
@@ -120,13 +123,17 @@ def tune_request(
         raise InputError("--model of your own needs --prompts FILE")
     thresholds = numbers("--threshold", grid.thresholds, float)
     ratios = numbers("--share-ratio", grid.ratios, float) or tuple(k / 10 for k in range(1, 9))
+    likenesses: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
+    if equal_prompts(texts):
+        likenesses += (EQUAL,)
     search = Search(
         settings.policy,
-        thresholds or ((0.0, 0.2, 0.35, 0.5, 0.65) if demo else (0.6, 0.7, 0.8, 0.9)),
+        thresholds or likenesses,
         ratios,
         grid.budget,
         tuple(grid.families.split(",")),  # type: ignore[arg-type]  # Search checks them
         sizes=numbers("--max-group-size", grid.sizes, int) or (8, 32),
+        apart=grid.apart,
     )
     chosen = numbers("--seeds", seeds, int) or (0,)
     if len(set(chosen)) != len(chosen):
@@ -164,7 +171,7 @@ def run_tune(request: TuneRequest) -> None:
     with bar:
         task = bar.add_task("", total=None)
 
-        def quality(policy: SharePolicy) -> tuple[float, ...]:
+        def measured(policy: SharePolicy) -> Measured:
             name = json.dumps(asdict(policy), sort_keys=True)
             if name not in known:
                 known[name] = measure(policy)
@@ -173,12 +180,13 @@ def run_tune(request: TuneRequest) -> None:
 
         def told(trial: Trial) -> None:
             bar.advance(task)
+            apart = "" if trial.apart is None else f", equal prompts {trial.apart:.4f} apart"
             bar.console.print(
-                f"{trial.cost_saving:.1%} saved, {metric} {trial.mean:.4f}: {in_words(trial.policy)}",
+                f"{trial.cost_saving:.1%} saved, {metric} {trial.mean:.4f}{apart}: {in_words(trial.policy)}",
                 highlight=False,
             )
 
-        found = tune(request.search, _saver(request, pipe, vectors), quality, told)
+        found = tune(request.search, _saver(request, pipe, vectors), measured, told)
     _write(request, found, metric)
 
 
@@ -206,20 +214,21 @@ def _measurer(
     vectors: npt.NDArray[np.float32],
     perception: Perception,
     metric: str,
-) -> Callable[[SharePolicy], tuple[float, ...]]:
+) -> Callable[[SharePolicy], Measured]:
     settings, prompts = request.settings, request.prompts
     guidance = default_guidance(type(pipe)) if settings.guidance_scale is None else settings.guidance_scale
 
     encoder = _known(prompts, vectors)
+    copies = equal_prompts(prompts)
 
-    def measure(policy: SharePolicy) -> tuple[float, ...]:
+    def measure(policy: SharePolicy) -> Measured:
         sampler = SharedSampler(
             pipe, policy.threshold, policy.share_ratio, policy.max_group_size,
             shared_guidance=policy.shared_guidance, unguided=policy.unguided,
             handover_noise=settings.handover_noise, encoder=encoder,
             rungs=policy.rungs, parting=policy.parting,
         )  # fmt: skip
-        out = []
+        out, apart = [], []
         for seed in request.seeds:
             images = as_tensor(sampler(prompts, settings.num_steps, guidance, seed).images)
             if metric == "accuracy":
@@ -227,9 +236,19 @@ def _measurer(
                 out.append(float(perception.accuracy(images, prompts)["all"].float().mean()))
             else:
                 out.append(float(perception.alignment(images, prompts).mean()))
-        return tuple(out)
+            if copies:
+                apart.append(group_diversity(perception.features(images), copies) or 0.0)
+        return Measured(tuple(out), tuple(apart))
 
     return measure
+
+
+def equal_prompts(prompts: Sequence[str]) -> list[list[int]]:
+    """The numbers of every prompt that is there more than once."""
+    places: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(number)
+    return [numbers for numbers in places.values() if len(numbers) > 1]
 
 
 def _known(prompts: Sequence[str], vectors: npt.NDArray[np.float32]) -> Encoder:
@@ -274,6 +293,7 @@ def in_words(policy: SharePolicy) -> str:
 
 def _write(request: TuneRequest, found: Tuned, metric: str) -> None:
     settings, best = request.settings, found.best
+    apart = {} if best.apart is None else {"apart": best.apart, "apart_independent": found.trials[0].apart}
     record = policy_record(best.policy) | {
         "tuned": {
             "model": Path(settings.model).name,
@@ -283,6 +303,7 @@ def _write(request: TuneRequest, found: Tuned, metric: str) -> None:
             "budget": request.search.budget,
             "quality": best.mean,
             "quality_independent": found.trials[0].mean,
+            **apart,
             "cost_saving": best.cost_saving,
             "num_prompts": len(request.prompts),
             "seeds": list(request.seeds),

@@ -6,6 +6,8 @@ taken to fall as a profile shares more (at no threshold less, at one more), but 
 the longest fixed split of each size and threshold is found, unless even the longest of the grid would save less than
 what is there; then ascents from them, the best first: of all profiles that share one step of the grid more, the one
 that saves most is run, and where it keeps within the budget, it goes on from there.
+
+Where prompts repeat, their pictures must stay apart too: that one is like the other does not show in its quality.
 """
 
 from __future__ import annotations
@@ -26,20 +28,35 @@ _Start: TypeAlias = "tuple[Profile, int, Trial]"  # a fixed split within the bud
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A policy that was run.
+class Measured:
+    """What a policy's pictures are like, one number a seed.
 
     Attributes:
-        quality: mean over prompts, one for each seed; higher is better.
+        quality: mean over prompts; higher is better.
+        apart: mean distance between the pictures of equal prompts; empty where no prompt repeats.
     """
+
+    quality: tuple[float, ...]
+    apart: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy that was run, and what came out."""
 
     policy: SharePolicy
     cost_saving: float
-    quality: tuple[float, ...]
+    measured: Measured
 
     @property
     def mean(self) -> float:
-        return sum(self.quality) / len(self.quality)
+        """Quality, over the seeds."""
+        return _mean(self.measured.quality)
+
+    @property
+    def apart(self) -> float | None:
+        """How far apart equal prompts' pictures are, over the seeds; None where no prompt repeats."""
+        return _mean(self.measured.apart) if self.measured.apart else None
 
 
 @dataclass(frozen=True)
@@ -49,12 +66,19 @@ class Tuned:
     Attributes:
         best: saves most within the budget; sharing nothing if nothing else does.
         least: the quality that had to be kept.
+        least_apart: how far apart equal prompts' pictures had to stay; None where no prompt repeats.
         trials: all that was run, independent sampling first.
     """
 
     best: Trial
     least: float
+    least_apart: float | None
     trials: tuple[Trial, ...]
+
+    def keeps(self, trial: Trial) -> bool:
+        """Whether a trial is within the budget."""
+        apart = trial.apart is None or self.least_apart is None or trial.apart >= self.least_apart
+        return apart and trial.mean >= self.least
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,8 @@ class Search:
         families: "fixed" (one threshold, one ratio), "together", "tree" (`SharePolicy.parting`).
         max_trials: of profiles beyond the fixed ones, for each family.
         sizes: grid of the most members of a group, growing; empty for the base's own.
+        apart: part of independent sampling's distance between the pictures of equal prompts that has to stay,
+            in [0, 1].
 
     Raises:
         InputError: an empty or unordered grid, or a number out of range.
@@ -81,6 +107,7 @@ class Search:
     families: tuple[Family, ...] = FAMILIES
     max_trials: int = 12
     sizes: tuple[int, ...] = ()
+    apart: float = 0.25
 
     def __post_init__(self) -> None:
         for name, grid, low in (("thresholds", self.thresholds, -1), ("ratios", self.ratios, 0)):
@@ -92,6 +119,8 @@ class Search:
             raise InputError(f"sizes must be growing numbers of at least 2, got {list(self.sizes)}")
         if not 0 <= self.budget < 1:
             raise InputError(f"the budget must lie in [0, 1), got {self.budget}")
+        if not 0 <= self.apart <= 1:
+            raise InputError(f"apart must lie in [0, 1], got {self.apart}")
         if not self.families or not set(self.families) <= set(FAMILIES):
             raise InputError(f"families must be some of {', '.join(FAMILIES)}, got {list(self.families)}")
 
@@ -113,26 +142,28 @@ class Search:
 def tune(
     search: Search,
     saving: Callable[[SharePolicy], float],
-    quality: Callable[[SharePolicy], tuple[float, ...]],
+    measure: Callable[[SharePolicy], Measured],
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuned:
-    """Search; `quality` runs the model, once a policy, `saving` is free.
+    """Search; `measure` runs the model, once a policy, `saving` is free.
 
     Args:
-        quality: one number a seed, the same seeds every time.
+        measure: the same seeds every time.
         on_trial: told of every policy that was run.
     """
     trials: list[Trial] = []
 
     def run(policy: SharePolicy) -> Trial:
-        trial = Trial(policy, saving(policy), quality(policy))
+        trial = Trial(policy, saving(policy), measure(policy))
         trials.append(trial)
         if on_trial is not None:
             on_trial(trial)
         return trial
 
     none = run(search.policy((0.0,) * len(search.thresholds)))
-    least = none.mean * (1 - search.budget)
+    bar = Tuned(
+        none, none.mean * (1 - search.budget), None if none.apart is None else none.apart * search.apart, ()
+    )
     best, start = none, len(search.ratios) // 2
     fixed: list[_Start] = []
     for size in reversed(search.sizes or (search.base.max_group_size,)):
@@ -141,7 +172,7 @@ def tune(
             reached = max([trial.cost_saving for _, _, trial in fixed], default=0.0)
             if saving(top) <= reached:
                 continue
-            found = _longest(search, number, size, start, run, least)
+            found = _longest(search, number, size, start, run, bar.keeps)
             if found is not None:
                 start = found[0]
                 fixed.append((_fixed(search, number, search.ratios[start]), size, found[1]))
@@ -150,13 +181,18 @@ def tune(
     fixed.sort(key=lambda entry: entry[2].cost_saving, reverse=True)
     partings: list[Parting] = [f for f in ("tree", "together") if f in search.families]
     for parting in partings:
-        climbed = _ascend(search, fixed, parting, saving, run, least)
+        climbed = _ascend(search, fixed, parting, saving, run, bar.keeps)
         best = max([best, *climbed], key=lambda trial: trial.cost_saving)
-    return Tuned(best, least, tuple(trials))
+    return replace(bar, best=best, trials=tuple(trials))
 
 
 def _longest(
-    search: Search, number: int, size: int, start: int, run: Callable[[SharePolicy], Trial], least: float
+    search: Search,
+    number: int,
+    size: int,
+    start: int,
+    run: Callable[[SharePolicy], Trial],
+    keeps: Callable[[Trial], bool],
 ) -> tuple[int, Trial] | None:
     """(number of the ratio, trial) of the longest fixed split at one threshold and size within the budget.
 
@@ -166,7 +202,7 @@ def _longest(
     place, step = start, 0
     while 0 <= place < len(search.ratios):
         trial = run(search.policy(_fixed(search, number, search.ratios[place]), size=size))
-        within = trial.mean >= least
+        within = keeps(trial)
         if within:
             kept = (place, trial)
         if step == 0:
@@ -188,7 +224,7 @@ def _ascend(
     parting: Parting,
     saving: Callable[[SharePolicy], float],
     run: Callable[[SharePolicy], Trial],
-    least: float,
+    keeps: Callable[[Trial], bool],
 ) -> list[Trial]:
     """The trials within the budget on the ways up from profiles that are, one after the other."""
     failed: list[tuple[Profile, int]] = []
@@ -210,7 +246,7 @@ def _ascend(
             left -= 1
             _, higher = max(above)
             trial = run(search.policy(higher, parting, size))
-            if trial.mean >= least:
+            if keeps(trial):
                 profile, best = higher, trial
                 kept[higher, size] = trial
             else:
@@ -230,3 +266,7 @@ def _neighbours(profile: Profile, ratios: Sequence[float]) -> Iterator[Profile]:
 def _shares_more(one: Profile, other: Profile) -> bool:
     """Whether `one` shares at no threshold less than `other`."""
     return all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -79,6 +79,13 @@ def tune(
     budget: Annotated[
         float, typer.Option(help="Part of independent sampling's quality that may be lost.")
     ] = 0.01,
+    apart: Annotated[
+        float,
+        typer.Option(
+            help="How far apart the pictures of equal prompts have to stay, as a part of what two of independent "
+            "sampling are."
+        ),
+    ] = 0.25,
     metric: Annotated[
         str | None,
         typer.Option(help="'accuracy' (built-in world) or 'clip' [default: accuracy where it can be judged]"),
@@ -87,8 +94,8 @@ def tune(
         list[str] | None,
         typer.Option(
             "--threshold",
-            help="Grid of least cosines, with commas [default: 0,0.2,0.35,0.5,0.65 of the demo; "
-            "0.6,0.7,0.8,0.9]",
+            help="Grid of least cosines, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else "
+            "0.6,0.7,0.8,0.9; and 0.99 where prompts repeat]",
             show_default=False,
         ),
     ] = None,
@@ -131,7 +138,7 @@ def tune(
         shared_guidance=shared_guidance, unguided=unguided, max_group_size=None,
         scheduler=scheduler, encoder=encoder, lora=lora, handover_noise=handover_noise,
     )  # fmt: skip
-    grid = TuneGrid(threshold or (), share_ratio or (), families, budget, max_group_size or ())
+    grid = TuneGrid(threshold or (), share_ratio or (), families, budget, max_group_size or (), apart)
     run_tune(tune_request(
         settings, prompts, captions, grid, seeds or (), metric, out, features, clip, device, dtype
     ))  # fmt: skip
