@@ -4,13 +4,13 @@
     python benchmarks/plans.py --ways trained --copies 4 --out runs/plans-copies
 
 For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget of
-independent sampling, on captions that the model was trained on. What it found is then measured on held-out captions,
-three seeds. "given" is a fixed split at the threshold and group size of docs/results.md, its share ratio searched;
-"fixed" has threshold, share ratio and group size searched; "together" gives every group a branch point by its least
-alike pair; "tree" lets groups part into closer ones, so that all share the first steps and close prompts more. With
-`--copies` every caption is there so many times, as where several pictures a prompt are wanted; "apart" is how far apart
-those pictures are in the judge's features, and tuning keeps a quarter of what independent sampling has. Trials are kept
-in the folder: the same command goes on after a stop.
+independent sampling, on some held-out captions. What it found is then measured on others, three seeds. "given" is a
+fixed split at the threshold and group size of docs/results.md, its share ratio searched; "fixed" has threshold, share
+ratio and group size searched; "together" gives every group a branch point by its least alike pair; "tree" lets groups
+part into closer ones, so that all share the first steps and close prompts more. With `--copies` every caption is there
+so many times, as where several pictures a prompt are wanted; "apart" is how far apart those pictures are in the judge's
+features, and tuning keeps a quarter of what independent sampling has. Trials are kept in the folder: the same command
+goes on after a stop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from world_eval import held_out_captions, mean_spread
 import sagediff
 from sagediff.builtin import lora_dir
 from sagediff.builtin.perception import WorldPerception, reference_features
-from sagediff.builtin.world import training_scenes
+from sagediff.builtin.world import held_out_scenes
 from sagediff.cli.pipelines import open_pipeline
 from sagediff.cli.tune import EQUAL, equal_prompts, in_words, policy_record
 from sagediff.embeddings import embed_prompts
@@ -39,6 +39,7 @@ from sagediff.planning import SharePolicy
 
 THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
 SIZES = (8, 32)
+PLANS = ("given", *FAMILIES)
 GIVEN = 0.35  # of docs/results.md, with groups of up to 8
 WAYS: dict[str, dict[str, Any]] = {
     "trained": {"scheduler": None, "lora": True, "steps": 16, "guidance": 1.0, "noise": 1.0},
@@ -46,11 +47,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def training_captions(count: int) -> list[str]:
-    """Captions that are not held out, drawn without replacement."""
-    captions = [scene.caption for scene in training_scenes()]
-    order = np.random.default_rng(0).permutation(len(captions))[:count]
-    return [captions[i] for i in sorted(order)]
+def split(captions: int, tuning: int) -> tuple[list[str], list[str]]:
+    """Held-out captions to measure on, and others to tune on: as many as wanted, or what is left."""
+    measured = held_out_captions(captions)
+    others = [scene.caption for scene in held_out_scenes() if scene.caption not in set(measured)]
+    order = np.random.default_rng(0).permutation(len(others))[:tuning]
+    return measured, [others[i] for i in sorted(order)]
 
 
 class Runner:
@@ -128,9 +130,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS))
     parser.add_argument("--budget", type=float, default=0.01)
-    parser.add_argument("--tuning-captions", type=int, default=256)
-    parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tuning-captions", type=int, default=208)
+    parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--captions", type=int, default=512)
     parser.add_argument(
         "--copies", type=int, default=1, help="pictures a caption; of the captions fewer then"
@@ -146,19 +150,15 @@ def main() -> None:
         lora = lora_dir() if options["lora"] else None
         pipe = open_pipeline("demo", options["scheduler"], "auto", "auto", lora)
         kept = args.out / f"trials-{way}.json"
-        tuning = Runner(
-            pipe, training_captions(args.tuning_captions // args.copies) * args.copies, options,
-            args.tuning_seeds, kept,
-        )  # fmt: skip
-        test = Runner(
-            pipe, held_out_captions(args.captions // args.copies) * args.copies, options, args.seeds
-        )
-        thresholds = THRESHOLDS + ((EQUAL,) if args.copies > 1 else ())
+        measured, others = split(args.captions // args.copies, args.tuning_captions // args.copies)
+        tuning = Runner(pipe, others * args.copies, options, args.tuning_seeds, kept)
+        test = Runner(pipe, measured * args.copies, options, args.seeds)
+        thresholds = tuple(args.thresholds) + ((EQUAL,) if args.copies > 1 else ())
         steps = options["steps"]
         ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
         base = SharePolicy()
         done: dict[SharePolicy, dict[str, Any]] = {}
-        for family in ("independent", "given", *FAMILIES):
+        for family in ("independent", *args.plans):
             if family == "independent":
                 policy = SharePolicy(share_ratio=0.0)
             else:
