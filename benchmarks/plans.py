@@ -59,15 +59,15 @@ class Runner:
     """Policies on one pipeline and one set of captions."""
 
     def __init__(
-        self, pipe: Any, captions: list[str], way: dict[str, Any], seeds: list[int], kept: Path | None = None
+        self, pipe: Any, captions: list[str], way: dict[str, Any], seeds: list[int], kept: Path
     ) -> None:
         self.pipe, self.captions, self.way, self.seeds = pipe, captions, way, seeds
         self.vectors = embed_prompts(captions, pipe, None).vectors
         self.perception = WorldPerception()
         self.kept = kept
         self.copies = equal_prompts(captions)
-        self.known: dict[str, dict[str, list[float]]] = (
-            json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
+        self.known: dict[str, dict[str, Any]] = (
+            json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         )
 
     def saving(self, policy: SharePolicy) -> float:
@@ -97,8 +97,14 @@ class Runner:
             return []
         return [group_diversity(self.perception.features(images), self.copies) or 0.0]
 
+    def name(self, policy: SharePolicy) -> str:
+        return json.dumps([policy_record(policy), len(self.captions), len(self.copies), self.seeds])
+
+    def keep(self) -> None:
+        self.kept.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
+
     def measured(self, policy: SharePolicy) -> Measured:
-        name = json.dumps([policy_record(policy), len(self.captions), len(self.copies), self.seeds])
+        name = self.name(policy)
         if name not in self.known:
             quality, apart = [], []
             for seed in self.seeds:
@@ -106,13 +112,14 @@ class Runner:
                 quality.append(self.right(images))
                 apart += self.apart(images)
             self.known[name] = {"quality": quality, "apart": apart}
-            if self.kept is not None:
-                self.kept.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
+            self.keep()
         known = self.known[name]
         return Measured(tuple(known["quality"]), tuple(known["apart"]))
 
     def figures(self, policy: SharePolicy) -> dict[str, Any]:
         """Saving, accuracy, Frechet distance, CLIP score and distance of equal captions' pictures over the seeds."""
+        if (name := self.name(policy)) in self.known:
+            return self.known[name]
         real = reference_features(self.captions)
         rows: dict[str, list[float]] = {"right": [], "frechet": [], "clip": [], "apart": []}
         for seed in self.seeds:
@@ -122,7 +129,9 @@ class Runner:
             rows["clip"].append(float(self.perception.alignment(images, self.captions).mean()))
             rows["apart"] += self.apart(images)
         found = {name: mean_spread(values) for name, values in rows.items() if values}
-        return {"saving": self.saving(policy)} | found
+        self.known[name] = {"saving": self.saving(policy)} | found
+        self.keep()
+        return self.known[name]
 
 
 def main() -> None:
@@ -152,12 +161,11 @@ def main() -> None:
         kept = args.out / f"trials-{way}.json"
         measured, others = split(args.captions // args.copies, args.tuning_captions // args.copies)
         tuning = Runner(pipe, others * args.copies, options, args.tuning_seeds, kept)
-        test = Runner(pipe, measured * args.copies, options, args.seeds)
+        test = Runner(pipe, measured * args.copies, options, args.seeds, args.out / f"figures-{way}.json")
         thresholds = tuple(args.thresholds) + ((EQUAL,) if args.copies > 1 else ())
         steps = options["steps"]
         ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
         base = SharePolicy()
-        done: dict[SharePolicy, dict[str, Any]] = {}
         for family in ("independent", *args.plans):
             if family == "independent":
                 policy = SharePolicy(share_ratio=0.0)
@@ -176,10 +184,8 @@ def main() -> None:
                     )  # fmt: skip
 
                 policy = tune(search, tuning.saving, tuning.measured, told).best.policy
-            if policy not in done:
-                done[policy] = test.figures(policy)
             row = {"way": way, "plan": family, "policy": policy_record(policy), "words": in_words(policy)}
-            rows.append(row | done[policy])
+            rows.append(row | test.figures(policy))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
             (args.out / "plans.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     apart_title, apart_rule = ("apart | ", "--- | ") if args.copies > 1 else ("", "")
