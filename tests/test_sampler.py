@@ -323,3 +323,19 @@ def test_a_wave_that_the_pipeline_can_take_is_decoded_at_once(demo: Any) -> None
     finally:
         handle.remove()
     assert rows == [len(CAPTIONS)]
+
+
+def test_large_pictures_are_decoded_one_by_one(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of them need more memory than many small ones."""
+    at_once = sample(demo, CAPTIONS)
+    rows: list[int] = []
+    handle = demo.vae.decoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    monkeypatch.setattr("sagediff.decoding.LATENTS_AT_ONCE", 100)
+    try:
+        one_by_one = sample(demo, CAPTIONS)
+    finally:
+        handle.remove()
+    assert rows == [1] * len(CAPTIONS)
+    assert not demo.vae.use_slicing and "decode" not in vars(demo.vae)
+    for one, other in zip(one_by_one.images, at_once.images, strict=True):
+        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# up to here as the pipeline itself does it, so that pictures equal its own to the last bit
+# Up to here as the pipeline itself does it, so that pictures equal its own to the last bit.
 AT_ONCE = 16
+# Of all latents together, height times width: four pictures of 512 pixels a side, or one of 1024, where a latent stands
+# for 8 x 8 pixels. The largest layers of a decoder take far more memory a picture than a denoiser's rows do.
+LATENTS_AT_ONCE = 4 * 64 * 64
 
 
 @contextmanager
-def decoding_one_by_one(pipe: Any, pictures: int) -> Iterator[None]:
-    """Inside the context the pipeline's autoencoder decodes more than `AT_ONCE` pictures one by one, if it can.
+def decoding_in_parts(pipe: Any) -> Iterator[None]:
+    """Inside the context the pipeline's autoencoder decodes many or large pictures one by one, if it can.
 
-    A wave carries many more latents than an autoencoder could take at once: of 64 pictures of 512 pixels a side its
-    largest layers alone would need tens of GiB.  Pictures change by rounding at most.  Afterwards the autoencoder is as
-    it was found, also after an error.
+    A wave carries many more latents than an autoencoder could take at once: of 16 pictures of 1024 pixels a side its
+    largest layers alone would need 24 GiB.  Pictures change by rounding at most.  Afterwards the autoencoder is as it
+    was found, also after an error.
     """
     vae = getattr(pipe, "vae", None)
-    if pictures <= AT_ONCE or getattr(vae, "use_slicing", True):  # no such switch, or it is on already
+    if getattr(vae, "use_slicing", True) or "decode" in vars(
+        vae
+    ):  # no such switch, on already, or someone else's
         yield
         return
-    assert vae is not None
-    vae.enable_slicing()
+    autoencoder: Any = vae
+    decode = autoencoder.decode
+
+    def in_parts(latents: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(latents) <= AT_ONCE and len(latents) * math.prod(latents.shape[2:]) <= LATENTS_AT_ONCE:
+            return decode(latents, *args, **kwargs)
+        autoencoder.enable_slicing()
+        try:
+            return decode(latents, *args, **kwargs)
+        finally:
+            autoencoder.disable_slicing()
+
+    autoencoder.decode = in_parts
     try:
         yield
     finally:
-        vae.disable_slicing()
+        vars(autoencoder).pop("decode", None)

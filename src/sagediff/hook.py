@@ -1,4 +1,4 @@
-"""The hook on the denoiser: gather one row a node, run, spread the output over the members again.
+"""The hook on the denoiser: gather one row a node (`gathering.py`), run, spread the output over the members again.
 
 `DenoiserHook` does with real tensors what a `Layout` says; `HookInstalled` puts it on a module and takes it off,
 leaving no trace.  What is particular to a model is in `families.py`, what step it is in `run.py`, what is
@@ -24,6 +24,7 @@ from .caches import REGISTRY, CacheRows
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
 from .families import Family, family_of
+from .gathering import Gathering, is_broadcast
 from .layout import Layout
 from .micro_batch import MicroBatches
 from .plan import SharePlan
@@ -70,7 +71,7 @@ class DenoiserHook(ModelHook):
         self.family: Family = family_of(inner)
         self._run = run
         self._tape = tape
-        self._condition = condition
+        self._gathering = Gathering(self.family, condition)
         self._micro_batches = micro_batches
         self.caches = CacheRows(inner, micro_batches)
         self._layouts: dict[tuple[object, ...], Layout] = {}
@@ -173,7 +174,7 @@ class DenoiserHook(ModelHook):
         """
         for name, tensor in tensors.items():
             role = self.family.role(name)
-            if role == "neither" or (role == "row" and _is_broadcast(tensor)):
+            if role == "neither" or (role == "row" and is_broadcast(tensor)):
                 continue
             if tensor.ndim == 0 or len(tensor) != rows:
                 raise UnsupportedPipelineError(
@@ -197,17 +198,15 @@ class DenoiserHook(ModelHook):
         tensors: Mapping[str, Tensor],
         layout: Layout,
     ) -> tuple[Any, Tensor | None]:
-        """Gather the layout's rows and run them, in micro-batches if asked.  Returns (last output, (rows run,
-        ...))."""
+        """Run the layout's rows, in micro-batches if asked.  Returns (last output, (rows run, ...))."""
         count = len(layout.sources)
         if count == 0:
             return None, None
-        gathered = self._gather(tensors, layout.sources)
         while True:
             size = self._micro_batches.size(count)
             start = time.perf_counter()
             try:
-                output, kept = self._run_batches(forward, named, gathered, count, size)
+                output, kept = self._run_batches(forward, named, tensors, layout.sources, size)
                 break
             except torch.OutOfMemoryError:
                 if not self._micro_batches.did_not_fit(size):
@@ -222,15 +221,15 @@ class DenoiserHook(ModelHook):
         self,
         forward: Callable[..., Any],
         named: Mapping[str, Any],
-        gathered: Mapping[str, Tensor],
-        count: int,
+        tensors: Mapping[str, Tensor],
+        sources: Sequence[tuple[int, ...]],
         size: int,
     ) -> tuple[Any, Tensor]:
-        """(last output, (rows run, ...)) of `count` gathered rows, `size` at a time."""
+        """(last output, (rows run, ...)) of the sources' rows, gathered and run `size` at a time."""
         kept: list[Tensor] = []
         output: Any = None
-        for start in range(0, count, size):
-            batch = {name: rows[start : start + size] for name, rows in gathered.items()}
+        for start in range(0, len(sources), size):
+            batch = self._gathering.rows(tensors, sources[start : start + size])
             output = forward(**self.family.put(named, batch))
             kept.append(_sample_of(output, self._class_name))
             if len(kept[-1]) != len(batch[self.family.sample]):
@@ -239,31 +238,6 @@ class DenoiserHook(ModelHook):
                     f"some argument that the table does not name still has a row for each prompt"
                 )
         return output, kept[0] if len(kept) == 1 else torch.cat(kept)
-
-    def _gather(self, tensors: Mapping[str, Tensor], sources: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        """One row for every source, of each argument that has rows."""
-        roles = {name: self.family.role(name) for name in tensors}
-        per_row = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if roles[name] != "neither" and not (roles[name] == "row" and _is_broadcast(tensor))
-        }
-        words = self.family.words(per_row)
-        device = tensors[self.family.sample].device
-        firsts = torch.tensor([members[0] for members in sources], device=device)
-        gathered = {
-            name: tensor.index_select(0, firsts.to(tensor.device)) for name, tensor in per_row.items()
-        }
-        conditions = {name: tensor for name, tensor in per_row.items() if roles[name] == "condition"}
-        masks = {name: tensor for name, tensor in per_row.items() if roles[name] == "mask"}
-        for place, members in enumerate(sources):
-            if len(members) > 1:
-                merged = self._condition(
-                    _take(conditions, members), _take(masks, members), _take(words, members)
-                )
-                for name, row in merged.items():
-                    gathered[name][place : place + 1] = row
-        return gathered
 
     def _form(self, named: Mapping[str, Any]) -> Any:
         """An empty output in the form that the caller asked the denoiser for."""
@@ -352,15 +326,6 @@ def _registry_of(module: torch.nn.Module) -> HookRegistry:
 def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """The module inside a `torch.compile` wrapper."""
     return getattr(module, "_orig_mod", module)
-
-
-def _is_broadcast(tensor: Tensor) -> bool:
-    """Whether a row argument is one value for all rows (a 0-dim timestep)."""
-    return tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
-
-
-def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:
-    return {name: tensor[list(members)] for name, tensor in tensors.items()}
 
 
 def _sample_of(output: Any, class_name: str) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sagediff.condition import GroupCondition, mean_condition
-from sagediff.decoding import decoding_one_by_one
+from sagediff.decoding import decoding_in_parts
 from sagediff.embeddings import Encoder
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.families import denoiser_of, family_of
@@ -67,7 +67,7 @@ class SharedSampler:
             (limited-interval guidance, arXiv 2404.07724): fewer evaluations.
         group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
         wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents;
-            more than 16 pictures are decoded one by one where the autoencoder can.
+            more than 16 pictures, or few large ones, are decoded one by one where the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
             they do not come out identical; 0 lets them.
@@ -237,7 +237,7 @@ class SharedSampler:
         if on_step is not None:
             kwargs["callback_on_step_end"] = _reporter(on_step, len(task.members))
         with (
-            decoding_one_by_one(self.pipe, len(task.prompts)),
+            decoding_in_parts(self.pipe),
             shared_sampling(
                 self.pipe,
                 task.plan,

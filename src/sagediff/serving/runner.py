@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sagediff.decoding import decoding_one_by_one
+from sagediff.decoding import decoding_in_parts
 from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import StoppedError, UnsupportedPipelineError
 from sagediff.levels import part_of_steps
@@ -220,7 +220,7 @@ class WaveRunner:
         left: dict[int, int] = {}
         shared = part_of_steps(recipe.policy.share_ratio, steps)
         with (
-            decoding_one_by_one(self.pipe, len(jobs)),
+            decoding_in_parts(self.pipe),
             shared_sampling(
                 self.pipe,
                 plan,
