@@ -3,11 +3,13 @@
     python benchmarks/full_size.py --device cuda --repeats 3
     python benchmarks/full_size.py --device cuda --models flux --micro-batch 8 --prompts 64
     python benchmarks/full_size.py --device meta                            # peak memory only, on any machine
+    python benchmarks/full_size.py --device meta --decode                   # with the autoencoder, to pictures
     python benchmarks/full_size.py --device cpu --models sd15 --resolution 256 --steps 6 --prompts 8 --repeats 2
     python benchmarks/full_size.py --tiny                                   # does it run? seconds
 
 Stable Diffusion 1.5, SDXL, SD3 medium and FLUX.1-dev, as their pipelines run them, from embeddings to latents. The
-weights are drawn, so the pictures are noise, but shapes, speed and memory are those of the real ones. "Independent" is
+weights are drawn, so the pictures are noise, but shapes, speed and memory are those of the real ones. With `--decode`
+their autoencoder makes pictures of the latents, those of shared waves as `SharedSampler` decodes them. "Independent" is
 the untouched pipeline, called for so many prompts at once that its denoiser gets `--micro-batch` rows; "shared" is the
 same pipeline inside `shared_sampling`, whole groups a call, its denoiser running at most as many rows at once. Both get
 the same noise and embeddings, and are timed in pairs, each first in turn. Rows are counted inside the denoiser. Where
@@ -25,7 +27,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ import torch
 from live_bytes import LiveBytes, computing_nothing
 
 import sagediff
+from sagediff.decoding import decoding_in_parts
 
 MIB = 1 << 20
 INDEPENDENT, SHARED = "independent", "shared"
@@ -140,26 +143,49 @@ MODELS = {
 
 
 def make_denoiser(model: Model, size: Size, device: str, dtype: torch.dtype) -> Any:
-    """With weights as its layers draw them, made where and as they stay: 12 B of them have no room for a copy."""
+    """With weights as its layers draw them."""
+    return make_module(model.denoiser, size.config, device, dtype)
+
+
+def make_autoencoder(model: Model, size: Size, tiny: bool, device: str, dtype: torch.dtype) -> Any:
+    """Of all four models; they differ in the channels of a latent, and in layers of 1 x 1 around them."""
+    is_unet = model.denoiser == "UNet2DConditionModel"
+    packed = size.config.get("in_channels")  # FLUX's: 2 x 2 latents
+    config = {
+        "block_out_channels": (4, 4, 8, 8) if tiny else (128, 256, 512, 512), "norm_num_groups": 4 if tiny else 32,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2, "latent_channels": packed // 4 if packed else 4 if is_unet else 16,
+        "use_quant_conv": is_unet, "use_post_quant_conv": is_unet, "shift_factor": None if is_unet else 0.0,
+    }  # fmt: skip
+    return make_module("AutoencoderKL", config, device, dtype)
+
+
+def make_module(name: str, config: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    """Made where and as it stays: 12 B weights have no room for a copy."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            denoiser = getattr(diffusers, model.denoiser)(**size.config)
+            module = getattr(diffusers, name)(**config)
     finally:
         torch.set_default_dtype(before)
-    torch.nn.Module.to(denoiser, device=device, dtype=dtype)  # buffers that it made elsewhere or wider
-    return denoiser.eval().requires_grad_(False)
+    torch.nn.Module.to(module, device=device, dtype=dtype)  # buffers that it made elsewhere or wider
+    return module.eval().requires_grad_(False)
 
 
-def make_pipeline(model: Model, size: Size, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def make_pipeline(
+    model: Model, size: Size, device: str, dtype: torch.dtype, vae: Any = None
+) -> tuple[Any, Any]:
     """(pipeline, its denoiser)."""
     torch.manual_seed(0)
     denoiser = make_denoiser(model, size, device, dtype)
     name = "unet" if model.denoiser == "UNet2DConditionModel" else "transformer"
     options = {"requires_safety_checker": False} if "safety_checker" in model.parts else {}
     pipe = getattr(diffusers, model.pipeline)(
-        **dict.fromkeys(model.parts.split()), **options, **{name: denoiser}, scheduler=model.scheduler()
+        **(dict.fromkeys(model.parts.split()) | {"vae": vae}),
+        **options,
+        **{name: denoiser},
+        scheduler=model.scheduler(),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe, denoiser
@@ -196,12 +222,16 @@ class Counted:
         self.most = max(self.most, len(args[0]))
 
 
+def weights_of(parts: Sequence[Any]) -> list[torch.Tensor]:
+    return [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
+
+
 @contextmanager
-def peak_memory(denoiser: Any, device: str) -> Iterator[Callable[[], int]]:
+def peak_memory(parts: Sequence[Any], device: str) -> Iterator[Callable[[], int]]:
     """What it yields tells the bytes held at most since the context was entered."""
     gc.collect()
     if device == "meta":
-        with LiveBytes([*denoiser.parameters(), *denoiser.buffers()]) as live:
+        with LiveBytes(weights_of(parts)) as live:
             yield lambda: live.most
     elif device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
@@ -252,7 +282,9 @@ class Bench:
             SHARED: max(1, wave // args.group_size) * args.group_size,
         }
         dtype = getattr(torch, args.dtype)
-        self.pipe, self.denoiser = make_pipeline(model, size, self.device, dtype)
+        vae = make_autoencoder(model, size, args.tiny, self.device, dtype) if args.decode else None
+        self.pipe, self.denoiser = make_pipeline(model, size, self.device, dtype, vae)
+        self.parts = [self.denoiser, *filter(None, [vae])]
         self.counted = Counted(self.denoiser.get_submodule(model.counted))
         self._inputs = embeddings(size, self.groups, dtype, guided=rows == 2)
         self.pixels = size.pixels if args.tiny else args.resolution or size.pixels
@@ -270,17 +302,19 @@ class Bench:
             with ExitStack() as stack:
                 if way == SHARED:
                     wave = plan.subset(range(plan.num_prompts)[part])
+                    stack.enter_context(decoding_in_parts(self.pipe))
                     run = stack.enter_context(
                         sagediff.shared_sampling(self.pipe, wave, micro_batch_size=self.micro_batch)
                     )
-                latents = self.pipe(
+                made = self.pipe(
                     **{name: rows[part].to(device, copy=True) for name, rows in self._inputs.items()},
                     **self._options, num_inference_steps=plan.num_steps, generator=noise[part],
-                    output_type="latent",
+                    output_type="latent" if self.pipe.vae is None else "pt",
                 ).images.cpu()  # fmt: skip
-            if not latents.isfinite().all():
+            if not made.isfinite().all():
                 raise FloatingPointError(
-                    f"{way} sampling from prompt {first} on gave latents that are not finite"
+                    f"{way} sampling from prompt {first} on gave {'latents' if self.pipe.vae is None else 'pictures'} "
+                    f"that are not finite"
                 )
             if way == SHARED:
                 planned = [planned[0] + run.plan.evaluations, planned[1] + run.plan.evaluations_independent]
@@ -297,7 +331,7 @@ class Bench:
     def timed(self, way: str) -> Sampled:
         """All prompts, one way."""
         self.counted.rows = self.counted.most = 0
-        with peak_memory(self.denoiser, self.device) as peak:
+        with peak_memory(self.parts, self.device) as peak:
             start, processor = time.perf_counter(), time.process_time()
             planned = self.sample(way, self.plan, self.plan.num_prompts)
             if self.device.startswith("cuda"):
@@ -311,8 +345,8 @@ class Bench:
 def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One model's row of the report."""
     bench = Bench(name, args)
-    weights = sum(w.nbytes for w in (*bench.denoiser.parameters(), *bench.denoiser.buffers()))
-    nothing = computing_nothing(bench.pipe, bench.denoiser) if args.device == "meta" else nullcontext()
+    weights = sum(weight.nbytes for weight in weights_of(bench.parts))
+    nothing = computing_nothing(bench.pipe, bench.parts) if args.device == "meta" else nullcontext()
     runs: dict[str, list[Sampled]] = {INDEPENDENT: [], SHARED: []}
     with nothing:
         if args.device != "meta":
@@ -389,6 +423,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs")
     parser.add_argument("--guidance", type=float, help="default: the model's own; 1 runs no negative rows")
+    parser.add_argument("--decode", action="store_true", help="with the autoencoder, to pictures")
     parser.add_argument("--tiny", action="store_true", help="shrunk models of 64 pixels")
     parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
     args = parser.parse_args()

@@ -8,8 +8,8 @@ an allocator's rounding.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -46,29 +46,40 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def computing_nothing(pipe: Any, denoiser: Any) -> Iterator[None]:
-    """The pipeline runs on the CPU around a denoiser on the meta device, and gets zeros from it."""
-    forward = denoiser.forward
+def computing_nothing(pipe: Any, parts: Iterable[Any]) -> Iterator[None]:
+    """The pipeline runs on the CPU around parts on the meta device, and gets zeros from them.
 
-    def on_meta(*args: Any, **kwargs: Any) -> Any:
-        def moved(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            with _disable_current_modes():  # it is there already, and counted
-                return torch.empty_like(value, device="meta")
+    Args:
+        parts: the denoiser and, or not, the autoencoder.
+    """
 
-        (sample,) = forward(*tree_map(moved, args), **tree_map(moved, kwargs))
-        return (torch.zeros(sample.shape, dtype=sample.dtype),)
+    def on_meta(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            out = forward(*tree_map(_moved, args), **tree_map(_moved, kwargs))
+            return tree_map(lambda made: torch.zeros(made.shape, dtype=made.dtype), out)
+
+        return run
 
     cpu = property(lambda self: torch.device("cpu"))
-    with (
-        mock.patch.object(type(pipe), "_execution_device", cpu),
-        mock.patch.object(denoiser, "forward", on_meta),
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(type(pipe), "_execution_device", cpu))
+        for part in parts:
+            inner = [part] if not hasattr(part, "decoder") else [part.decoder, part.post_quant_conv]
+            for module in filter(None, inner):
+                stack.enter_context(mock.patch.object(module, "forward", on_meta(module.forward)))
         # on the meta device it would make the scores, which fused attention never holds
-        mock.patch.object(
-            torch.nn.functional,
-            "scaled_dot_product_attention",
-            lambda query, *a, **k: torch.empty_like(query),
-        ),
-    ):
+        stack.enter_context(
+            mock.patch.object(
+                torch.nn.functional,
+                "scaled_dot_product_attention",
+                lambda query, *a, **k: torch.empty_like(query),
+            )
+        )
         yield
+
+
+def _moved(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    with _disable_current_modes():  # it is there already, and counted
+        return torch.empty_like(value, device="meta")
