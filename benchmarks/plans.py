@@ -4,13 +4,13 @@
     python benchmarks/plans.py --ways trained --copies 4 --out runs/plans-copies
 
 For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget of
-independent sampling, on some held-out captions. What it found is then measured on others, three seeds. "given" is a
-fixed split at the threshold and group size of docs/results.md, its share ratio searched; "fixed" has threshold, share
-ratio and group size searched; "together" gives every group a branch point by its least alike pair; "tree" lets groups
-part into closer ones, so that all share the first steps and close prompts more. With `--copies` every caption is there
-so many times, as where several pictures a prompt are wanted; "apart" is how far apart those pictures are in the judge's
-features, and tuning keeps a quarter of what independent sampling has. Trials are kept in the folder: the same command
-goes on after a stop.
+independent sampling, on some held-out captions (`--tune-on training`: on ones of training, where everything looks safer).
+What it found is then measured on others, three seeds. "given" is a fixed split at the threshold and group size of
+docs/results.md, its share ratio searched; "fixed" has threshold, share ratio and group size searched; "together" gives
+every group a branch point by its least alike pair; "tree" lets groups part into closer ones, so that all share the first
+steps and close prompts more. With `--copies` every caption is there so many times, as where several pictures a prompt are
+wanted; "apart" is how far apart those pictures are in the judge's features, and tuning keeps a quarter of what independent
+sampling has. Trials are kept in the folder: the same command goes on after a stop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from world_eval import held_out_captions, mean_spread
 import sagediff
 from sagediff.builtin import lora_dir
 from sagediff.builtin.perception import WorldPerception, reference_features
-from sagediff.builtin.world import held_out_scenes
+from sagediff.builtin.world import held_out_scenes, training_scenes
 from sagediff.cli.pipelines import open_pipeline
 from sagediff.cli.tune import EQUAL, equal_prompts, in_words, policy_record
 from sagediff.embeddings import embed_prompts
@@ -47,10 +47,11 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def split(captions: int, tuning: int) -> tuple[list[str], list[str]]:
+def split(captions: int, tuning: int, tune_on: str) -> tuple[list[str], list[str]]:
     """Held-out captions to measure on, and others to tune on: as many as wanted, or what is left."""
     measured = held_out_captions(captions)
-    others = [scene.caption for scene in held_out_scenes() if scene.caption not in set(measured)]
+    scenes = held_out_scenes() if tune_on == "held-out" else training_scenes()
+    others = [scene.caption for scene in scenes if scene.caption not in set(measured)]
     order = np.random.default_rng(0).permutation(len(others))[:tuning]
     return measured, [others[i] for i in sorted(order)]
 
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--thresholds", type=float, nargs="+", default=list(THRESHOLDS))
     parser.add_argument("--budget", type=float, default=0.01)
+    parser.add_argument("--tune-on", default="held-out", choices=("held-out", "training"))
     parser.add_argument("--tuning-captions", type=int, default=208)
     parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--captions", type=int, default=512)
@@ -159,7 +161,9 @@ def main() -> None:
         lora = lora_dir() if options["lora"] else None
         pipe = open_pipeline("demo", options["scheduler"], "auto", "auto", lora)
         kept = args.out / f"trials-{way}.json"
-        measured, others = split(args.captions // args.copies, args.tuning_captions // args.copies)
+        measured, others = split(
+            args.captions // args.copies, args.tuning_captions // args.copies, args.tune_on
+        )
         tuning = Runner(pipe, others * args.copies, options, args.tuning_seeds, kept)
         test = Runner(pipe, measured * args.copies, options, args.seeds, args.out / f"figures-{way}.json")
         thresholds = tuple(args.thresholds) + ((EQUAL,) if args.copies > 1 else ())
