@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -241,6 +242,7 @@ def measured(case: Case, args: argparse.Namespace, about: dict[str, Any]) -> lis
     def config(setting: float) -> Any:
         return CACHES[args.cache](case, setting, args.steps)
 
+    @functools.cache
     def run(setting: float) -> list[int]:
         return case.executions(alone, config(setting))
 
@@ -250,10 +252,11 @@ def measured(case: Case, args: argparse.Namespace, about: dict[str, Any]) -> lis
         if intervals
         else [threshold_for(skipped, run, base) for skipped in args.skipped]
     )
+    plans = {ratio: case.plan(args.steps, ratio) for ratio in args.ratios}
+    sharing = {ratio: case.executions(plan) for ratio, plan in plans.items()}
     rows = []
     for (threshold, cached), ratio in itertools.product(settings, args.ratios):
-        plan = case.plan(args.steps, ratio)
-        shared = case.executions(plan)
+        plan, shared = plans[ratio], sharing[ratio]
         steps = case.executions(plan, config(threshold))
         both = sum(steps)
         same = sum(one * made / full for one, made, full in zip(shared, cached, base, strict=True))
