@@ -5,14 +5,14 @@
     python benchmarks/composition.py --weights runs/small-dit/transformer
 
 A FLUX transformer with random weights, moderately sized, or the trained one of `small_dit.py` (`--weights`) on held-out
-captions of the built-in world, grouped by their text embeddings; seeds are then other captions and other noise. What is
-counted is block executions: rows that the forward of each inner block really runs on, which does not depend on the
-machine. Sharing alone saves the part a, the cache alone b; if they multiply, both together save 1 - (1 - a)(1 - b).
-They do so as far as the cache leaves out as many of the shared steps as of the others, and that the noise schedule
-decides, not sharing; so the cost is also held against what comes out if the cache leaves out just the steps that it
-leaves out alone. The threshold is set for each model so that the cache alone leaves out about the part `--skipped` of
-the steps; it is kept for both together. At the end: the part of the steps that is computed in full, of those that
-groups share and of the others.
+captions of the built-in world, grouped by their text embeddings; seeds are then other captions and other noise; with
+`--guidance` above 1, every step has a second call. What is counted is block executions: rows that the forward of each
+inner block really runs on, which does not depend on the machine. Sharing alone saves the part a, the cache alone b; if
+they multiply, both together save 1 - (1 - a)(1 - b). They do so as far as the cache leaves out as many of the shared
+steps as of the others, and that the noise schedule decides, not sharing; so the cost is also held against what comes
+out if the cache leaves out just the steps that it leaves out alone. The threshold is set for each model so that the
+cache alone leaves out about the part `--skipped` of the steps; it is kept for both together. At the end: the part of
+the steps that is computed in full, of those that groups share and of the others.
 
 MagCache decides by the number of the step alone, and leaves out none of the first fifth; it has one ratio for all steps
 with random weights, and measures the trained ones' ratios first. TaylorSeer ("series", lite mode) computes the first
@@ -117,7 +117,7 @@ class Counted:
     """Counts the rows that the inner blocks run on, inside the cache: only forwards that are computed.
 
     Attributes:
-        steps: rows of all blocks, or of all their attentions, together, for each step of the run.
+        steps: rows of all blocks, or of all their attentions, together, for each call of the run.
     """
 
     def __init__(self, transformer: Any, attentions: bool) -> None:
@@ -140,7 +140,6 @@ class Case:
     """A pipeline with prompts in groups.
 
     Attributes:
-        pixels: side that the pipeline is asked for.
         noise: seed of the noise.
         ratios: MagCache's of the model; empty where they were not measured.
     """
@@ -149,7 +148,6 @@ class Case:
     counted: Counted
     inputs: dict[str, Any]
     groups: list[list[int]]
-    pixels: int = 64
     noise: int = 0
     ratios: list[float] = field(default_factory=list)
 
@@ -164,16 +162,15 @@ class Case:
         try:
             with sagediff.shared_sampling(self.pipe, plan):
                 latents: torch.Tensor = self.pipe(
-                    **self.inputs, height=self.pixels, width=self.pixels, num_inference_steps=plan.num_steps,
-                    output_type="latent", generator=plan.generators(self.noise),
-                ).images  # fmt: skip
+                    **self.inputs, num_inference_steps=plan.num_steps, generator=plan.generators(self.noise)
+                ).images
         finally:
             if config is not None:
                 self.pipe.transformer.disable_cache()
         return latents
 
     def executions(self, plan: sagediff.SharePlan, config: Any = None) -> list[int]:
-        """Block executions of every step."""
+        """Block executions of every call, one or two a step."""
         self.sample(plan, config)
         return list(self.counted.steps)
 
@@ -190,7 +187,8 @@ def random_case(args: argparse.Namespace, shift: float, seed: int) -> Case:
     groups = [[next(numbers) for _ in range(size)] for size in args.group_sizes]
     pipe = pipeline(args.layers, shift, seed)
     counted = Counted(pipe.transformer, args.cache == "attention")
-    return Case(pipe, counted, prompts(groups, args.alike, seed), groups)
+    inputs = prompts(groups, args.alike, seed) | {"height": 64, "width": 64, "output_type": "latent"}
+    return Case(pipe, counted, inputs, groups)
 
 
 def caption_groups(demo: Any, threshold: float, prompts: int, seed: int) -> tuple[list[str], list[list[int]]]:
@@ -212,7 +210,7 @@ def trained_case(args: argparse.Namespace, shift: float, seed: int) -> Case:
     captions, groups = caption_groups(world.demo, args.threshold, args.prompts, seed)
     pipe = small_dit.pipeline(FluxTransformer2DModel.from_pretrained(args.weights), shift)
     counted = Counted(pipe.transformer, args.cache == "attention")
-    case = Case(pipe, counted, world.conditions(captions), groups, small_dit.SIDE * 8, seed)
+    case = Case(pipe, counted, world.inputs(captions, args.guidance), groups, seed)
     if args.cache == "magnitudes":
         case.measure_ratios(args.steps)
     return case
@@ -266,7 +264,7 @@ def measured(case: Case, args: argparse.Namespace, about: dict[str, Any]) -> lis
             "sharing saves": 1 - sum(shared) / sum(base), "cache saves": 1 - sum(cached) / sum(base),
             "both save": 1 - both / sum(base), "multiplied": 1 - multiplied / sum(base),
             "cost / multiplied": both / multiplied, "cost / same steps left out": both / same,
-            "branch step": max(plan.branch_steps),
+            "branch call": max(plan.branch_steps) * len(base) // args.steps,
             "computed alone": [made == full for made, full in zip(cached, base, strict=True)],
             "computed in both": [made == full for made, full in zip(steps, shared, strict=True)],
         })  # fmt: skip
@@ -276,7 +274,7 @@ def measured(case: Case, args: argparse.Namespace, about: dict[str, Any]) -> lis
 def computed(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
     """Part of the steps that are computed in full, before the branch point and from it on; mean over the rows."""
     parts = [
-        (np.mean(row[key][: row["branch step"]]), np.mean(row[key][row["branch step"] :])) for row in rows
+        (np.mean(row[key][: row["branch call"]]), np.mean(row[key][row["branch call"] :])) for row in rows
     ]
     early, late = np.mean(parts, axis=0)
     return float(early), float(late)
@@ -300,13 +298,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
     parser.add_argument("--weights", type=Path, help="a transformer that `small_dit.py` trained")
     parser.add_argument("--prompts", type=int, default=24, help="with --weights: most captions in a run")
+    parser.add_argument("--guidance", type=float, default=1.0, help="with --weights: above 1 by second calls")
     parser.add_argument("--threshold", type=float, default=0.35, help="with --weights: of the groups")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for shift, seed in itertools.product(args.shifts, args.seeds):
         case = (trained_case if args.weights else random_case)(args, shift, seed)
         rows += measured(case, args, {"shift": shift, "seed": seed})
-    shown = [key for key, value in rows[0].items() if isinstance(value, float | int) and key != "branch step"]
+    shown = [key for key, value in rows[0].items() if isinstance(value, float | int) and key != "branch call"]
     print("| " + " | ".join(shown) + " |\n" + "| --- " * len(shown) + "|")
     for row in rows:
         cells = [

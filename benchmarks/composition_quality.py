@@ -40,11 +40,7 @@ def waves(groups: list[list[int]]) -> list[list[list[int]]]:
 
 
 class Ways:
-    """The captions in waves, on one pipeline.
-
-    Args:
-        guidance: above 1, the transformer is called a second time with the empty caption.
-    """
+    """The captions in waves, on one pipeline."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         world = small_dit.World.open()
@@ -57,13 +53,8 @@ class Ways:
         for wave in waves(groups):
             mine = [captions[i] for group in wave for i in group]
             numbers = iter(range(len(mine)))
-            told = world.conditions(mine)
-            if args.guidance > 1:
-                empty = world.conditions([""])
-                told |= {f"negative_{name}": empty[name].repeat(len(mine), *[1] * (rows.ndim - 1))
-                         for name, rows in told.items()} | {"true_cfg_scale": args.guidance}  # fmt: skip
             renumbered = [[next(numbers) for _ in group] for group in wave]
-            self.waves.append((Case(pipe, counted, told, renumbered, small_dit.SIDE * 8), mine))
+            self.waves.append((Case(pipe, counted, world.inputs(mine, args.guidance), renumbered), mine))
         if args.cache == "magnitudes":
             first = self.waves[0][0]
             first.measure_ratios(args.steps)
@@ -110,7 +101,7 @@ def main() -> None:
     parser.add_argument("--skipped", type=float, default=0.33, help="of the steps, by the cache")
     parser.add_argument("--shift", type=float, default=3.0, help="of the noise schedule")
     parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
     args = parser.parse_args()

@@ -76,6 +76,16 @@ class World:
             "pooled_prompt_embeds": torch.cat([part.pooler_output for part in read]),
         }
 
+    def inputs(self, captions: list[str], guidance: float = 1.0) -> dict[str, Any]:
+        """Arguments of the pipeline; `guidance` above 1 calls the transformer a second time, with no caption."""
+        found: dict[str, Any] = self.conditions(captions)
+        if guidance > 1:
+            empty = self.conditions([""])
+            found |= {
+                f"negative_{name}": empty[name].expand_as(rows).clone() for name, rows in found.items()
+            } | {"true_cfg_scale": guidance}
+        return found | {"height": SIDE * 8, "width": SIDE * 8, "output_type": "latent"}
+
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
         """(N, 3, 64, 64) in [-1, 1] -> (N, 64, 32), scaled and packed."""
@@ -150,37 +160,19 @@ def train_transformer(args: argparse.Namespace) -> Path:
     return Path(args.out / "transformer")
 
 
-def sample(
-    pipe: FluxPipeline,
-    told: dict[str, Tensor],
-    steps: int,
-    generators: list[torch.Generator],
-    guidance: float,
-) -> Tensor:
-    """Latents, (N, 64, 32); `guidance` above 1 calls the transformer a second time with the last row of `told`."""
-    count = len(generators)
-    inputs = {name: rows[:count] for name, rows in told.items()}
-    if guidance > 1:
-        inputs |= {f"negative_{name}": rows[-1:].expand_as(rows[:count]) for name, rows in told.items()}
-    latents: Tensor = pipe(
-        **inputs, height=SIDE * 8, width=SIDE * 8, num_inference_steps=steps, true_cfg_scale=guidance,
-        generator=generators, output_type="latent",
-    ).images  # fmt: skip
-    return latents
-
-
 def score(args: argparse.Namespace) -> dict[str, Any]:
     """Part of the pictures that the judge reads as captioned, by attribute."""
     world, perception = World.open(), WorldPerception()
     captions = held_out_captions(args.captions)
-    told = world.conditions([*captions, ""])
+    inputs = world.inputs(captions, args.guidance)
     found: dict[str, Any] = {}
     for shift in args.shifts:
         pipe = pipeline(FluxTransformer2DModel.from_pretrained(args.weights), shift)
         runs: list[dict[str, float]] = []
         for seed in args.seeds:
             generators = [torch.Generator().manual_seed(seed * 100_003 + i) for i in range(len(captions))]
-            images = world.images(sample(pipe, told, args.steps, generators, args.guidance))
+            latents = pipe(**inputs, num_inference_steps=args.steps, generator=generators).images
+            images = world.images(latents)
             right = perception.accuracy(images, captions)
             runs.append({name: float(rows.float().mean()) for name, rows in right.items()})
         found[f"shift {shift:g}"] = {name: mean_spread([run[name] for run in runs]) for name in runs[0]}
