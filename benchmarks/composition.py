@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
     parser.add_argument("--weights", type=Path, help="a transformer that `small_dit.py` trained")
-    parser.add_argument("--prompts", type=int, default=24, help="with --weights: most captions in a run")
+    parser.add_argument("--prompts", type=int, default=16, help="with --weights: most captions in a run")
     parser.add_argument("--guidance", type=float, default=1.0, help="with --weights: above 1 by second calls")
     parser.add_argument("--threshold", type=float, default=0.35, help="with --weights: of the groups")
     args = parser.parse_args()
