@@ -3,14 +3,15 @@
     python benchmarks/plans.py --out runs/plans
     python benchmarks/plans.py --ways trained --copies 4 --out runs/plans-copies
 
-For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget of
-independent sampling, on some held-out captions (`--tune-on training`: on ones of training, where everything looks safer).
-What it found is then measured on others, three seeds. "given" is a fixed split at the threshold and group size of
-docs/results.md, its share ratio searched; "fixed" has threshold, share ratio and group size searched; "together" gives
-every group a branch point by its least alike pair; "tree" lets groups part into closer ones, so that all share the first
-steps and close prompts more. With `--copies` every caption is there so many times, as where several pictures a prompt are
-wanted; "apart" is how far apart those pictures are in the judge's features, and tuning keeps a quarter of what independent
-sampling has. Trials are kept in the folder: the same command goes on after a stop.
+For each kind of plan, `sagediff tune`'s search finds the one that saves most while accuracy stays within the budget
+of independent sampling, on some held-out captions (`--tune-on training`: on ones of training, where everything looks
+safer). What it found is then measured on others, three seeds. "given" is a fixed split at the threshold and group
+size of docs/results.md, its share ratio searched; "fixed" has threshold, share ratio and group size searched;
+"together" gives every group a branch point by its least alike pair; "tree" lets groups part into closer ones, so that
+all share the first steps and close prompts more. With `--copies` every caption is there so many times, as where
+several pictures a prompt are wanted; "apart" is how far apart those pictures are in the judge's features, and tuning
+keeps a quarter of what independent sampling has. Trials are kept in the folder: the same command goes on after a
+stop.
 """
 
 from __future__ import annotations
