@@ -56,7 +56,7 @@ class Gathering:
         Args:
             sources: for every row wanted, the rows of the call that it stands for.
         """
-        per_row = {name: tensor for name, tensor in tensors.items() if self._has_rows(name, tensor)}
+        per_row = {name: tensor for name, tensor in tensors.items() if has_rows(self._family, name, tensor)}
         first = sources[0][0]
         if all(members == (first + place,) for place, members in enumerate(sources)):
             return {name: tensor[first : first + len(sources)] for name, tensor in per_row.items()}
@@ -71,10 +71,6 @@ class Gathering:
             for name, row in merged[members].items():
                 gathered[name][place : place + 1] = row
         return gathered
-
-    def _has_rows(self, name: str, tensor: Tensor) -> bool:
-        role = self._family.role(name)
-        return role != "neither" and not (role == "row" and is_broadcast(tensor))
 
     def _merged(
         self, per_row: Mapping[str, Tensor], nodes: Sequence[tuple[int, ...]]
@@ -107,9 +103,11 @@ class Gathering:
         return self._kept[0]
 
 
-def is_broadcast(tensor: Tensor) -> bool:
-    """Whether a row argument is one value for all rows (a 0-dim timestep)."""
-    return tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
+def has_rows(family: Family, name: str, tensor: Tensor) -> bool:
+    """Whether an argument has one row for each row of the call; a timestep may be one value for all of them."""
+    role = family.role(name)
+    is_broadcast = tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
+    return role != "neither" and not (role == "row" and is_broadcast)
 
 
 def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:

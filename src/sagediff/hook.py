@@ -24,7 +24,7 @@ from .caches import REGISTRY, CacheRows
 from .condition import GroupCondition
 from .errors import InputError, UnsupportedPipelineError
 from .families import Family, family_of
-from .gathering import Gathering, is_broadcast
+from .gathering import Gathering, has_rows
 from .layout import Layout
 from .micro_batch import MicroBatches
 from .plan import SharePlan
@@ -173,9 +173,9 @@ class DenoiserHook(ModelHook):
             InputError: members of a group started from different noise.
         """
         for name, tensor in tensors.items():
-            role = self.family.role(name)
-            if role == "neither" or (role == "row" and is_broadcast(tensor)):
+            if not has_rows(self.family, name, tensor):
                 continue
+            role = self.family.role(name)
             if tensor.ndim == 0 or len(tensor) != rows:
                 raise UnsupportedPipelineError(
                     f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it "
