@@ -1,6 +1,6 @@
 """What each term of the SAGE objective is worth: short runs, each without one of them.
 
-    python -m sagediff.builtin.dataset --out runs/world-1 --renders 1
+    python -m sagediff.builtin.scenes.dataset --out runs/world-1 --renders 1
     python benchmarks/ablation.py --data runs/world-1 --out runs/ablation --steps 200 --seeds 0 1 2
 
 Every run starts from the same model, sees the same pictures in the same order and takes as many steps; then it is
@@ -20,15 +20,15 @@ from typing import Any
 from world_eval import held_out_captions, mean_spread
 
 import sagediff
-from sagediff.builtin.perception import WorldPerception, reference_features
-from sagediff.cli.pipelines import open_pipeline
-from sagediff.evaluation.bench import as_tensor
+from sagediff.builtin.scenes.scene_perception import WorldPerception, reference_features
+from sagediff.evaluation.comparison import as_tensor
 from sagediff.evaluation.frechet import frechet_distance
-from sagediff.lora import WEIGHT_NAME
-from sagediff.training.config import TrainConfig
-from sagediff.training.data import load_pictures
+from sagediff.pipelines.lora import WEIGHT_NAME
+from sagediff.pipelines.placement import open_pipeline
+from sagediff.training.captioned_images import load_pictures
 from sagediff.training.loop import train
 from sagediff.training.objective import SageWeights
+from sagediff.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, help="folder that sagediff.builtin.dataset wrote")
+    parser.add_argument("--data", required=True, help="folder that sagediff.builtin.scenes.dataset wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS, STANDARD], choices=[*VARIANTS, STANDARD])
     parser.add_argument("--steps", type=int, default=200)

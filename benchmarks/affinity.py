@@ -28,18 +28,18 @@ from typing import Any
 import numpy as np
 from trajectory_cache import zipf_stream
 
-from sagediff.builtin.perception import held_out_captions
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.cli.serve import ServeRequest
 from sagediff.cli.serve_ray import ray_fleet
 from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, Choice, Router, Vector
 from sagediff.distributed.cluster import PoolOptions, connected
-from sagediff.distributed.replicas import quiet_serve
+from sagediff.distributed.ray_replicas import quiet_serve
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine import Ticket
-from sagediff.serving.fleet import Fleet
+from sagediff.serving.engine.model_thread import Ticket
+from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.fleet.replica_fleet import Fleet
 from sagediff.serving.metrics import Metrics
-from sagediff.serving.requests import PictureRequest
 
 
 class RandomRouter:

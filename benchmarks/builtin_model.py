@@ -17,10 +17,10 @@ import torch
 from world_eval import accuracy, held_out_captions, judge_images, mean_spread
 
 import sagediff
-from sagediff.builtin import judge_dir
-from sagediff.builtin.networks import load_judge
-from sagediff.builtin.render import Renderer
-from sagediff.builtin.world import parse_caption
+from sagediff.builtin.scenes import judge_dir
+from sagediff.builtin.scenes.networks import load_judge
+from sagediff.builtin.scenes.render import Renderer
+from sagediff.builtin.scenes.world import parse_caption
 from sagediff.errors import InputError
 
 

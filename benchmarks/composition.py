@@ -48,8 +48,8 @@ from diffusers import (
 from world_eval import held_out_captions
 
 import sagediff
-from sagediff.embeddings import embed_prompts
-from sagediff.grouping import group_prompts
+from sagediff.plan.grouping import group_prompts
+from sagediff.prompts.embeddings import embed_prompts
 
 WIDTH, TOKENS = 64, 16
 CAPTIONS = 512  # held out, of which groups are drawn

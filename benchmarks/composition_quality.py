@@ -22,9 +22,9 @@ from composition import CACHES, INTERVALS, Case, Counted, threshold_for
 from diffusers import FluxTransformer2DModel
 from world_eval import held_out_captions, mean_spread
 
-from sagediff.builtin.perception import WorldPerception
-from sagediff.embeddings import embed_prompts
-from sagediff.grouping import group_prompts
+from sagediff.builtin.scenes.scene_perception import WorldPerception
+from sagediff.plan.grouping import group_prompts
+from sagediff.prompts.embeddings import embed_prompts
 
 WAVE = 16
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sagediff.builtin.world import all_scenes
+from sagediff.builtin.scenes.world import all_scenes
 
 PARTS = ("equality", "speed", "faults")
 BAR_SPEED = 1.8

@@ -22,8 +22,8 @@ from torch import Tensor
 from world_eval import accuracy, diversity, held_out_captions, mean_spread, to_judge
 
 import sagediff
-from sagediff.builtin import judge_dir
-from sagediff.builtin.networks import load_judge
+from sagediff.builtin.scenes import judge_dir
+from sagediff.builtin.scenes.networks import load_judge
 
 COLUMNS = {
     "feature_distance": "feature distance",

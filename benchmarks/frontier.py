@@ -1,6 +1,6 @@
 """The frontier: quality against evaluations an image, for independent sampling, sharing, and sharing after training.
 
-    python -m sagediff.builtin.dataset --out runs/world --renders 3
+    python -m sagediff.builtin.scenes.dataset --out runs/world --renders 3
     sagediff train --objective standard --data runs/world --out runs/standard --rank 8 --lora-layers all \\
         --learning-rate 3e-3 --train-batch-size 48 --threshold 0.35 --steps 2000
     python benchmarks/frontier.py --baseline-lora runs/standard --out runs/frontier
@@ -20,16 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sagediff.builtin import lora_dir
-from sagediff.builtin.perception import WorldPerception, held_out_captions, reference_features
-from sagediff.cli.pipelines import open_pipeline
-from sagediff.evaluation.bench import Bench, embeddings_of, run_bench, yardstick
-from sagediff.evaluation.cells import CellStore
+from sagediff.builtin.scenes import lora_dir
+from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions, reference_features
+from sagediff.evaluation.comparison import Bench, embeddings_of, run_bench, yardstick
+from sagediff.evaluation.grid import AFTER, Setting, Weights
 from sagediff.evaluation.plots import frontier
 from sagediff.evaluation.reference import Reference
-from sagediff.evaluation.settings import AFTER, Setting, Weights
+from sagediff.evaluation.report_table import json_text, markdown
+from sagediff.evaluation.result_store import CellStore
 from sagediff.evaluation.summary import Row, row
-from sagediff.evaluation.table import json_text, markdown
+from sagediff.pipelines.placement import open_pipeline
 
 # (steps, of which the first so many without guidance)
 INDEPENDENT = [(6, 4), (8, 8), (8, 4), (12, 12), (12, 8), (16, 8), (12, 0), (20, 0), (30, 0)]

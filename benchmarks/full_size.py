@@ -38,7 +38,7 @@ import torch
 from live_bytes import LiveBytes, computing_nothing
 
 import sagediff
-from sagediff.decoding import decoding_in_parts
+from sagediff.sampling.decoding import decoding_in_parts
 
 MIB = 1 << 20
 INDEPENDENT, SHARED = "independent", "shared"

@@ -23,10 +23,10 @@ from torch import Tensor
 from world_eval import accuracy, diversity, held_out_captions, mean_spread, to_judge
 
 import sagediff
-from sagediff.builtin import judge_dir, lora_dir
-from sagediff.builtin.networks import load_judge
-from sagediff.cli.pipelines import open_pipeline
-from sagediff.condition import mean_condition
+from sagediff.builtin.scenes import judge_dir, lora_dir
+from sagediff.builtin.scenes.networks import load_judge
+from sagediff.denoiser.condition import mean_condition
+from sagediff.pipelines.placement import open_pipeline
 
 # weights -> (LoRA, steps, share ratio, unguided, noise at the hand-over)
 SETTINGS: dict[str, tuple[Path | None, int, float, float, float]] = {

@@ -20,13 +20,13 @@ from plans import WAYS
 from world_eval import held_out_captions, mean_spread
 
 import sagediff
-from sagediff.builtin import lora_dir
-from sagediff.builtin.perception import WorldPerception
-from sagediff.cli.pipelines import open_pipeline
-from sagediff.embeddings import embed_prompts
-from sagediff.evaluation.bench import as_tensor
-from sagediff.grouping import group_prompts
-from sagediff.levels import part_of_steps
+from sagediff.builtin.scenes import lora_dir
+from sagediff.builtin.scenes.scene_perception import WorldPerception
+from sagediff.evaluation.comparison import as_tensor
+from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.grouping import group_prompts
+from sagediff.plan.levels import part_of_steps
+from sagediff.prompts.embeddings import embed_prompts
 
 KINDS: dict[str, tuple[float, int]] = {  # least cosine, most members
     "2, any": (-1.0, 2),

@@ -201,7 +201,7 @@ def against_optimum(cases: int, count: int) -> dict[str, Any]:
 
 def real_prompts(file: Path, encoder: str, size: int) -> dict[str, Any]:
     """Groups of a prompt file at several thresholds."""
-    from sagediff.prompts import read_prompts
+    from sagediff.prompts.prompt_files import read_prompts
 
     prompts = read_prompts(file)
     if encoder == "demo":

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 from grouping import check, peak_mib, synthetic
 
-from sagediff.embeddings import TextEncoder
-from sagediff.grouping import group_prompts
-from sagediff.prompts import read_prompts
+from sagediff.plan.grouping import group_prompts
+from sagediff.prompts.embeddings import TextEncoder
+from sagediff.prompts.prompt_files import read_prompts
 from sagediff.scale.cover import CoverOptions, group_on_disk
-from sagediff.scale.vectors import embed_to_disk
+from sagediff.scale.disk_vectors import embed_to_disk
 
 BAR_MINUTES, BAR_GIB = 20.0, 4.0
 BLOCK = 50_000  # synthetic vectors made at once

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from world_eval import accuracy, to_judge
 
 import sagediff
-from sagediff.builtin import judge_dir
-from sagediff.builtin.networks import load_judge
+from sagediff.builtin.scenes import judge_dir
+from sagediff.builtin.scenes.networks import load_judge
 
 PROMPTS = [
     "a large ball at the top on a green background",

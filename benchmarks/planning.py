@@ -18,7 +18,7 @@ from pathlib import Path
 from grouping import synthetic
 
 import sagediff
-from sagediff.prompts import read_prompts
+from sagediff.prompts.prompt_files import read_prompts
 
 
 def main() -> None:

@@ -26,17 +26,17 @@ import numpy as np
 from world_eval import held_out_captions, mean_spread
 
 import sagediff
-from sagediff.builtin import lora_dir
-from sagediff.builtin.perception import WorldPerception, reference_features
-from sagediff.builtin.world import held_out_scenes, training_scenes
-from sagediff.cli.pipelines import open_pipeline
+from sagediff.builtin.scenes import lora_dir
+from sagediff.builtin.scenes.scene_perception import WorldPerception, reference_features
+from sagediff.builtin.scenes.world import held_out_scenes, training_scenes
 from sagediff.cli.tune import EQUAL, equal_prompts, in_words, policy_record
-from sagediff.embeddings import embed_prompts
-from sagediff.evaluation.bench import as_tensor
+from sagediff.evaluation.comparison import as_tensor
 from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.frechet import frechet_distance
-from sagediff.evaluation.tune import FAMILIES, Measured, Search, Trial, tune
-from sagediff.planning import SharePolicy
+from sagediff.evaluation.search import FAMILIES, Measured, Search, Trial, tune
+from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.sharing import SharePolicy
+from sagediff.prompts.embeddings import embed_prompts
 
 THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
 SIZES = (8, 32)

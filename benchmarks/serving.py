@@ -28,14 +28,14 @@ from typing import Any
 import httpx
 import numpy as np
 
-from sagediff.builtin.world import COLORS, OBJECTS, POSITIONS, SIZES
-from sagediff.cli.pipelines import open_pipeline
+from sagediff.builtin.scenes.world import COLORS, OBJECTS, POSITIONS, SIZES
 from sagediff.cli.serve import ServeRequest, cache_use, model_settings
 from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
+from sagediff.pipelines.placement import open_pipeline
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine import Engine, WaveReport
+from sagediff.serving.engine.model_thread import Engine, WaveReport
+from sagediff.serving.http.server import server_for
 from sagediff.serving.metrics import Metrics
-from sagediff.serving.server import server_for
 
 RATES = (0.9, 1.2, 1.5, 1.8, 2.1)  # of what the server without sharing can do
 ARMS = ("independent", "shared", "cached", "by age")

@@ -47,16 +47,16 @@ import torch
 from PIL import Image
 from world_eval import accuracy, to_judge
 
-from sagediff.builtin import judge_dir
-from sagediff.builtin.networks import load_judge
-from sagediff.builtin.perception import held_out_captions
-from sagediff.cli.pipelines import open_pipeline
+from sagediff.builtin.scenes import judge_dir
+from sagediff.builtin.scenes.networks import load_judge
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.cli.serve import ServeRequest, cache_use, model_settings
 from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
+from sagediff.pipelines.placement import open_pipeline
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine import Engine
+from sagediff.serving.engine.model_thread import Engine
+from sagediff.serving.http.server import server_for
 from sagediff.serving.metrics import Metrics
-from sagediff.serving.server import server_for
 
 POISON = "a small star at the top left on a blue background"  # the denoiser fails on it
 MOST_ROWS = 6  # at once; beyond, memory is out

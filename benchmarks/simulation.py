@@ -35,9 +35,9 @@ from million import templated
 
 import sagediff
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
-from sagediff.prompts import read_prompts
-from sagediff.serving.batcher import Batcher, BatchPolicy
-from sagediff.serving.requests import PictureRequest
+from sagediff.prompts.prompt_files import read_prompts
+from sagediff.serving.engine.batcher import Batcher, BatchPolicy
+from sagediff.serving.engine.requests import PictureRequest
 
 Floats = npt.NDArray[np.float32]
 ROUTES = ("random", "round-robin", "affinity")

@@ -26,12 +26,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from world_eval import held_out_captions, mean_spread
 
-from sagediff.builtin.perception import WorldPerception
-from sagediff.builtin.tokenizer import MAX_LENGTH
-from sagediff.builtin.training.loop import LoopConfig, bf16_pays, train, write_tensors
-from sagediff.builtin.training.pictures import Pictures
-from sagediff.builtin.training.stages import LATENT_CHANNELS, TEXT_DIM
-from sagediff.cli.pipelines import open_pipeline
+from sagediff.builtin.scenes.scene_perception import WorldPerception
+from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
+from sagediff.builtin.scenes.training.scene_images import Pictures
+from sagediff.builtin.scenes.training.stages import LATENT_CHANNELS, TEXT_DIM
+from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
+from sagediff.pipelines.placement import open_pipeline
 
 SIDE = 16  # of a latent
 DROPPED = 0.1  # part of the captions, for guidance

@@ -24,11 +24,11 @@ import torch
 from world_eval import accuracy, mean_spread
 
 from sagediff import SharePlan, embed_prompts, group_prompts, shared_sampling
-from sagediff.builtin import judge_dir, lora_dir
-from sagediff.builtin.networks import load_judge
-from sagediff.builtin.perception import held_out_captions
-from sagediff.cli.pipelines import open_pipeline
-from sagediff.serving.cache import CacheKey, TrajectoryCache, config_text
+from sagediff.builtin.scenes import judge_dir, lora_dir
+from sagediff.builtin.scenes.networks import load_judge
+from sagediff.builtin.scenes.scene_perception import held_out_captions
+from sagediff.pipelines.placement import open_pipeline
+from sagediff.serving.engine.trajectory_cache import CacheKey, TrajectoryCache, config_text
 
 GUIDANCE = 4.0  # what the pipeline is told; no step runs it
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagediff.builtin.networks import Judge
-from sagediff.builtin.world import ATTRIBUTES, held_out_scenes, parse_caption
+from sagediff.builtin.scenes.networks import Judge
+from sagediff.builtin.scenes.world import ATTRIBUTES, held_out_scenes, parse_caption
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[str]:

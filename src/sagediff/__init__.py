@@ -9,20 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sagediff.embeddings import embed_prompts as embed_prompts
     from sagediff.errors import InputError as InputError
     from sagediff.errors import OutputError as OutputError
     from sagediff.errors import PlanError as PlanError
     from sagediff.errors import SagediffError as SagediffError
     from sagediff.errors import StoppedError as StoppedError
     from sagediff.errors import UnsupportedPipelineError as UnsupportedPipelineError
-    from sagediff.grouping import group_prompts as group_prompts
-    from sagediff.loading import load_pipeline as load_pipeline
-    from sagediff.plan import SharePlan as SharePlan
-    from sagediff.sampler import SharedResult as SharedResult
-    from sagediff.sampler import SharedSampler as SharedSampler
-    from sagediff.sampling import shared_sampling as shared_sampling
-    from sagediff.trajectory import Trajectory as Trajectory
+    from sagediff.pipelines.loading import load_pipeline as load_pipeline
+    from sagediff.plan.grouping import group_prompts as group_prompts
+    from sagediff.plan.share_plan import SharePlan as SharePlan
+    from sagediff.prompts.embeddings import embed_prompts as embed_prompts
+    from sagediff.sampling.context import shared_sampling as shared_sampling
+    from sagediff.sampling.sampler import SharedResult as SharedResult
+    from sagediff.sampling.sampler import SharedSampler as SharedSampler
+    from sagediff.sampling.trajectory import Trajectory as Trajectory
 
 __version__ = "0.1.0"
 
@@ -31,16 +31,16 @@ _HOMES = {
     "OutputError": "errors",
     "PlanError": "errors",
     "SagediffError": "errors",
-    "SharePlan": "plan",
-    "SharedResult": "sampler",
-    "SharedSampler": "sampler",
+    "SharePlan": "plan.share_plan",
+    "SharedResult": "sampling.sampler",
+    "SharedSampler": "sampling.sampler",
     "StoppedError": "errors",
-    "Trajectory": "trajectory",
+    "Trajectory": "sampling.trajectory",
     "UnsupportedPipelineError": "errors",
-    "embed_prompts": "embeddings",
-    "group_prompts": "grouping",
-    "load_pipeline": "loading",
-    "shared_sampling": "sampling",
+    "embed_prompts": "prompts.embeddings",
+    "group_prompts": "plan.grouping",
+    "load_pipeline": "pipelines.loading",
+    "shared_sampling": "sampling.context",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

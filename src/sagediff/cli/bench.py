@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 import sagediff
-from sagediff.cli.pipelines import open_pipeline, placement
-from sagediff.cli.progress import stderr_progress
 from sagediff.cli.settings import RunSettings, quiet_libraries, run_settings
 from sagediff.errors import InputError
-from sagediff.evaluation.bench import (
+from sagediff.evaluation.comparison import (
     Bench,
     as_tensor,
     embeddings_of,
@@ -27,17 +25,19 @@ from sagediff.evaluation.bench import (
     strip_groups,
     yardstick,
 )
-from sagediff.evaluation.cells import CellStore
 from sagediff.evaluation.figures import Yardstick
+from sagediff.evaluation.grid import Grid, Setting, Weights
 from sagediff.evaluation.perception import DEFAULT_CLIP, DEFAULT_FEATURES, NetworkPerception, Perception
 from sagediff.evaluation.reference import Reference, file_features
-from sagediff.evaluation.settings import Grid, Setting, Weights
+from sagediff.evaluation.report_table import csv_text, json_text, markdown
+from sagediff.evaluation.result_store import CellStore
 from sagediff.evaluation.summary import Row, row
-from sagediff.evaluation.table import csv_text, json_text, markdown
-from sagediff.imagefolder import list_pictures, read_imagefolder
-from sagediff.lora import lora_file
-from sagediff.output import fingerprint
-from sagediff.prompts import read_prompts
+from sagediff.files.imagefolder import list_pictures, read_imagefolder
+from sagediff.files.output_folder import fingerprint
+from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.placement import open_pipeline, placement
+from sagediff.progress import stderr_progress
+from sagediff.prompts.prompt_files import read_prompts
 
 DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 DEFAULT_SEEDS = (0, 1, 2)
@@ -190,7 +190,7 @@ def _material(request: BenchRequest) -> Material:
         return Material(first_of(read_prompts(request.prompts), request.captions), real, paired=False)
     if request.model != "demo":
         raise InputError("--model of your own needs --prompts FILE, or --data FOLDER with metadata.jsonl")
-    from sagediff.builtin.perception import held_out_captions
+    from sagediff.builtin.scenes.scene_perception import held_out_captions
 
     captions = held_out_captions(256 if request.captions is None else request.captions)
     return Material(captions, real, paired=False)
@@ -211,7 +211,7 @@ def _is_world(request: BenchRequest) -> bool:
 def open_perception(model: str, features: str | None, clip: str | None, device: str) -> Perception:
     """What looks at the pictures: the built-in judge at those of its world, unless networks are named."""
     if model == "demo" and features is None and clip is None:
-        from sagediff.builtin.perception import WorldPerception
+        from sagediff.builtin.scenes.scene_perception import WorldPerception
 
         return WorldPerception()
     return NetworkPerception(features or DEFAULT_FEATURES, clip or DEFAULT_CLIP, device)
@@ -234,7 +234,7 @@ def _reference(
 
 
 def _world_reference(prompts: list[str]) -> Reference:
-    from sagediff.builtin.perception import reference_features
+    from sagediff.builtin.scenes.scene_perception import reference_features
 
     try:
         return Reference(reference_features(prompts), paired=True)

@@ -11,24 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sagediff.cli.pipelines import open_pipeline
-from sagediff.cli.progress import stderr_progress
 from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.cli.waves import MadeWave, PictureTask, WaveMaker
-from sagediff.contact_sheet import contact_sheet
+from sagediff.denoiser.micro_batch import MicroBatch
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.distributed.pool import Pool
 from sagediff.errors import InputError
-from sagediff.loading import supported_parts
-from sagediff.lora import sharing_record, sharing_warnings
-from sagediff.micro_batch import MicroBatch
-from sagediff.output import OutputFolder, fingerprint
-from sagediff.plan import SharePlan
-from sagediff.planning import SharePolicy, default_guidance
-from sagediff.sampler import SharedSampler
-from sagediff.shards import ShardStore, check_shard_size
-from sagediff.waves import Waves, noise_seeds
+from sagediff.files.contact_sheet import contact_sheet
+from sagediff.files.output_folder import OutputFolder, fingerprint
+from sagediff.files.shards import ShardStore, check_shard_size
+from sagediff.pipelines.loading import supported_parts
+from sagediff.pipelines.lora import sharing_record, sharing_warnings
+from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.waves import Waves, noise_seeds
+from sagediff.progress import stderr_progress
+from sagediff.sampling.plan_prompts import default_guidance
+from sagediff.sampling.sampler import SharedSampler
 
 
 @dataclass(frozen=True)

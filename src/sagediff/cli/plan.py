@@ -9,10 +9,10 @@ from rich.table import Table
 
 from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
-from sagediff.loading import load_for_planning
-from sagediff.plan import SharePlan
-from sagediff.planning import default_guidance, plan_prompts
-from sagediff.scale.planner import GROUPS
+from sagediff.pipelines.loading import load_for_planning
+from sagediff.plan.share_plan import SharePlan
+from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
+from sagediff.scale.disk_groups import GROUPS
 
 
 def run_plan(

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagediff.cli.progress import stderr_progress
 from sagediff.cli.settings import RunSettings
 from sagediff.distributed.cluster import PoolOptions, usable_cores
-from sagediff.embeddings import text_encoder
 from sagediff.errors import InputError
-from sagediff.plan import SharePlan
-from sagediff.planning import check_prompts, cost_basis
+from sagediff.plan.share_plan import SharePlan
+from sagediff.progress import stderr_progress
+from sagediff.prompts.embeddings import text_encoder
+from sagediff.sampling.plan_prompts import check_prompts, cost_basis
 from sagediff.scale.cover import CoverOptions
-from sagediff.scale.planner import groups_at_scale
+from sagediff.scale.disk_groups import groups_at_scale
 
 
 @dataclass(frozen=True)

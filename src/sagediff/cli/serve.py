@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from sagediff.cli.pipelines import file_digest, open_pipeline, placement, weights_digest
 from sagediff.cli.settings import RunSettings, quiet_libraries
-from sagediff.embeddings import named_encoder
 from sagediff.errors import InputError, SagediffError
-from sagediff.loading import supported_parts
-from sagediff.planning import SharePolicy
+from sagediff.pipelines.loading import supported_parts
+from sagediff.pipelines.placement import file_digest, open_pipeline, placement, weights_digest
+from sagediff.plan.sharing import SharePolicy
+from sagediff.prompts.embeddings import named_encoder
 
 if TYPE_CHECKING:
     from sagediff.distributed.cluster import PoolOptions
     from sagediff.serving.config import ServeConfig
-    from sagediff.serving.engine import Engine, WaveReport
-    from sagediff.serving.front import EngineFront
+    from sagediff.serving.engine.model_thread import Engine, WaveReport
+    from sagediff.serving.image_service import EngineFront
     from sagediff.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ def run_serve(request: ServeRequest) -> None:
     """
     try:
         from sagediff.serving.config import ServeConfig
+        from sagediff.serving.http.server import server_for
         from sagediff.serving.logs import configure_logs
         from sagediff.serving.metrics import Metrics
-        from sagediff.serving.server import server_for
     except ImportError as error:
         raise InputError(f"serving needs {error.name}: pip install 'sagediff[serve]'") from error
     quiet_libraries()
@@ -126,7 +126,7 @@ def local_engine(
     on_failed: Callable[[Exception], None],
 ) -> tuple[Engine, Callable[[], int]]:
     """An engine of this process, not started, and what says how many bytes its cache holds."""
-    from sagediff.serving.engine import Engine
+    from sagediff.serving.engine.model_thread import Engine
 
     use, settings = cache_use(request, config), request.settings
     sampling = replace(model_settings(request, config.share, config.share_across_keys), reuse=use)
@@ -141,7 +141,7 @@ def local_engine(
 
 def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> Any:
     """What the engine needs of the settings; its type comes with the `serve` extra."""
-    from sagediff.serving.runner import ModelSettings, Recipe
+    from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
 
     def recipe(settings: RunSettings) -> Recipe:
         policy: SharePolicy = (
@@ -169,8 +169,8 @@ def cache_use(request: ServeRequest, config: Any) -> Any:
     Raises:
         InputError: its folder cannot be used.
     """
-    from sagediff.serving.cache import TrajectoryCache
-    from sagediff.serving.reuse import CacheUse
+    from sagediff.serving.engine.reuse import CacheUse
+    from sagediff.serving.engine.trajectory_cache import TrajectoryCache
 
     most = int(config.cache_mib * 2**20)
     if not most or not config.share:

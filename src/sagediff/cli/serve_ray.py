@@ -9,20 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from sagediff.cli.pipelines import open_pipeline
 from sagediff.cli.serve import ServeRequest, local_engine
 from sagediff.cli.settings import quiet_libraries
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How, Router
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected
-from sagediff.distributed.desk import Desk
-from sagediff.distributed.replicas import Replicas, Scaling, quiet_serve
-from sagediff.embeddings import embed_prompts, text_encoder
+from sagediff.distributed.dispatch import Desk
+from sagediff.distributed.ray_replicas import Replicas, Scaling, quiet_serve
+from sagediff.pipelines.placement import open_pipeline
+from sagediff.prompts.embeddings import embed_prompts, text_encoder
 
 if TYPE_CHECKING:
     from sagediff.serving.config import ServeConfig
-    from sagediff.serving.engine import Engine, WaveReport
-    from sagediff.serving.fleet import Fleet
-    from sagediff.serving.messages import Command, Event
+    from sagediff.serving.engine.model_thread import Engine, WaveReport
+    from sagediff.serving.fleet.messages import Command, Event
+    from sagediff.serving.fleet.replica_fleet import Fleet
     from sagediff.serving.metrics import Metrics
 
 
@@ -34,7 +34,7 @@ class ReplicaMaker:
     config: ServeConfig
 
     def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
-        from sagediff.serving.host import Host
+        from sagediff.serving.fleet.replica_host import Host
 
         quiet_libraries()
         return Host(self.engine).answer
@@ -70,8 +70,8 @@ def ray_fleet(
     Raises:
         InputError: Ray is not installed, cannot be reached, or has not what the replicas ask for.
     """
-    from sagediff.serving.fleet import Fleet
-    from sagediff.serving.fleetmetrics import FleetMetrics
+    from sagediff.serving.fleet.fleet_metrics import FleetMetrics
+    from sagediff.serving.fleet.replica_fleet import Fleet
 
     guard = round(config.affinity_guard * config.max_batch)
     threshold = config.affinity_threshold

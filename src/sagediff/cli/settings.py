@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagediff.cli.policy_file import DEFAULTS_FILE, folder_defaults, json_object, policy_defaults
 from sagediff.errors import InputError
-from sagediff.loading import SCHEDULERS, model_folder
-from sagediff.lora import lora_file, sharing_record
-from sagediff.planning import SharePolicy
+from sagediff.pipelines.defaults import DEFAULTS_FILE, folder_defaults, json_object, policy_defaults
+from sagediff.pipelines.loading import SCHEDULERS, model_folder
+from sagediff.pipelines.lora import lora_file, sharing_record
+from sagediff.plan.sharing import SharePolicy
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def chosen_lora(model: str, lora: Path | None, no_lora: bool) -> Path | None:
     if lora is not None and no_lora:
         raise InputError("give --lora or --no-lora, not both")
     if lora is None and model == "demo" and not no_lora:
-        from sagediff.builtin import lora_dir
+        from sagediff.builtin.scenes import lora_dir
 
         return lora_dir()
     return lora

@@ -27,11 +27,11 @@ def run_train(request: TrainRequest) -> None:
         except ImportError as error:
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'") from error
     quiet_libraries()
-    from sagediff.loading import load_pipeline
-    from sagediff.training.config import TrainConfig
-    from sagediff.training.data import load_pictures
+    from sagediff.pipelines.loading import load_pipeline
+    from sagediff.training.captioned_images import load_pictures
     from sagediff.training.loop import check_output, train
     from sagediff.training.objective import SageWeights
+    from sagediff.training.train_config import TrainConfig
 
     chosen = {k: v for k, v in request.options.items() if v is not None}
     config = TrainConfig(**chosen, weights=SageWeights(**request.weights))  # type: ignore[arg-type]

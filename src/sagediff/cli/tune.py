@@ -17,19 +17,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import sagediff
 from sagediff.cli.bench import first_of, numbers, open_perception
-from sagediff.cli.pipelines import open_pipeline, placement
 from sagediff.cli.settings import RunSettings, quiet_libraries
-from sagediff.embeddings import Encoder, embed_prompts
 from sagediff.errors import InputError, OutputError
-from sagediff.evaluation.bench import as_tensor
+from sagediff.evaluation.comparison import as_tensor
 from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.perception import Judging, Perception
-from sagediff.evaluation.tune import Measured, Search, Trial, Tuned, tune
-from sagediff.lora import lora_file
-from sagediff.output import fingerprint
-from sagediff.planning import SharePolicy, default_guidance
-from sagediff.prompts import read_prompts
-from sagediff.sampler import SharedSampler
+from sagediff.evaluation.search import Measured, Search, Trial, Tuned, tune
+from sagediff.files.output_folder import fingerprint
+from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.placement import open_pipeline, placement
+from sagediff.plan.sharing import SharePolicy
+from sagediff.prompts.embeddings import Encoder, embed_prompts
+from sagediff.prompts.prompt_files import read_prompts
+from sagediff.sampling.plan_prompts import default_guidance
+from sagediff.sampling.sampler import SharedSampler
 
 METRICS = ("accuracy", "clip")
 EQUAL = 0.99  # least cosine that, but for rounding, none but equal prompts have
@@ -116,7 +117,7 @@ def tune_request(
     if prompts is not None:
         texts = first_of(read_prompts(prompts), captions)
     elif demo:
-        from sagediff.builtin.perception import held_out_captions
+        from sagediff.builtin.scenes.scene_perception import held_out_captions
 
         texts = held_out_captions(128 if captions is None else captions)
     else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sagediff.output import png_bytes
-from sagediff.sampler import SharedSampler
-from sagediff.waves import WaveTask
+from sagediff.files.output_folder import png_bytes
+from sagediff.plan.waves import WaveTask
+from sagediff.sampling.sampler import SharedSampler
 
 
 @dataclass(frozen=True)

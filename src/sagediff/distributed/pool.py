@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected, last_line
-from sagediff.distributed.sharding import WorkList
+from sagediff.distributed.work_list import WorkList
 from sagediff.errors import OutputError, SagediffError
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sagediff.evaluation.alignment import clip_scores
-from sagediff.evaluation.networks import Clip, Features, open_features
+from sagediff.evaluation.feature_networks import Clip, Features, open_features
 
 DEFAULT_FEATURES = "facebook/dinov2-base"
 DEFAULT_CLIP = "openai/clip-vit-base-patch16"

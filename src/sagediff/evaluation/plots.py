@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
-from sagediff.evaluation.settings import Setting
+from sagediff.evaluation.grid import Setting
 from sagediff.evaluation.summary import Row
 
 _PANELS = (  # (first of these figures that there is, label)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sagediff.errors import InputError
 from sagediff.evaluation.perception import Perception
-from sagediff.imagefolder import list_pictures, open_pictures
+from sagediff.files.imagefolder import list_pictures, open_pictures
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sagediff.evaluation.settings import Setting
+from sagediff.evaluation.grid import Setting
 
 
 @dataclass(frozen=True)

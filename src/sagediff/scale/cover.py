@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import InputError, OutputError
-from sagediff.grouping import group_prompts
-from sagediff.scale.cells import cut_cells
-from sagediff.scale.vectors import DiskVectors
+from sagediff.plan.grouping import group_prompts
+from sagediff.scale.disk_vectors import DiskVectors
+from sagediff.scale.partition import cut_cells
 
 Ints = npt.NDArray[np.int64]
 Cover = list[list[int]]  # rows, a row as often as it has copies in the group

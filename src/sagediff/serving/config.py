@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sagediff.errors import InputError
-from sagediff.serving.batcher import BatchPolicy
+from sagediff.serving.engine.batcher import BatchPolicy
 
 
 class ServeConfig(BaseSettings):

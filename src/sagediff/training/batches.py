@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.grouping import group_prompts
+from sagediff.plan.grouping import group_prompts
 
 
 class GroupSchedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sagediff.training.config import TrainConfig
+from sagediff.training.train_config import TrainConfig
 
 
 def model_card(base: str, num_pictures: int, num_captions: int, config: TrainConfig, weights: str) -> str:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sagediff.training.data import CaptionedPictures
-from sagediff.training.denoiser import TrainableDenoiser, pack
+from sagediff.training.captioned_images import CaptionedPictures
+from sagediff.training.trainable import TrainableDenoiser, pack
 
 
 class EncodedExamples:

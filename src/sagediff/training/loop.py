@@ -24,20 +24,20 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
-from sagediff.condition import mean_condition
-from sagediff.embeddings import embed_prompts
+from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError
-from sagediff.planning import SharePolicy
+from sagediff.plan.sharing import SharePolicy
+from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
+from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
 from sagediff.training.batches import GroupSchedule
+from sagediff.training.captioned_images import CaptionedPictures
 from sagediff.training.card import model_card
-from sagediff.training.config import TrainConfig
-from sagediff.training.data import CaptionedPictures
-from sagediff.training.denoiser import TrainableDenoiser
 from sagediff.training.encoding import EncodedExamples
-from sagediff.training.lora import adapter_off, add_adapter, save_adapter
+from sagediff.training.forward_process import ForwardProcess
 from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
-from sagediff.training.process import ForwardProcess
+from sagediff.training.train_config import TrainConfig
+from sagediff.training.trainable import TrainableDenoiser
 from sagediff.training.validation import draw_validation
 
 LOG = "log.jsonl"

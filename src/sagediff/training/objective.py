@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sagediff.errors import InputError
-from sagediff.training.process import Conditions, ForwardProcess, Predict, rows_of
+from sagediff.training.forward_process import Conditions, ForwardProcess, Predict, rows_of
 from sagediff.training.rollout import roll_out
 
 ROLLOUT_STEPS = 3

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sagediff.training.process import Conditions, ForwardProcess, Predict
+from sagediff.training.forward_process import Conditions, ForwardProcess, Predict
 
 
 @torch.no_grad()

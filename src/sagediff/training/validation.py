@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sagediff.planning import SharePolicy
-from sagediff.sampler import SharedSampler
+from sagediff.plan.sharing import SharePolicy
+from sagediff.sampling.sampler import SharedSampler
 
 STEPS = 20
 _CELL, _GAP, _LABEL = 128, 6, 90  # pixels

@@ -1,4 +1,1 @@
-"""Training of the built-in model from nothing: judge, encoder, autoencoder, U-Net, then assembly.
-
-`python -m sagediff.builtin.training STAGE --out DIR` reproduces a stage; see docs/builtin-model.md.
-"""
+"""What the training of every built-in model has in common."""

@@ -60,7 +60,7 @@ def generate(
     from sagediff.cli.generate import GenerateRequest, micro_batch_option, run_generate
     from sagediff.cli.scale import ScaleOptions, pool_options
     from sagediff.cli.settings import lora_and_scheduler, run_settings
-    from sagediff.prompts import gather_prompts
+    from sagediff.prompts.prompt_files import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
     lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)
@@ -100,7 +100,7 @@ def plan(
     from sagediff.cli.plan import run_plan
     from sagediff.cli.scale import ScaleOptions
     from sagediff.cli.settings import lora_and_scheduler, run_settings
-    from sagediff.prompts import gather_prompts
+    from sagediff.prompts.prompt_files import gather_prompts
 
     texts = gather_prompts(prompts or [], prompt_file)
     lora, scheduler = lora_and_scheduler(model, lora, no_lora, scheduler, steps)

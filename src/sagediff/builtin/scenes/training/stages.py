@@ -1,0 +1,246 @@
+"""The stages: what each trains, on what, with which loss. Sizes and defaults of the shipped model stand here.
+
+Order: `judge` and `encoder` need nothing; `autoencoder` takes its perceptual term from the encoder's image
+tower; `unet` needs both. What only evaluation needs stands in `score.py`. Held-out captions are never drawn by
+any stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sagediff.builtin.scenes.networks import ImageEncoder, Judge, load_image_encoder
+from sagediff.builtin.scenes.tokenizer import MAX_LENGTH, build_tokenizer
+from sagediff.builtin.scenes.training.scene_images import Pictures
+from sagediff.builtin.scenes.world import ATTRIBUTES, Scene
+from sagediff.builtin.training.contrast import contrastive_terms
+from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
+from sagediff.errors import InputError
+
+TEXT_DIM = 128
+LATENT_CHANNELS = 8
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+PREDICTION = "v_prediction"
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What the command line may set; None takes the stage's own default."""
+
+    out: Path
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    device: str = "cpu"
+    save_every: int = 250
+    resume: bool = False
+    bf16: bool | None = None  # None: where it pays
+    text_encoder: Path | None = None  # `score`: a folder with tokenizer/ and text_encoder/; None takes `out`
+
+    @property
+    def uses_bf16(self) -> bool:
+        return bf16_pays(self.device) if self.bf16 is None else self.bf16
+
+    def loop(self, name: str, steps: int, learning_rate: float, seed: int, ema: float = 0.0) -> LoopConfig:
+        config = LoopConfig(
+            name, self.out, steps, learning_rate, seed, ema=ema, device=self.device,
+            save_every=self.save_every, resume=self.resume, bf16=self.uses_bf16,
+        )  # fmt: skip
+        chosen = {"steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed}
+        return replace(config, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
+
+
+def train_judge(config: StageConfig) -> Path:
+    """The judge: cross-entropy on the four attributes of renders under slight noise."""
+    batch_size = config.batch_size or 256
+    torch.manual_seed(1234)
+    judge, pictures = Judge(), Pictures(config.device)
+
+    def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        scenes, images = pictures.sample(batch_size, rng)
+        # slight noise of random strength, so that the judge reads shapes and not single pixels
+        strength = torch.rand(batch_size, 1, 1, 1, generator=noise, device=images.device) * 0.15
+        images = images + strength * torch.randn(images.shape, generator=noise, device=images.device)
+        logits = judge(images)
+        labels = torch.tensor([scene.labels for scene in scenes], device=images.device)
+        return {name: F.cross_entropy(logits[name], labels[:, i]) for i, name in enumerate(ATTRIBUTES)}
+
+    trained = train(config.loop("judge", steps=1500, learning_rate=2e-3, seed=77, ema=0.99), judge, losses)
+    path = config.out / "judge.safetensors"
+    write_tensors(path, {k: v.half() for k, v in trained.state_dict().items()})
+    return path
+
+
+def text_encoder_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT_DIM, intermediate_size=384, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=MAX_LENGTH, projection_dim=TEXT_DIM,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+class _Contrast(nn.Module):
+    def __init__(self, text: CLIPTextModel, image: ImageEncoder) -> None:
+        super().__init__()
+        self.text, self.image = text, image
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+
+
+def train_encoder(config: StageConfig) -> Path:
+    """Text and image tower by contrast (CLIP, arXiv 2103.00020), with neighbours as hard negatives.
+
+    A quarter of each batch is drawn freely; the rest changes one word of it. The contrast is between the
+    text model's pooled state itself and the image tower, so that any CLIPTextModel user gets the embedding
+    from `pooler_output`, without a projection.
+    """
+    batch_size = config.batch_size or 256
+    torch.manual_seed(config.seed or 0)
+    tokenizer = build_tokenizer(config.out / "tokenizer")
+    model = _Contrast(CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM))
+    pictures = Pictures(config.device)
+
+    def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        scenes, images = pictures.sample_with_neighbours(batch_size, rng)
+        captions = [scene.caption for scene in scenes]
+        tokens = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
+        text = model.text(tokens.input_ids.to(config.device)).pooler_output
+        return contrastive_terms(text, model.image(images), model.log_scale, captions)
+
+    trained = train(config.loop("encoder", steps=2500, learning_rate=1e-3, seed=0, ema=0.99), model, losses)
+    assert isinstance(trained, _Contrast)
+    trained.text.save_pretrained(config.out / "text_encoder")
+    path = config.out / "image_encoder.safetensors"
+    write_tensors(path, {k: v.half() for k, v in trained.image.state_dict().items()})
+    return path
+
+
+def new_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(24, 48, 96), layers_per_block=1,
+        latent_channels=LATENT_CHANNELS, norm_num_groups=12, sample_size=64, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def train_autoencoder(config: StageConfig) -> Path:
+    """KL autoencoder: absolute error, a perceptual term from the image tower's maps, a small KL term."""
+    batch_size = config.batch_size or 24
+    torch.manual_seed(config.seed or 0)
+    model, pictures = new_autoencoder(), Pictures(config.device)
+    tower = load_image_encoder(config.out, TEXT_DIM).tower.to(
+        config.device, memory_format=torch.channels_last
+    )  # type: ignore[call-overload]
+    tower.requires_grad_(False)
+
+    def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        _, images = pictures.sample(batch_size, rng)
+        posterior = model.encode(images).latent_dist
+        decoded = model.decode(posterior.sample(noise)).sample
+        kl = (
+            posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float()
+        ).mean() / 2
+        perceptual = decoded.new_zeros(())
+        for real, made in zip(tower(images)[:3], tower(decoded)[:3], strict=True):
+            perceptual = (
+                perceptual
+                + F.mse_loss(F.normalize(made.float(), dim=1), F.normalize(real.float(), dim=1))
+                * made.shape[1]
+                / 2
+            )
+        error = (decoded - images).float()
+        return {
+            "pixel": error.abs().mean() + error.square().mean(),
+            "perceptual": perceptual / 3,
+            "kl": 3e-4 * kl,
+        }
+
+    trained = train(
+        config.loop("autoencoder", steps=3500, learning_rate=1.5e-3, seed=0, ema=0.995), model, losses
+    )
+    assert isinstance(trained, AutoencoderKL)
+    with torch.no_grad():
+        _, images = pictures.sample(512, np.random.default_rng(99))
+        latents = trained.encode(images).latent_dist.mean
+    trained.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+    trained.save_pretrained(config.out / "vae")
+    return config.out / "vae"
+
+
+def new_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
+        block_out_channels=(64, 128, 256), attention_head_dim=4, cross_attention_dim=TEXT_DIM,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+
+
+def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
+    """The denoiser: v-prediction on latents encoded beforehand, a tenth of the captions dropped for guidance."""
+    for needed in ("tokenizer", "text_encoder", "vae"):
+        if not (config.out / needed).is_dir():
+            raise InputError(
+                f"{config.out / needed} is missing; train the stages before `unet` into the same --out"
+            )
+    batch_size = config.batch_size or 64
+    torch.manual_seed(config.seed or 0)
+    unet, pictures = new_unet(), Pictures(config.device)
+    captions, hidden = _encode_captions(config, pictures.scenes)
+    latents = _encode_pictures(config, pictures, renders_per_caption)  # (renders, captions, C, 16, 16)
+    noiser = DDPMScheduler(**SCHEDULE, prediction_type=PREDICTION)
+
+    def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        which = torch.from_numpy(rng.integers(captions, size=batch_size))
+        clean = latents[torch.from_numpy(rng.integers(renders_per_caption, size=batch_size)), which]
+        clean = clean.float().contiguous(memory_format=torch.channels_last)
+        dropped = torch.from_numpy(rng.random(batch_size) < 0.1)
+        condition = hidden[torch.where(dropped, captions, which)]  # the last row is the empty caption
+        # stratified timesteps: less variance from step to step
+        t = ((np.arange(batch_size) + rng.random(batch_size)) / batch_size * 1000).astype(np.int64)
+        timesteps = torch.from_numpy(t).to(config.device)
+        epsilon = torch.randn(clean.shape, generator=noise, device=config.device)
+        noisy = noiser.add_noise(clean, epsilon, timesteps).contiguous(memory_format=torch.channels_last)
+        predicted = unet(noisy, timesteps, condition).sample
+        return {"v": F.mse_loss(predicted.float(), noiser.get_velocity(clean, epsilon, timesteps))}
+
+    trained = train(config.loop("unet", steps=10000, learning_rate=1e-3, seed=0, ema=0.999), unet, losses)
+    assert isinstance(trained, UNet2DConditionModel)
+    trained.save_pretrained(config.out / "unet")
+    return config.out / "unet"
+
+
+@torch.no_grad()
+def _encode_captions(config: StageConfig, scenes: list[Scene]) -> tuple[int, Tensor]:
+    tokenizer = CLIPTokenizer.from_pretrained(config.out / "tokenizer", model_max_length=MAX_LENGTH)
+    text = CLIPTextModel.from_pretrained(config.out / "text_encoder").to(config.device).eval()
+    texts = [scene.caption for scene in scenes] + [""]
+    ids = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
+    return len(scenes), torch.cat([text(part.to(config.device))[0] for part in ids.split(512)])
+
+
+@torch.no_grad()
+def _encode_pictures(config: StageConfig, pictures: Pictures, renders: int) -> Tensor:
+    vae = AutoencoderKL.from_pretrained(config.out / "vae").to(config.device).eval()
+    rng = np.random.default_rng([config.seed or 0, 5])
+    rows = []
+    for _ in range(renders):
+        for start in range(0, len(pictures.scenes), 256):
+            images = pictures.draw(pictures.scenes[start : start + 256], rng)
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.uses_bf16):
+                rows.append(vae.encode(images).latent_dist.mean.mul(vae.config.scaling_factor).half())
+    encoded = torch.cat(rows)
+    return encoded.reshape(renders, len(pictures.scenes), *encoded.shape[1:])

@@ -1,0 +1,230 @@
+"""diffusers' cache hooks under sharing: what they remember follows its rows when nodes part into members.
+
+A cache (`enable_cache`) keeps outputs of the denoiser's inner layers, one row a denoiser row, and uses them again at
+later steps.  At a branch point a few rows of nodes become many rows of members; each member then goes on with what was
+remembered for its node, which is what it would have remembered itself.  Rows that did not run before (negative rows
+while guidance was off) have nothing to go on with: the next step computes in full.
+
+A table says which attributes of a cache's state hold rows; a cache that it does not name is refused.  Nothing here
+knows a denoiser or a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers.hooks.hooks import ModelHook, StateManager
+from torch import Tensor
+
+from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.errors import UnsupportedPipelineError
+
+REGISTRY = (
+    "_diffusers_hook"  # a module's HookRegistry; tests/sampling/test_hook.py guards diffusers' private name
+)
+Sources = tuple[tuple[int, ...], ...]
+"""For every row run, the rows of the call that it stands for (`hook.Layout.sources`)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a cache's state holds.
+
+    Attributes:
+        rows: attributes with one row a denoiser row: a tensor, or tuples, lists and dictionaries of tensors.
+        forget: (state, number of the step, from 0): makes the state compute its next step in full; None: it cannot.
+    """
+
+    rows: tuple[str, ...]
+    forget: Callable[[Any, int], None] | None = None
+
+
+def _forget_first_block(state: Any, step: int) -> None:
+    state.head_block_residual = None
+
+
+def _forget_magnitudes(state: Any, step: int) -> None:
+    state.previous_residual = None
+    state.step_index = step  # magnitudes are told by the step, also where the steps before did not run
+
+
+def _forget_attention(state: Any, step: int) -> None:
+    state.cache = None
+
+
+def _forget_series(state: Any, step: int) -> None:
+    state.reset()  # warms up again, as without terms of the series there is nothing to predict from
+
+
+MEMORIES: dict[str, Memory] = {
+    "FBCSharedBlockState": Memory(
+        ("head_block_output", "head_block_residual", "tail_block_residuals"), _forget_first_block
+    ),
+    "MagCacheState": Memory(("head_block_input", "previous_residual"), _forget_magnitudes),
+    "PyramidAttentionBroadcastState": Memory(("cache",), _forget_attention),
+    "TaylorSeerState": Memory(("taylor_factors",), _forget_series),
+    "FasterCacheBlockState": Memory(("cache",)),
+    "FasterCacheDenoiserState": Memory(()),
+}
+
+
+class CacheRows:
+    """Keeps the memory of a denoiser's caches in step with the rows that run.
+
+    Args:
+        module: the denoiser, not a compiled wrapper of it.
+        micro_batches: as the hook has them.
+
+    Raises:
+        UnsupportedPipelineError: a cache that the table does not name, or that cannot share; or micro-batches with a
+            cache.
+    """
+
+    def __init__(self, module: torch.nn.Module, micro_batches: MicroBatches) -> None:
+        self._module = module
+        self._micro_batches = micro_batches
+        self._run = -1
+        self._sources: dict[bool, Sources] = {}  # the latest, of first and second calls
+        self.begin()
+
+    def begin(self, run: int = -1) -> None:
+        """A run of the pipeline begins: caches start empty, whatever an aborted run left in them.
+
+        Raises:
+            UnsupportedPipelineError: as the class.
+        """
+        self._run = run
+        self._sources = {}
+        self._hooks = list(_stateful_hooks(self._module))
+        for hook in self._hooks:
+            self._check(hook)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all. The context that a pipeline may have set for the call under way stays."""
+        for hook in self._hooks:
+            for value in vars(hook).values():
+                if isinstance(value, StateManager):
+                    value._state_cache.clear()
+                elif type(value).__name__ in MEMORIES:
+                    value.reset()
+
+    def follow(self, sources: Sources, second: bool, run: int, step: int) -> None:
+        """A denoiser call is about to run: bring what was remembered into the order of its rows.
+
+        Args:
+            sources: the rows to run.
+            second: the call is a step's second, negative one.
+            run: number of the pipeline's run, to tell a new one.
+            step: number of the scheduler call, from 0.
+
+        Raises:
+            UnsupportedPipelineError: a memory that does not hold a row for each row of the call before, or one for
+                both calls of a step.
+        """
+        if run != self._run:
+            self.begin(run)
+        if not self._hooks:
+            return
+        before = self._sources.get(second)
+        self._sources[second] = sources
+        if second and sources and any(_has_one_state(hook) for hook in self._hooks):
+            raise UnsupportedPipelineError(
+                "the cache on the denoiser keeps one memory for both of a step's calls (PyramidAttentionBroadcast and "
+                "FasterCache do), which cannot be told apart while prompts share: leave guidance by a second call "
+                "out, or take FirstBlockCache, MagCache or TaylorSeer"
+            )
+        if before is None or before == sources:
+            return
+        place = {row: number for number, rows in enumerate(before) for row in rows}
+        places = [place.get(rows[0]) for rows in sources]
+        for state in self._states():
+            memory = MEMORIES[type(state).__name__]
+            if None not in places:
+                _take(state, memory.rows, torch.tensor(places), len(before))
+            elif memory.forget is not None:
+                memory.forget(state, step)
+            elif memory.rows:
+                raise UnsupportedPipelineError(
+                    f"the cache on the denoiser ({type(state).__name__}) has nothing to go on with for rows that were "
+                    f"left out before; take shared_guidance=None and no unguided_steps"
+                )
+
+    def _states(self) -> list[Any]:
+        """The states that the call under way will use, each once."""
+        found: dict[int, Any] = {}
+        for hook in self._hooks:
+            for value in vars(hook).values():
+                if isinstance(value, StateManager):
+                    if value._context is None:
+                        continue  # never called yet: nothing is remembered
+                    value = cast("Any", value).get_state()
+                if type(value).__name__ in MEMORIES:
+                    found[id(value)] = value
+        return list(found.values())
+
+    def _check(self, hook: ModelHook) -> None:
+        names = [
+            cast("type", value._state_cls).__name__
+            if isinstance(value, StateManager)
+            else type(value).__name__
+            for value in vars(hook).values()
+        ]
+        name = type(hook).__name__
+        if not any(known in MEMORIES for known in names):
+            raise UnsupportedPipelineError(
+                f"the denoiser carries a cache ({name}) whose memory sharing does not know: disable it "
+                f"(`disable_cache()`), or add its state to sagediff.denoiser.caches.MEMORIES"
+            )
+        if getattr(hook, "is_guidance_distilled", True) is False:
+            raise UnsupportedPipelineError(
+                f"the denoiser carries a FasterCache ({name}) that leaves out the first half of the rows as the "
+                f"negative ones, which does not hold while prompts share; set is_guidance_distilled=True, or take "
+                f"another cache"
+            )
+        if not self._micro_batches.takes_all:
+            raise UnsupportedPipelineError(
+                f"micro_batch_size is given, and the denoiser carries a cache ({name}): each "
+                f"micro-batch would overwrite what the one before remembered; set micro_batch_size=None and make "
+                f"waves smaller instead, or disable the cache (`disable_cache()`)"
+            )
+
+
+def _stateful_hooks(module: torch.nn.Module) -> Iterator[ModelHook]:
+    for part in module.modules():
+        registry = vars(part).get(REGISTRY)
+        if registry is not None:
+            yield from (hook for hook in registry.hooks.values() if hook._is_stateful)
+
+
+def _has_one_state(hook: ModelHook) -> bool:
+    """Whether the hook has one memory for all calls, not one for each of a step's calls."""
+    return any(type(value).__name__ in MEMORIES for value in vars(hook).values())
+
+
+def _take(state: Any, names: Sequence[str], places: Tensor, rows: int) -> None:
+    """Put the remembered rows at `places` in the place of all `rows` of them."""
+    for name in names:
+        setattr(state, name, _rows_at(getattr(state, name), places, rows, f"{type(state).__name__}.{name}"))
+    shapes = getattr(state, "inactive_shapes", None)  # TaylorSeer's layers that give zeros
+    if shapes is not None:
+        state.inactive_shapes = tuple((len(places), *shape[1:]) for shape in shapes)
+
+
+def _rows_at(value: Any, places: Tensor, rows: int, name: str) -> Any:
+    if isinstance(value, Tensor):
+        if len(value) != rows:
+            raise UnsupportedPipelineError(
+                f"the cache on the denoiser remembers {len(value)} rows in {name}, but {rows} were run: the layer "
+                f"folds rows with something else, and sharing cannot part them; disable the cache "
+                f"(`disable_cache()`)"
+            )
+        return value.index_select(0, places.to(value.device))
+    if isinstance(value, Mapping):
+        return {key: _rows_at(entry, places, rows, name) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_rows_at(entry, places, rows, name) for entry in value)
+    return value

@@ -1,0 +1,58 @@
+"""Which family a pipeline's denoiser belongs to.  The table itself is `family_table.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sagediff.denoiser.family import Family, GuidanceKind, Role
+from sagediff.denoiser.table import FAMILIES
+from sagediff.errors import UnsupportedPipelineError
+
+__all__ = ["FAMILIES", "Family", "GuidanceKind", "Role", "denoiser_of", "denoisers_of", "family_of"]
+
+
+def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
+    """The modules that a pipeline calls at its steps, one a step: its `unet`, or else its `transformer`, and
+    a `transformer_2` that takes over from it on the way.
+
+    Raises:
+        UnsupportedPipelineError: it has none.
+    """
+    found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    modules = [module for module in found if isinstance(module, torch.nn.Module)]
+    if isinstance(found[0], torch.nn.Module):
+        return modules[:1]
+    if not modules:
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} has no denoiser that sharing knows: expected a module named `unet` or "
+            f"`transformer`"
+        )
+    return modules
+
+
+def denoiser_of(pipe: Any) -> torch.nn.Module:
+    """The module that a pipeline calls at its first step.
+
+    Raises:
+        UnsupportedPipelineError: it has none.
+    """
+    return denoisers_of(pipe)[0]
+
+
+def family_of(denoiser: torch.nn.Module) -> Family:
+    """The table's entry for a denoiser (not a compiled wrapper of it) or for one of its base classes.
+
+    Raises:
+        UnsupportedPipelineError: none is known.
+    """
+    for cls in type(denoiser).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    raise UnsupportedPipelineError(
+        f"shared sampling does not know the denoiser class {type(denoiser).__name__}; known are "
+        f"{', '.join(sorted(FAMILIES))}. To add it, put a Family under its name into "
+        f"sagediff.denoiser.lookup.FAMILIES that says which arguments of its forward are rows, conditions, masks "
+        f"or neither"
+    )

@@ -1,0 +1,92 @@
+"""The bench's folder: one JSON file a setting and seed, each written whole or not at all, so that a kill loses one.
+
+OUT/run.json            what the bench is; a resumed one must be the same
+OUT/cells/KEY-seedN.json
+OUT/pictures/KEY/G.png  members of a few groups side by side, for the strip
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sagediff.errors import OutputError
+from sagediff.evaluation.grid import Setting
+from sagediff.files.output_folder import MANIFEST, OutputFolder
+
+
+class CellStore:
+    """Cells by setting and seed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = OutputFolder(path)
+
+    def check(self, manifest: Mapping[str, Any], resume: bool) -> None:
+        """Refuse a folder that this bench must not write to; writes nothing.
+
+        Raises:
+            InputError: in use without `resume`, or resumed with other settings.
+        """
+        self._folder.check(manifest, resume)
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Create the folder."""
+        self._make(self.path / "cells")
+        for leftover in self.path.rglob("*.partial"):
+            leftover.unlink()
+        self.write_text(MANIFEST, json.dumps({"settings": dict(manifest)}, indent=2) + "\n")
+
+    def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
+        """The cell, or None where it is still to be made."""
+        path = self.path / self._name(setting, seed)
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def write(self, setting: Setting, seed: int, cell: Mapping[str, Any]) -> None:
+        self.write_text(self._name(setting, seed), json.dumps(cell, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        self._folder.write_text(name, text)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        target = self.path / name
+        partial = target.with_name(target.name + ".partial")
+        try:
+            partial.write_bytes(data)
+            partial.replace(target)
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+    def strip_path(self, setting: Setting, group: int) -> Path:
+        return self.path / "pictures" / setting.key / f"{group}.png"
+
+    def save_strip(self, setting: Setting, group: int, pictures: Sequence[Image.Image]) -> None:
+        """Pictures of equal size, side by side."""
+        width, height = pictures[0].size
+        row = Image.new("RGB", (width * len(pictures), height))
+        for place, picture in enumerate(pictures):
+            row.paste(picture, (place * width, 0))
+        target = self.strip_path(setting, group)
+        self._make(target.parent)
+        encoded = io.BytesIO()
+        row.save(encoded, format="PNG")
+        self.write_bytes(target.relative_to(self.path).as_posix(), encoded.getvalue())
+
+    @staticmethod
+    def _name(setting: Setting, seed: int) -> str:
+        return f"cells/{setting.key}-seed{seed}.json"
+
+    @staticmethod
+    def _make(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""What lies on disk: output folders, shards, contact sheets, folders of captioned images."""

@@ -1,0 +1,141 @@
+"""Pictures of a large run: webdataset shards and parquet metadata in place of a file each.
+
+A picture is kept as a file of its own until its shard is full; then the shard is written, and the files go away. What
+belongs to a shard follows from the plan: prompts in the order of their groups, `size` a shard. So a killed run goes on,
+whoever makes which picture. A shard is there once its parquet file is: that one is written last.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sagediff.errors import InputError
+from sagediff.files.output_folder import OutputFolder, written
+
+Record = Mapping[str, Any]
+
+
+class ShardStore:
+    """Pictures of one run, in shards.
+
+    Args:
+        folder: of the run; shards go to `shards/`.
+        order: prompt numbers, whole groups one after the other.
+        size: pictures a shard.
+        record: a prompt's metadata, with `group` and `evaluations` among it; the same keys for each.
+
+    Raises:
+        InputError: a size below 1, or pyarrow is not installed.
+    """
+
+    def __init__(
+        self, folder: OutputFolder, order: Sequence[int], size: int, record: Callable[[int], Record]
+    ) -> None:
+        check_shard_size(size)
+        self._folder, self._record = folder, record
+        self._members = [list(order[i : i + size]) for i in range(0, len(order), size)]
+        self._shard = {index: number for number, part in enumerate(self._members) for index in part}
+        self._missing: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def tar_path(self, number: int) -> Path:
+        return self._folder.path / "shards" / f"{number:06d}.tar"
+
+    def parquet_path(self, number: int) -> Path:
+        return self.tar_path(number).with_suffix(".parquet")
+
+    def finished(self) -> list[int]:
+        """Prompts whose pictures are there, in a shard or waiting for theirs; shards that are full are written."""
+        with written(self._folder.path / "shards") as home:
+            home.mkdir(exist_ok=True)
+            for leftover in home.glob("*.partial"):
+                leftover.unlink()
+        done: list[int] = []
+        for number, members in enumerate(self._members):
+            if self.parquet_path(number).is_file():
+                self._drop_files(members)
+                done += members
+                continue
+            there = [index for index in members if self._folder.image_path(index).is_file()]
+            done += there
+            self._missing[number] = len(members) - len(there)
+            if not self._missing[number]:
+                self._write(number)
+        return sorted(done)
+
+    def save_png(self, index: int, data: bytes) -> None:
+        """Keep one picture; write its shard if that was the last."""
+        self._folder.save_png(index, data)
+        number = self._shard[index]
+        self._missing[number] -= 1
+        if not self._missing[number]:
+            self._write(number)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Each shard's statistics, as they stand in its parquet file."""
+        from pyarrow.parquet import read_schema
+
+        return [
+            json.loads(read_schema(self.parquet_path(number)).metadata[b"sagediff"])
+            for number in range(len(self))
+        ]
+
+    def _write(self, number: int) -> None:
+        members = self._members[number]
+        records = [dict(self._record(index)) | {"key": f"{index:06d}"} for index in members]
+        target = self.tar_path(number)
+        with written(target):
+            partial = target.with_name(target.name + ".partial")
+            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for index, record in zip(members, records, strict=True):
+                    data = self._folder.image_path(index).read_bytes()
+                    record["bytes"] = len(data)
+                    text = json.dumps(record, ensure_ascii=False).encode()
+                    for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
+                        entry = tarfile.TarInfo(name)  # no time, no owner: equal pictures give equal shards
+                        entry.size = len(content)
+                        tar.addfile(entry, io.BytesIO(content))
+            os.replace(partial, target)
+            self._write_metadata(number, records)
+            self._drop_files(members)
+
+    def _write_metadata(self, number: int, records: Sequence[dict[str, Any]]) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        statistics = {
+            "shard": self.tar_path(number).name,
+            "pictures": len(records),
+            "groups": len({record["group"] for record in records}),
+            "evaluations": round(sum(record["evaluations"] for record in records), 6),
+            "bytes": sum(record["bytes"] for record in records),
+        }
+        table = pyarrow.Table.from_pylist(records)
+        table = table.replace_schema_metadata({"sagediff": json.dumps(statistics)})
+        target = self.parquet_path(number)
+        partial = target.with_name(target.name + ".partial")
+        parquet.write_table(table, partial)
+        os.replace(partial, target)
+
+    def _drop_files(self, members: Iterable[int]) -> None:
+        for index in members:
+            self._folder.image_path(index).unlink(missing_ok=True)
+
+
+def check_shard_size(size: int) -> None:
+    """Raises InputError for a size below 1, or if pyarrow is not installed."""
+    if size < 1:
+        raise InputError(f"the pictures of a shard must be at least 1, got {size}")
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise InputError("shards need pyarrow: pip install 'sagediff[scale]'") from error

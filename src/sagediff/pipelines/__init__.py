@@ -1,0 +1,1 @@
+"""Pipelines by name, their LoRA files, and what their folders say of sharing."""

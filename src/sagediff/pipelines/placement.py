@@ -1,0 +1,84 @@
+"""Pipelines as the commands need them: on a device, in a dtype, with a LoRA's weights in place."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from sagediff.errors import InputError
+from sagediff.pipelines.loading import load_pipeline
+from sagediff.pipelines.lora import lora_file
+
+
+def placement(device: str, dtype: str) -> tuple[str, Any]:
+    """The device and torch dtype behind --device and --dtype.
+
+    Raises:
+        InputError: a device that does not work here, or an unknown dtype.
+    """
+    import torch
+
+    if device == "auto":
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} does not work here: {str(error).splitlines()[0]}") from error
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return device, torch.float32 if device == "cpu" else torch.float16
+    if dtype not in kinds:
+        raise InputError(f"unknown --dtype {dtype!r}; known are auto, {', '.join(kinds)}")
+    return device, kinds[dtype]
+
+
+def open_pipeline(
+    model: str, scheduler: str | None, device: str, dtype: str, lora: Path | None = None
+) -> Any:
+    """A pipeline on its device; a LoRA is merged into the weights, so that its steps cost no more than others.
+
+    Raises:
+        InputError: no such model, device or dtype, or a LoRA that does not fit the model.
+    """
+    place, kind = placement(device, dtype)
+    pipe = load_pipeline(model, scheduler=scheduler, dtype=kind)
+    pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        file = lora_file(lora)
+        try:
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+        except Exception as error:  # whatever a wrong file makes diffusers and peft raise
+            raise InputError(f"cannot load the LoRA {file}: {str(error).splitlines()[0]}") from error
+        if not pipe.get_active_adapters():
+            raise InputError(f"the LoRA {file} holds no layers of this model; it was made for another base")
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    return pipe.to(place)
+
+
+def weights_digest(pipe: Any) -> str:
+    """A hash of all weights of a pipeline as loaded, a merged LoRA's included, and of their configurations."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, part in sorted(pipe.components.items()):
+        if not isinstance(part, torch.nn.Module):
+            continue
+        digest.update(f"{name} {type(part).__name__} {getattr(part, 'config', '')}".encode())
+        for key, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            whole = tensor.detach().cpu().contiguous()
+            digest.update(whole.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's content."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,416 @@
+"""Share plans: for every step, which prompts are denoised as one node, and what that costs.
+
+Pure: knows neither tensors nor pipelines (generators excepted, which import torch when asked for).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.errors import PlanError
+from sagediff.plan.levels import (
+    Level,
+    branching_levels,
+    check_groups,
+    check_levels,
+    part_of_steps,
+    renumber,
+    tree_levels,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class SharePlan:
+    """Partitions of the prompts into nodes, one a step, that only get finer.
+
+    Attributes:
+        num_steps: sampling steps.
+        levels: (first step, node of each prompt), steps strictly growing from 0, each level refining the one
+            before. Nodes are numbered in the order of their first member.
+        shared_guidance: guidance scale of nodes of two or more members; None takes the pipeline's. At 1.0
+            the negative rows of such nodes are not run.
+        unguided_steps: first steps that run without classifier-free guidance for every node, also those of one
+            member: their negative rows are not run (limited-interval guidance, arXiv 2404.07724).
+        rows_per_prompt: 2 with classifier-free guidance, 1 without.
+        calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
+        share_ratio: what the plan was made with, one number, or one a group in the order they were given; for
+            reports. None when it is not known.
+        replayed_steps: for each prompt how many of its first steps are replayed from a recorded trajectory and so
+            cost no rows; members agree while they are one node. None: nothing is replayed.
+
+    Raises:
+        PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
+    """
+
+    num_steps: int
+    levels: tuple[Level, ...]
+    shared_guidance: float | None = None
+    unguided_steps: int = 0
+    rows_per_prompt: int = 2
+    calls_per_step: tuple[int, ...] | None = None
+    share_ratio: float | tuple[float, ...] | None = None
+    replayed_steps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_steps(self.num_steps)
+        if self.rows_per_prompt not in (1, 2):
+            raise PlanError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
+        if self.shared_guidance is not None and not (
+            math.isfinite(self.shared_guidance) and self.shared_guidance >= 0
+        ):
+            raise PlanError(f"shared_guidance must be None or at least 0, got {self.shared_guidance!r}")
+        if isinstance(self.unguided_steps, bool) or not (
+            isinstance(self.unguided_steps, int) and 0 <= self.unguided_steps <= self.num_steps
+        ):
+            raise PlanError(
+                f"unguided_steps must be a whole number in [0, {self.num_steps}], got {self.unguided_steps!r}"
+            )
+        if self.calls_per_step is not None and (
+            len(self.calls_per_step) != self.num_steps or min(self.calls_per_step) < 1
+        ):
+            raise PlanError(
+                f"calls_per_step must hold {self.num_steps} counts of at least 1, got {self.calls_per_step!r}"
+            )
+        check_levels(self.levels, self.num_steps)
+        self._check_replayed()
+
+    def _check_replayed(self) -> None:
+        replayed = self.replayed_steps
+        if replayed is None:
+            return
+        if len(replayed) != self.num_prompts or not all(
+            isinstance(steps, int) and 0 <= steps <= self.num_steps for steps in replayed
+        ):
+            raise PlanError(
+                f"replayed_steps must hold a whole number in [0, {self.num_steps}] for each of the "
+                f"{self.num_prompts} prompts, got {replayed!r}"
+            )
+        ends = [*(start for start, _ in self.levels[1:]), self.num_steps]
+        for (_, nodes), end in zip(self.levels, ends, strict=True):
+            first: dict[int, int] = {}
+            for prompt, node in enumerate(nodes):
+                other = first.setdefault(node, prompt)
+                if min(replayed[prompt], end) != min(replayed[other], end):
+                    raise PlanError(
+                        f"prompts {other} and {prompt} are one node until step {end}, but replay "
+                        f"{replayed[other]} and {replayed[prompt]} steps: give both the same number, or part them"
+                    )
+
+    @classmethod
+    def from_groups(
+        cls,
+        groups: Sequence[Sequence[int]],
+        num_steps: int = 30,
+        share_ratio: float | Sequence[float] = 0.4,
+        shared_guidance: float | None = None,
+        unguided_steps: int = 0,
+        rows_per_prompt: int = 2,
+    ) -> SharePlan:
+        """Each group shares the first `share_ratio * num_steps` steps (rounded half up), then its members part.
+
+        Args:
+            groups: prompt numbers; 0..N-1, each exactly once.
+            share_ratio: in [0, 1]; one number, or one a group.
+
+        Raises:
+            PlanError: the groups do not cover the prompts once, or a ratio is out of range.
+        """
+        check_groups(groups)
+        _check_steps(num_steps)
+        kept: float | tuple[float, ...]
+        if isinstance(share_ratio, Sequence | np.ndarray):
+            kept = tuple(float(r) for r in share_ratio)
+            ratios = list(kept)
+            if len(ratios) != len(groups):
+                raise PlanError(
+                    f"share_ratio must be one number or one a group ({len(groups)}), got {len(ratios)}"
+                )
+        else:
+            kept = float(share_ratio)
+            ratios = [kept] * len(groups)
+        _check_ratios(ratios)
+        branch = [
+            part_of_steps(ratio, num_steps) if len(group) > 1 else 0
+            for ratio, group in zip(ratios, groups, strict=True)
+        ]
+        levels = branching_levels(groups, branch, num_steps)
+        return cls(num_steps, levels, shared_guidance, unguided_steps, rows_per_prompt, None, kept)
+
+    @classmethod
+    def from_tree(
+        cls,
+        tree: Sequence[tuple[float, Sequence[Sequence[int]]]],
+        num_steps: int = 30,
+        shared_guidance: float | None = None,
+        unguided_steps: int = 0,
+        rows_per_prompt: int = 2,
+    ) -> SharePlan:
+        """Groups that part into smaller groups, and those into single prompts (a tree, arXiv 2508.21032).
+
+        Args:
+            tree: (share ratio, groups), coarsest first, ratios growing: these groups share until that part of the
+                steps, rounded half up. Every partition holds each of the prompts 0..N-1 once and refines the one
+                before.
+
+        Raises:
+            PlanError: there is no partition, one joins prompts that were apart, or ratios out of range or order.
+        """
+        _check_steps(num_steps)
+        ratios = [float(ratio) for ratio, _ in tree]
+        _check_ratios(ratios)
+        if not ratios or ratios != sorted(set(ratios)):
+            raise PlanError(
+                f"a tree needs share ratios that grow from one partition to the next, got {ratios}"
+            )
+        ends = [(part_of_steps(ratio, num_steps), groups) for ratio, groups in tree]
+        levels = tree_levels(ends, num_steps)
+        return cls(num_steps, levels, shared_guidance, unguided_steps, rows_per_prompt)
+
+    # -- partitions
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.levels[0][1])
+
+    def _level(self, step: int) -> tuple[int, ...]:
+        if not 0 <= step < self.num_steps:
+            raise PlanError(f"step must lie in [0, {self.num_steps}), got {step}")
+        return next(nodes for start, nodes in reversed(self.levels) if start <= step)
+
+    def partition(self, step: int) -> npt.NDArray[np.int64]:
+        """Node number of each prompt at that step, shape (N,)."""
+        return np.asarray(self._level(step), dtype=np.int64)
+
+    def shared(self, step: int) -> npt.NDArray[np.bool_]:
+        """Whether each prompt's node has two or more members at that step, shape (N,)."""
+        nodes = self.partition(step)
+        return np.asarray(np.bincount(nodes)[nodes] > 1) if len(nodes) else np.zeros(0, dtype=bool)
+
+    def replays(self, step: int) -> npt.NDArray[np.bool_]:
+        """Whether each prompt's step is replayed instead of run, shape (N,)."""
+        return np.asarray(self.replayed_steps or (0,) * self.num_prompts, dtype=np.int64) > step
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """The coarsest partition, as lists of prompt numbers."""
+        out: list[list[int]] = []
+        for prompt, node in enumerate(self.levels[0][1]):
+            if node == len(out):
+                out.append([])
+            out[node].append(prompt)
+        return out
+
+    @cached_property
+    def branch_steps(self) -> list[int]:
+        """For each prompt the first step that it takes alone; 0 where it never shares, `num_steps` where always.
+
+        A replayed step is not a step of its own: it was shared with those whose steps were recorded.
+        """
+        out = [self.num_steps] * self.num_prompts
+        for start, _ in reversed(self.levels):
+            for prompt in np.flatnonzero(~self.shared(start)):
+                out[prompt] = start
+        return [max(pair) for pair in zip(out, self.replayed_steps or out, strict=True)]
+
+    # -- cost
+
+    def runs_negative(self, step: int, members: int) -> bool:
+        """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
+        return step >= self.unguided_steps and not (members > 1 and self.shared_guidance == 1.0)
+
+    def _node_rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Denoiser rows of one call for each node, shape (nodes,); 0 where the step is replayed."""
+        nodes = self.partition(step)
+        run = np.zeros(max(nodes, default=-1) + 1, dtype=bool)
+        run[nodes] = ~self.replays(step)
+        rows = [self.rows_per_prompt if self.runs_negative(step, int(n)) else 1 for n in np.bincount(nodes)]
+        return np.asarray(rows, dtype=np.int64) * run
+
+    def _calls(self, step: int) -> int:
+        return 1 if self.calls_per_step is None else self.calls_per_step[step]
+
+    def _spans(self) -> list[tuple[int, int, tuple[int, ...]]]:
+        """(first step, end, nodes) of the stretches in which a step's rows do not change."""
+        starts = (start for start, _ in self.levels)
+        cuts = sorted({*starts, *(self.replayed_steps or ()), self.unguided_steps, self.num_steps})
+        return [(a, b, self._level(a)) for a, b in pairwise(cuts)]
+
+    def step_evaluations(self, step: int) -> int:
+        """Denoiser rows that the step runs, guidance rows included."""
+        return self._calls(step) * int(self._node_rows(step).sum())
+
+    @cached_property
+    def evaluations(self) -> int:
+        """Denoiser rows of the whole plan."""
+        return sum(
+            int(self._node_rows(start).sum()) * sum(map(self._calls, range(start, end)))
+            for start, end, _ in self._spans()
+        )
+
+    @property
+    def evaluations_independent(self) -> int:
+        """Denoiser rows of independent sampling with the same steps, solver and guidance."""
+        return self.num_prompts * self.rows_per_prompt * sum(map(self._calls, range(self.num_steps)))
+
+    @property
+    def cost_saving(self) -> float:
+        """1 - evaluations / evaluations_independent."""
+        return 1 - self.evaluations / self.evaluations_independent if self.num_prompts else 0.0
+
+    @cached_property
+    def prompt_evaluations(self) -> npt.NDArray[np.float64]:
+        """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""
+        total = np.zeros(self.num_prompts)
+        for start, end, level in self._spans():
+            nodes = np.asarray(level, dtype=np.int64)
+            rows = self._node_rows(start) / np.bincount(nodes)
+            total += rows[nodes] * sum(map(self._calls, range(start, end)))
+        return total
+
+    def recost(
+        self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
+    ) -> SharePlan:
+        """The same sharing on another cost basis; None leaves a basis as it is."""
+        changes: dict[str, Any] = {}
+        if rows_per_prompt is not None:
+            changes["rows_per_prompt"] = rows_per_prompt
+        if calls_per_step is not None:
+            changes["calls_per_step"] = tuple(calls_per_step)
+        return replace(self, **changes)
+
+    def subset(self, prompts: Sequence[int]) -> SharePlan:
+        """The plan of some whole groups, their prompts renumbered in the order given.
+
+        Raises:
+            PlanError: a group is named in part.
+        """
+        chosen = set(prompts)
+        if len(chosen) != len(prompts):
+            raise PlanError("a subset may name each prompt once")
+        for node in sorted(
+            {self.levels[0][1][i] for i in prompts}
+        ):  # not every group: waves of a large plan are many
+            if not chosen >= set(self.groups[node]):
+                raise PlanError(f"a subset must take whole groups; it names only some of {self.groups[node]}")
+        levels: list[Level] = []
+        for start, nodes in self.levels:
+            part = tuple(renumber([nodes[i] for i in prompts]))
+            if not levels or levels[-1][1] != part:
+                levels.append((start, part))
+        # ratios given one a group stand in the caller's order of groups, which a part cannot tell
+        ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
+        replayed = self.replayed_steps and tuple(self.replayed_steps[i] for i in prompts)
+        return replace(self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed)
+
+    # -- noise
+
+    def generators(self, seed: int | Sequence[int] = 0, device: str = "cpu") -> list[torch.Generator]:
+        """One generator a prompt, equally seeded within a group, so that its members start from equal noise.
+
+        Args:
+            seed: one number, from which every group's seed is derived; or one a prompt, of which a group
+                takes its first member's.
+        """
+        import torch
+
+        first = {i: group[0] for group in self.groups for i in group}
+        if isinstance(seed, int):
+            seeds = [_derive(seed, first[i]) for i in range(self.num_prompts)]
+        else:
+            if len(seed) != self.num_prompts:
+                raise PlanError(
+                    f"seed must be one number or one a prompt ({self.num_prompts}), got {len(seed)}"
+                )
+            seeds = [int(seed[first[i]]) for i in range(self.num_prompts)]
+        return [torch.Generator(device).manual_seed(s) for s in seeds]
+
+    # -- in and out
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of `report.json` and `plan --json`."""
+        ratio = self.share_ratio
+        return {
+            "num_prompts": self.num_prompts,
+            "num_groups": len(self.groups),
+            "num_steps": self.num_steps,
+            "share_ratio": list(ratio) if isinstance(ratio, tuple) else ratio,
+            "evaluations": self.evaluations,
+            "evaluations_independent": self.evaluations_independent,
+            "cost_saving": self.cost_saving,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps({"format": "sagediff.SharePlan", "version": 1} | asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SharePlan:
+        """Raises PlanError for text that is no plan, or a plan that is not valid."""
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict) or data.get("format") != "sagediff.SharePlan":
+                raise PlanError("not a share plan: expected JSON with format 'sagediff.SharePlan'")
+            if data.get("version") != 1:
+                raise PlanError(
+                    f"share plan of version {data.get('version')!r}; this sagediff reads version 1"
+                )
+            ratio, calls = data["share_ratio"], data["calls_per_step"]
+            replayed = data.get("replayed_steps")  # not in plans that were written before there was replay
+            return cls(
+                num_steps=data["num_steps"],
+                levels=tuple((int(start), tuple(map(int, nodes))) for start, nodes in data["levels"]),
+                shared_guidance=data["shared_guidance"],
+                unguided_steps=data["unguided_steps"],
+                rows_per_prompt=data["rows_per_prompt"],
+                calls_per_step=None if calls is None else tuple(map(int, calls)),
+                share_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
+                replayed_steps=None if replayed is None else tuple(map(int, replayed)),
+            )
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"not a share plan: {error}") from error
+
+    def __str__(self) -> str:
+        guidance = "" if self.shared_guidance is None else f", guidance {self.shared_guidance:g} while shared"
+        unguided = f", the first {self.unguided_steps} without guidance" if self.unguided_steps else ""
+        lines = [
+            f"{self.num_prompts} prompts in {len(self.groups)} groups, {self.num_steps} steps{guidance}{unguided}: "
+            f"{self.evaluations} evaluations instead of {self.evaluations_independent} "
+            f"({self.cost_saving:.1%} saved)"
+        ]
+        for number, group in enumerate(self.groups[:20]):
+            branch = max(self.branch_steps[i] for i in group)
+            lines.append(f"  group {number}: prompts {', '.join(map(str, group))}; branch point {branch}")
+        if len(self.groups) > 20:
+            lines.append(f"  ... and {len(self.groups) - 20} more groups")
+        return "\n".join(lines)
+
+
+def _check_steps(num_steps: object) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise PlanError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+
+
+def _check_ratios(ratios: Sequence[float]) -> None:
+    for ratio in ratios:
+        if not 0 <= ratio <= 1:
+            raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
+
+
+def _derive(seed: int, part: int) -> int:
+    """A seed well apart from its neighbours', of 63 bits."""
+    digest = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,1 @@
+"""What is asked for: prompts from arguments and files, and what they mean as vectors."""

@@ -1,0 +1,1 @@
+"""A share plan carried out inside the loop of a diffusers pipeline."""

@@ -1,0 +1,118 @@
+"""`Gathering`: from a denoiser call's rows to the rows that are run, one a node, its members' conditions merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sagediff.denoiser.condition import GroupCondition
+from sagediff.denoiser.lookup import Family
+
+_KEPT = 2  # sets of conditions: of a step's conditional and of its negative call, where those are two
+
+
+@dataclass
+class _Merged:
+    """The conditions of nodes, made once: a pipeline mostly gives the same tensors at every step.
+
+    Attributes:
+        of: the tensors that they were made of, held so that no other tensor can be taken for them.
+        versions: of those tensors, which change when one is written to.
+        rows: by the members of the node, name -> (1, ...).
+    """
+
+    of: dict[str, Tensor]
+    versions: tuple[int, ...]
+    rows: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict)
+
+    def is_of(self, tensors: Mapping[str, Tensor]) -> bool:
+        return (
+            self.of.keys() == tensors.keys()
+            and all(self.of[name] is tensor for name, tensor in tensors.items())
+            and self.versions == _versions(tensors)
+        )
+
+
+class Gathering:
+    """Gathers the rows of nodes.
+
+    Args:
+        condition: makes the members' conditions into the group's.
+    """
+
+    def __init__(self, family: Family, condition: GroupCondition) -> None:
+        self._family = family
+        self._condition = condition
+        self._kept: list[_Merged] = []
+
+    def rows(self, tensors: Mapping[str, Tensor], sources: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        """One row for every source, of each argument that has rows.
+
+        Where the sources are neighbouring single rows these are views of the pipeline's own tensors, not copies.
+
+        Args:
+            sources: for every row wanted, the rows of the call that it stands for.
+        """
+        per_row = {name: tensor for name, tensor in tensors.items() if has_rows(self._family, name, tensor)}
+        first = sources[0][0]
+        if all(members == (first + place,) for place, members in enumerate(sources)):
+            return {name: tensor[first : first + len(sources)] for name, tensor in per_row.items()}
+        device = tensors[self._family.sample].device
+        firsts = torch.tensor([members[0] for members in sources], device=device)
+        gathered = {
+            name: tensor.index_select(0, firsts.to(tensor.device)) for name, tensor in per_row.items()
+        }
+        nodes = [(place, members) for place, members in enumerate(sources) if len(members) > 1]
+        merged = self._merged(per_row, [members for _, members in nodes]) if nodes else {}
+        for place, members in nodes:
+            for name, row in merged[members].items():
+                gathered[name][place : place + 1] = row
+        return gathered
+
+    def _merged(
+        self, per_row: Mapping[str, Tensor], nodes: Sequence[tuple[int, ...]]
+    ) -> Mapping[tuple[int, ...], Mapping[str, Tensor]]:
+        """The conditions and masks of nodes, by their members."""
+        roles = {name: self._family.role(name) for name in per_row}
+        made_of = {name: tensor for name, tensor in per_row.items() if roles[name] in ("condition", "mask")}
+        known = self._known(made_of)
+        missing = [members for members in nodes if members not in known.rows]
+        if missing:
+            words = self._family.words(per_row)
+            for members in missing:
+                conditions, masks = (
+                    _take({n: t for n, t in made_of.items() if roles[n] == role}, members)
+                    for role in ("condition", "mask")
+                )
+                known.rows[members] = self._condition(conditions, masks, _take(words, members))
+        return known.rows
+
+    def _known(self, tensors: dict[str, Tensor]) -> _Merged:
+        """What is kept of these tensors; nothing yet where they are new or were written to."""
+        if any(
+            tensor.is_inference() for tensor in tensors.values()
+        ):  # nobody tells when those are written to
+            return _Merged({}, ())
+        for kept in self._kept:
+            if kept.is_of(tensors):
+                return kept
+        self._kept = [_Merged(tensors, _versions(tensors)), *self._kept[: _KEPT - 1]]
+        return self._kept[0]
+
+
+def has_rows(family: Family, name: str, tensor: Tensor) -> bool:
+    """Whether an argument has one row for each row of the call; a timestep may be one value for all of them."""
+    role = family.role(name)
+    is_broadcast = tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
+    return role != "neither" and not (role == "row" and is_broadcast)
+
+
+def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors.values())
+
+
+def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:
+    return {name: tensor[list(members)] for name, tensor in tensors.items()}

@@ -1,0 +1,107 @@
+"""From prompts to a costed plan, before any denoiser runs or is even loaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sagediff.denoiser.lookup import FAMILIES
+from sagediff.errors import InputError
+from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import SharePolicy
+from sagediff.prompts.embeddings import Encoder, embed_prompts
+from sagediff.sampling.run import planned_calls
+
+
+@dataclass(frozen=True)
+class CostBasis:
+    """What a step of a prompt costs on a pipeline: rows_per_prompt 2 with guidance, else 1; calls of each step."""
+
+    rows_per_prompt: int
+    calls_per_step: tuple[int, ...]
+
+    def of(self, plan: SharePlan) -> SharePlan:
+        return plan.recost(self.rows_per_prompt, self.calls_per_step)
+
+
+def plan_prompts(
+    prompts: Sequence[str],
+    policy: SharePolicy,
+    pipe: Any,
+    denoiser_class: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    true_cfg_scale: float = 1.0,
+    encoder: Encoder | None = None,
+) -> SharePlan:
+    """Embed, group and plan; runs a text encoder and nothing else.
+
+    Args:
+        pipe: holds the scheduler, whose kind sets the calls a step, and the text encoder; its denoiser may be
+            absent.
+        denoiser_class: name of the denoiser's class, which says how it is guided.
+        true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
+            model (FLUX, Qwen-Image).
+
+    Raises:
+        InputError: an empty prompt, or a number out of range.
+    """
+    check_prompts(prompts)
+    basis = cost_basis(pipe, denoiser_class, num_inference_steps, guidance_scale, true_cfg_scale)
+    vectors = embed_prompts(prompts, pipe, encoder).vectors
+    return basis.of(policy.plan(vectors, num_inference_steps))
+
+
+def cost_basis(
+    pipe: Any,
+    denoiser_class: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    true_cfg_scale: float = 1.0,
+) -> CostBasis:
+    """What plans for a pipeline are costed by; the arguments are those of `plan_prompts`.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
+        raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
+    if not math.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    family = FAMILIES.get(denoiser_class)
+    scale = true_cfg_scale if family is not None and family.scale == "true_cfg_scale" else guidance_scale
+    guided = scale > (1.0 if family is None else family.unguided_scale) and has_negative_rows(pipe)
+    return CostBasis(2 if guided else 1, planned_calls(pipe.scheduler, num_inference_steps))
+
+
+def has_negative_rows(pipe: Any) -> bool:
+    """Whether a pipeline guides by negative rows at all; if not, its guidance scale is an input of the model."""
+    if getattr(getattr(pipe, "config", None), "is_distilled", False):  # FLUX.2 Klein ignores its scale then
+        return False
+    if not callable(pipe):  # only what planning needs of a pipeline: no call to ask
+        return True
+    return any(name.startswith("negative_") for name in inspect.signature(type(pipe).__call__).parameters)
+
+
+def default_guidance(pipe_class: type) -> float:
+    """The pipeline's own default guidance scale, from the signature of its call."""
+    parameter = inspect.signature(pipe_class.__call__).parameters.get("guidance_scale")
+    return (
+        float(parameter.default)
+        if parameter is not None and isinstance(parameter.default, int | float)
+        else 1.0
+    )
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises InputError unless `prompts` is a list of texts that are not blank."""
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a list of strings, got one string")
+    if not len(prompts):
+        raise InputError("there are no prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")

@@ -1,0 +1,250 @@
+"""`Trajectory`: what the denoiser answered in the first steps of a run, kept so that a later run can replay it.
+
+Pure tensors: it knows neither plans nor pipelines, and not what makes two runs alike enough to replay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sagediff.errors import InputError
+
+_FORMAT = "sagediff.Trajectory"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The denoiser's answers of some first steps, as the pipeline saw them, for one node.
+
+    Attributes:
+        outputs: for every solver call (1 or 2, ...): the conditional row, and the negative one if it differs.
+        calls: solver calls of each step (Heun's method takes two).
+        timesteps: the scheduler's timestep of every solver call.
+        sample_shape: shape of one row of the noisy latents.
+        start: the first few numbers of the noisy latents that the run began with, which tell its noise from other.
+        rows_per_prompt: 2 if the run was guided without a classifier, else 1.
+
+    Raises:
+        InputError: fields that contradict each other.
+    """
+
+    outputs: tuple[Tensor, ...]
+    calls: tuple[int, ...]
+    timesteps: tuple[float, ...]
+    sample_shape: tuple[int, ...]
+    rows_per_prompt: int
+    start: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.outputs)
+        if not count or min(self.calls, default=0) < 1 or not sum(self.calls) == count == len(self.timesteps):
+            raise InputError(
+                f"a trajectory needs one output and one timestep for each solver call of at least one step; got "
+                f"{count} outputs and {len(self.timesteps)} timesteps for {list(self.calls)} calls a step"
+            )
+        if self.rows_per_prompt not in (1, 2):
+            raise InputError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
+        shape, dtype = self.outputs[0].shape[1:], self.outputs[0].dtype
+        for call, output in enumerate(self.outputs):
+            if output.ndim < 2 or not 1 <= len(output) <= self.rows_per_prompt:
+                raise InputError(
+                    f"output {call} of a trajectory has shape {tuple(output.shape)}; it should hold 1 to "
+                    f"{self.rows_per_prompt} rows"
+                )
+            if output.shape[1:] != shape or output.dtype != dtype:
+                raise InputError(f"output {call} of a trajectory is of another shape or dtype than the first")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that it holds."""
+        return len(self.calls)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its outputs."""
+        return sum(output.nbytes for output in self.outputs)
+
+    def row(self, call: int, negative: bool) -> Tensor:
+        """What the pipeline saw at that solver call, one row without its batch dimension."""
+        output = self.outputs[call]
+        return output[-1 if negative else 0]
+
+    def equals(self, other: Trajectory) -> bool:
+        """Whether all numbers are the same."""
+        return (
+            self is other
+            or (self.calls, self.timesteps, self.sample_shape, self.rows_per_prompt, self.start)
+            == (other.calls, other.timesteps, other.sample_shape, other.rows_per_prompt, other.start)
+        ) and all(
+            mine.dtype == theirs.dtype and torch.equal(mine, theirs.to(mine.device))
+            for mine, theirs in zip(self.outputs, other.outputs, strict=True)
+        )
+
+    def to(self, device: str | torch.device) -> Trajectory:
+        """The same on another device."""
+        return replace(self, outputs=tuple(output.to(device) for output in self.outputs))
+
+    # -- in and out
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its outputs by name, as a safetensors file holds them."""
+        return {f"output.{call:04d}": output.contiguous() for call, output in enumerate(self.outputs)}
+
+    def metadata(self) -> dict[str, str]:
+        """All else, as the metadata of a safetensors file."""
+        told = {name: value for name, value in vars(self).items() if name != "outputs"}
+        return {"format": _FORMAT, "version": "1", "trajectory": json.dumps(told)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Trajectory:
+        """The opposite of `tensors` and `metadata`; other names are left alone.
+
+        Raises:
+            InputError: they do not make a trajectory.
+        """
+        if metadata.get("format") != _FORMAT or metadata.get("version") != "1":
+            raise InputError(f"not a trajectory: expected metadata with format '{_FORMAT}' and version '1'")
+        try:
+            told = json.loads(metadata["trajectory"])
+            names = sorted(name for name in tensors if name.startswith("output."))
+            return cls(
+                outputs=tuple(tensors[name] for name in names),
+                calls=tuple(map(int, told["calls"])),
+                timesteps=tuple(map(float, told["timesteps"])),
+                sample_shape=tuple(map(int, told["sample_shape"])),
+                rows_per_prompt=int(told["rows_per_prompt"]),
+                start=tuple(map(float, told["start"])),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(f"not a trajectory: {error!r}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write it as a safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file(self.to("cpu").tensors(), str(path), self.metadata())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read a file that `save` wrote, onto the CPU.
+
+        Raises:
+            InputError: it is none.
+        """
+        return cls.from_tensors(*read_file(path))
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from error
+
+
+@dataclass
+class Recording:
+    """A trajectory while it is made.
+
+    Attributes:
+        num_steps: steps that are wanted.
+    """
+
+    num_steps: int
+    _rows: list[list[Tensor]] = field(default_factory=list)  # of each solver call: conditional, negative
+    _sample_shape: tuple[int, ...] = ()
+    _start: tuple[float, ...] = ()
+    _broken: bool = False
+
+    def begin(self) -> None:
+        """Forget what there is: the pipeline runs anew."""
+        self._rows, self._broken = [], False
+
+    def give_up(self) -> None:
+        """A step was not run: what comes after it belongs to nothing."""
+        self._broken = True
+
+    def note(self, call: int, rows: Mapping[bool, Tensor], sample: Tensor) -> None:
+        """Copy rows of a solver call, by whether they are the negative one; each kind comes once a call.
+
+        Args:
+            sample: (...) the noisy latents that they answer.
+        """
+        if call == len(self._rows):
+            self._rows.append([])
+            if call == 0:
+                self._sample_shape, self._start = tuple(sample.shape), start_of(sample)
+        kept = self._rows[call]
+        for negative in sorted(rows):  # the conditional row first
+            row = rows[negative].detach()
+            if not kept or not torch.equal(kept[0], row):
+                kept.append(row.clone())
+
+    def trajectory(
+        self,
+        finished_calls: int,
+        calls_per_step: Sequence[int],
+        timesteps: Sequence[float],
+        rows_per_prompt: int,
+    ) -> Trajectory | None:
+        """What was recorded; None while its last step is not finished, or when a step of it was not run."""
+        calls = tuple(calls_per_step[: self.num_steps])
+        count = sum(calls)
+        if self._broken or not count or finished_calls < count or len(self._rows) < count:
+            return None
+        return Trajectory(
+            tuple(torch.stack(rows) for rows in self._rows[:count]),
+            calls,
+            tuple(timesteps[:count]),
+            self._sample_shape,
+            rows_per_prompt,
+            self._start,
+        )
+
+
+def start_of(sample: Tensor) -> tuple[float, ...]:
+    """`Trajectory.start` of one row of noisy latents."""
+    return tuple(sample.flatten()[:8].tolist())
+
+
+def check_timesteps(
+    trajectory: Trajectory, steps: int, calls: Sequence[int], timesteps: Sequence[float], where: str
+) -> None:
+    """A run's first steps must be taken at the timesteps of the recorded ones.
+
+    Args:
+        steps: how many, at most those recorded.
+        calls, timesteps: of the run, as the trajectory has them.
+        where: begins the message.
+
+    Raises:
+        InputError: they are not.
+    """
+    count = sum(trajectory.calls[:steps])
+    same = tuple(calls[:steps]) == trajectory.calls[:steps] and all(
+        math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6)
+        for a, b in zip(timesteps[:count], trajectory.timesteps[:count], strict=True)
+    )
+    if not same:
+        raise InputError(
+            f"{where}: it was recorded at timesteps {_few(trajectory.timesteps[:count])}, this run's first are "
+            f"{_few(timesteps[:count])}; replay it with the solver and the number of steps that it was recorded with"
+        )
+
+
+def _few(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")

@@ -1,0 +1,95 @@
+"""Prompts -> groups by way of a folder: what is there already is taken over, so that a killed run goes on.
+
+The folder holds the embeddings (`vectors.py`) and `groups.npz`. In memory are the prompts' own
+text, the groups as lists, and one cell a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.errors import OutputError
+from sagediff.files.output_folder import fingerprint
+from sagediff.prompts.embeddings import TextEncoder
+from sagediff.scale.cover import CoverOptions, Progress, group_on_disk
+from sagediff.scale.disk_vectors import embed_to_disk
+
+Ints = npt.NDArray[np.int64]
+
+GROUPS = "groups.npz"
+
+
+def groups_at_scale(
+    prompts: Sequence[str],
+    encoder: TextEncoder,
+    folder: Path,
+    options: CoverOptions,
+    *,
+    source: str = "",
+    on_progress: Progress | None = None,
+) -> list[list[int]]:
+    """Embed and group, on disk.
+
+    Args:
+        source: what, beside the encoder's name, the vectors depend on (`embed_to_disk`).
+
+    Returns:
+        Groups of prompt numbers, every prompt once; each ascending, groups by their first prompt.
+
+    Raises:
+        InputError: the folder belongs to other prompts or another encoder. OutputError: it cannot be written to.
+    """
+    tell = on_progress or (lambda stage, done, total: None)
+    texts, inverse = distinct(prompts)
+    vectors = embed_to_disk(
+        texts, encoder, folder, source=source, on_batch=lambda done: tell("embedding", done, len(texts))
+    )
+    choice = asdict(options) | {"jobs": 0}  # processes change no group
+    key = fingerprint([fingerprint(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
+    groups = load_groups(folder / GROUPS, key)
+    if groups is None:
+        groups = group_on_disk(vectors, inverse, options, on_progress)
+        save_groups(folder / GROUPS, key, groups)
+    return groups
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], Ints]:
+    """The texts, sorted, each once, and for each text given its place there, (N,)."""
+    unique = sorted(set(texts))
+    place = {text: i for i, text in enumerate(unique)}
+    return unique, np.fromiter((place[text] for text in texts), np.int64, len(texts))
+
+
+def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:
+    """Members one after the other and where each group ends; the key says what they were made from."""
+    members = np.fromiter((i for group in groups for i in group), np.int64)
+    ends = np.cumsum([len(group) for group in groups], dtype=np.int64)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, key=np.array(key), members=members, ends=ends)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; the embeddings are kept"
+        ) from error
+
+
+def load_groups(path: Path, key: str) -> list[list[int]] | None:
+    """The groups of an earlier run with the same key; None where there are none."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            held: dict[str, Any] = {name: found[name] for name in ("key", "members", "ends")}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    if str(held["key"]) != key:
+        return None
+    return [part.tolist() for part in np.split(held["members"], held["ends"][:-1])]

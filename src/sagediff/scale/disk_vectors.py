@@ -1,0 +1,163 @@
+"""Embeddings on disk: half precision, written window by window, so that a kill at any moment loses one at most.
+
+Knows neither groups nor plans. A folder holds `vectors.f16`, the rows of the distinct prompts one after the other, and
+`vectors.json`, which says how many of them are whole and what they were made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.errors import InputError, OutputError
+from sagediff.files.output_folder import fingerprint
+from sagediff.prompts.embeddings import TextEncoder, unit_rows
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+DATA, STATE = "vectors.f16", "vectors.json"
+WINDOW = 16_384  # texts between two notes of how far it came
+
+
+@dataclass(frozen=True)
+class DiskVectors:
+    """Unit vectors in a file.
+
+    Attributes:
+        file: rows of float16.
+        count, dim: its shape.
+        rounding: largest distance of a row as it reads from the vector that was written: a cosine of two rows is off
+            by twice that at most.
+    """
+
+    file: Path
+    count: int
+    dim: int
+    rounding: float
+
+    def take(self, rows: Ints) -> Floats:
+        """(len(rows), D) float32 of unit length. The file is mapped for the call only, so its pages do not stay."""
+        data = np.memmap(self.file, np.float16, "r", shape=(self.count, self.dim))
+        return _unit(np.asarray(data[rows], dtype=np.float32))
+
+
+def embed_to_disk(
+    texts: Sequence[str],
+    encoder: TextEncoder,
+    folder: Path,
+    *,
+    source: str = "",
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> DiskVectors:
+    """Encode distinct texts into a folder, or go on where an earlier call was stopped.
+
+    Args:
+        texts: each once; sorted ones are faster with an encoder that cuts long texts, as equal beginnings are
+            then encoded once a window.
+        source: what, beside the encoder's name, the vectors depend on (the model's name, say).
+        batch_size: texts encoded at once.
+        on_batch: called with the number of texts that are done.
+
+    Raises:
+        InputError: the folder holds other vectors, or the encoder gives something else than one vector a text.
+        OutputError: the disk is full, or the folder not writable.
+    """
+    wanted = {"texts": fingerprint(texts), "count": len(texts), "encoder": encoder.name, "source": source}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _embed(texts, encoder, folder, wanted, batch_size, on_batch or (lambda done: None))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the embeddings to {folder}: {error.strerror or error}; those written before are kept"
+        ) from error
+
+
+def _embed(
+    texts: Sequence[str],
+    encoder: TextEncoder,
+    folder: Path,
+    wanted: dict[str, Any],
+    batch_size: int,
+    on_batch: Callable[[int], None],
+) -> DiskVectors:
+    state = _state(folder, wanted)
+    done, dim, rounding = state["done"], state["dim"], state["rounding"]
+    on_batch(done)
+    with (folder / DATA).open("r+b" if done else "wb") as file:
+        file.truncate(done * dim * 2)  # what a killed run wrote after its last note
+        file.seek(0, os.SEEK_END)
+        for start in range(done, len(texts), WINDOW):
+            exact = _window(texts[start : start + WINDOW], encoder, batch_size, start, on_batch)
+            if dim not in (0, exact.shape[1]):
+                raise InputError(
+                    f"the encoder {encoder.name} gave vectors of {dim} and of {exact.shape[1]} numbers"
+                )
+            dim, half = exact.shape[1], exact.astype(np.float16)
+            rounding = max(
+                rounding, float(np.linalg.norm(_unit(half.astype(np.float32)) - exact, axis=1).max())
+            )
+            file.write(half.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            done += len(exact)
+            _note(folder, wanted | {"done": done, "dim": dim, "rounding": rounding})
+    return DiskVectors(folder / DATA, len(texts), dim, rounding)
+
+
+def _window(
+    texts: Sequence[str], encoder: TextEncoder, batch_size: int, start: int, on_batch: Callable[[int], None]
+) -> Floats:
+    """The vectors of some texts; those that the encoder reads alike are encoded once."""
+    first = inverse = np.arange(len(texts))
+    if encoder.reads is not None:
+        _, first, inverse = np.unique(
+            encoder.reads(list(texts)), axis=0, return_index=True, return_inverse=True
+        )
+    parts = []
+    for i in range(0, len(first), batch_size):
+        batch = [texts[j] for j in first[i : i + batch_size]]
+        parts.append(unit_rows(encoder.encode(batch), len(batch), encoder.name))
+        on_batch(start + len(texts) * (i + len(batch)) // len(first))
+    if len({part.shape[1] for part in parts}) > 1:
+        raise InputError(f"the encoder {encoder.name} gave vectors of different length")
+    return np.concatenate(parts)[inverse.reshape(-1)]
+
+
+def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """How far an earlier call came; refuses the vectors of another."""
+    path = folder / STATE
+    if not path.exists():
+        return {"done": 0, "dim": 0, "rounding": 0.0}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        other = sorted(key for key, value in wanted.items() if state[key] != value)
+        done, dim, rounding = int(state["done"]), int(state["dim"]), float(state["rounding"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what sagediff wrote; take another folder or remove it") from error
+    if other:
+        raise InputError(
+            f"{folder} holds embeddings of other prompts or another encoder ({', '.join(other)} differ); "
+            "take another folder or remove it"
+        )
+    if not (folder / DATA).is_file() or (folder / DATA).stat().st_size < done * dim * 2:
+        raise InputError(f"{folder / DATA} is shorter than {path} says; remove both to embed anew")
+    return {"done": done, "dim": dim, "rounding": rounding}
+
+
+def _note(folder: Path, state: dict[str, Any]) -> None:
+    partial = folder / (STATE + ".partial")
+    partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
+    os.replace(partial, folder / STATE)
+
+
+def _unit(rows: Floats) -> Floats:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)

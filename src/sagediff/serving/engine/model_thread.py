@@ -1,0 +1,351 @@
+"""The one thread that owns the model: it loads it, takes waves from the batcher, and hands pictures back.
+
+Clients of any thread submit requests and hold tickets. Nothing but this thread touches the pipeline.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from sagediff.serving.engine.batcher import Batcher, BatchPolicy, Waiting
+from sagediff.serving.engine.recovery import Groups, Outcome, Recovery
+from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.wave_runner import (
+    Job,
+    ModelSettings,
+    Picture,
+    WaveResult,
+    WaveRunner,
+    preview_steps,
+)
+from sagediff.serving.failures import Cancelled, DeadlineExpired, NotReady, PictureFailed
+
+log = logging.getLogger(__name__)
+
+State: TypeAlias = Literal["loading", "ready", "draining", "stopped", "failed"]
+Listener: TypeAlias = Callable[["Ticket", "Preview"], None]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A picture on its way: which of its previews, from 0, and the PIL picture."""
+
+    number: int
+    image: Any
+
+
+@dataclass(frozen=True)
+class WaveReport:
+    """What is measured of a wave once it is over.
+
+    Attributes:
+        waited: seconds that each request waited before the wave began.
+        seconds: that the wave took.
+        group_sizes: members of each group of the calls that succeeded.
+        evaluations, evaluations_independent: denoiser rows of those calls, and what independent sampling would
+            have run.
+        cache_hits, cache_misses: requests that replayed a cached trajectory, and that found none.
+        evaluations_replayed: denoiser rows that the cache saved.
+        outcomes: how many requests ended in each way: "picture", or the name of the error's class.
+        waiting: requests still waiting when it ended.
+    """
+
+    waited: tuple[float, ...]
+    seconds: float
+    group_sizes: tuple[int, ...]
+    evaluations: int
+    evaluations_independent: int
+    outcomes: dict[str, int]
+    waiting: int
+    cache_hits: int = 0
+    cache_misses: int = 0
+    evaluations_replayed: int = 0
+
+
+class Ticket:
+    """What a client holds of its request. `future` gives the `Picture`, or raises what became of it instead.
+
+    `seed` is the request's, else the one given, else drawn. `waited` and `ran` are seconds until its wave began and
+    from then to its end; known once it is finished.
+    """
+
+    def __init__(
+        self, request: PictureRequest, previews: int, on_preview: Listener | None, seed: int | None = None
+    ) -> None:
+        self.request = request
+        if request.seed is not None:
+            seed = request.seed
+        self.seed = secrets.randbits(63) if seed is None else seed
+        self.future: Future[Picture] = Future()
+        self.steps_done = 0
+        self.waited = self.ran = 0.0
+        self._shown = 0
+        self._gone = threading.Event()
+        self._listener = on_preview
+        # cancelling goes through `Engine.cancel`, never through the future: it is running from the start
+        self.future.set_running_or_notify_cancel()
+        self._previews = (
+            preview_steps(previews, request.num_inference_steps) if on_preview is not None else ()
+        )
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client went away."""
+        return self._gone.is_set()
+
+    def leave(self) -> None:
+        self._gone.set()
+
+    def job(self) -> Job:
+        return Job(self.request, self.seed, self._previews, self._gone.is_set, self._step, self.show)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Called once."""
+        if isinstance(outcome, Picture):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+
+    def show(self, number: int, image: Any) -> None:
+        """Hand on a picture on its way, unless its client has gone or has seen it."""
+        if self._listener is not None and not self.gone and number >= self._shown:
+            self._shown = number + 1  # a wave that is tried again shows nothing twice
+            self._listener(self, Preview(number, image))
+
+    def _step(self, done: int, of: int) -> None:
+        self.steps_done = done
+
+
+class Engine:
+    """Starts with `start`, ends with `stop`; requests go in through `submit`.
+
+    Args:
+        load: makes the pipeline; called in the engine's thread.
+        observe: told of every wave.
+        clock: seconds, for windows and deadlines.
+        on_failed: called if the pipeline cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        settings: ModelSettings,
+        policy: BatchPolicy,
+        *,
+        observe: Callable[[WaveReport], None] = lambda report: None,
+        clock: Callable[[], float] = time.monotonic,
+        on_failed: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        self.clock = clock
+        self._load, self._settings = load, settings
+        self._observe, self._on_failed = observe, on_failed
+        self._batcher = Batcher(policy, clock)
+        self._tickets: dict[str, Ticket] = {}  # of the requests that wait
+        self._changed = threading.Condition()
+        self._state: State = "loading"
+        self._running: list[Ticket] = []
+        self.size_multiple = 1  # of width and height; known once loaded
+        self._thread = threading.Thread(target=self._live, name="sagediff-engine", daemon=True)
+
+    # -- for any thread ----------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._batcher)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_until_loaded(self, timeout: float | None = None) -> State:
+        """Returns the state once the model is loaded, or could not be, or time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state != "loading", timeout)
+        return self._state
+
+    def submit(
+        self,
+        requests: Sequence[PictureRequest],
+        previews: int = 0,
+        on_preview: Listener | None = None,
+        seeds: Sequence[int] = (),
+    ) -> list[Ticket]:
+        """Queue all of them or none.
+
+        Args:
+            previews: most pictures on their way that the listener is to get, of each.
+            on_preview: called in the engine's thread; must be quick.
+            seeds: of the noise of each, for those that bring none; drawn if not given.
+
+        Raises:
+            NotReady: the model is loading, draining or gone. QueueFull: no room for all of them.
+        """
+        tickets = [
+            Ticket(request, previews, on_preview, seeds[i] if seeds else None)
+            for i, request in enumerate(requests)
+        ]
+        with self._changed:
+            if self._state != "ready":
+                raise NotReady(self._state)
+            self._batcher.submit(requests)
+            self._tickets |= {ticket.request.id: ticket for ticket in tickets}
+            self._changed.notify_all()
+        return tickets
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """The client went away: what waits is forgotten, what runs is dropped at the next step, and the run stops when
+        all of its wave are gone. Tickets that are finished stay as they are."""
+        dropped = []
+        with self._changed:
+            for ticket in tickets:
+                ticket.leave()
+                if self._batcher.cancel(ticket.request.id):
+                    dropped.append(self._tickets.pop(ticket.request.id))
+            self._changed.notify_all()
+        for ticket in dropped:
+            ticket.finish(Cancelled("the client went away"))
+
+    def drain(self) -> None:
+        """Take no more requests; those taken are still carried out."""
+        with self._changed:
+            if self._state in ("loading", "ready"):
+                self._state = "draining"
+            self._batcher.drain()
+            self._changed.notify_all()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Drain, and wait for the thread's end; after `timeout` seconds give up on what is not finished,
+        which a running wave does at its next step."""
+        self.drain()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._changed:
+                unfinished = [*self._tickets.values(), *self._running]
+            self.cancel(unfinished)
+            self._thread.join(timeout)
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        try:
+            runner = self._loaded()
+        except Exception as error:
+            log.error("the model could not be loaded: %s", error)
+            self._enter("failed")
+            self._on_failed(error)
+            return
+        recovery = Recovery(runner)
+        with self._changed:
+            if self._state == "loading":
+                self._state = "ready"
+            self._changed.notify_all()
+        while (wave := self._next_wave(runner)) is not None:
+            self._carry_out(recovery, wave)
+        self._enter("stopped")
+
+    def _loaded(self) -> WaveRunner:
+        pipe = self._load()
+        runner = WaveRunner(pipe, self._settings)
+        self.size_multiple = int(getattr(pipe, "vae_scale_factor", 1))
+        return runner
+
+    def _enter(self, state: State) -> None:
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+
+    def _place(self, runner: WaveRunner) -> None:
+        """Where many wait, have the batcher know what they mean; outside the lock, as a text encoder takes its time."""
+        with self._changed:
+            requests = self._batcher.unplaced()
+        if not requests:
+            return
+        try:
+            vectors: list[Any] = list(runner.embed([request.prompt for request in requests]))
+        except Exception as error:  # then waves are filled by age
+            log.warning("waiting prompts could not be embedded: %r", error)
+            vectors = [None] * len(requests)
+        with self._changed:
+            self._batcher.place({r.id: vector for r, vector in zip(requests, vectors, strict=True)})
+
+    def _next_wave(self, runner: WaveRunner) -> list[tuple[Ticket, Waiting]] | None:
+        """Waits for it; None when draining has ended."""
+        while True:
+            self._place(runner)
+            late: list[Ticket] = []
+            with self._changed:
+                late = [self._tickets.pop(request.id) for request in self._batcher.expire()]
+                wave = self._batcher.next_wave()
+                if wave:
+                    taken = [(self._tickets.pop(waiting.request.id), waiting) for waiting in wave]
+                    self._running = [ticket for ticket, _ in taken]
+                elif not late:
+                    if self._state == "draining" and not len(self._batcher):
+                        return None
+                    wake_at = self._batcher.wake_at()
+                    self._changed.wait(None if wake_at is None else max(0.0, wake_at - self.clock()))
+                    continue
+            for ticket in late:  # outside the lock: their clients may come back in at once
+                ticket.finish(DeadlineExpired("the request waited longer than its deadline allows"))
+            if wave:
+                return taken
+
+    def _carry_out(self, recovery: Recovery, wave: list[tuple[Ticket, Waiting]]) -> None:
+        start = self.clock()
+        tickets = {ticket.request.id: ticket for ticket, _ in wave}
+        sizes: list[int] = []
+        rows = np.zeros(5, dtype=int)
+        outcomes: dict[str, int] = {}
+
+        for ticket, entry in wave:
+            ticket.waited = start - entry.arrived
+
+        def deliver(job: Job, outcome: Outcome) -> None:
+            name = "picture" if isinstance(outcome, Picture) else type(outcome).__name__
+            outcomes[name] = outcomes.get(name, 0) + 1
+            ticket = tickets.pop(job.request.id)
+            ticket.ran = self.clock() - start
+            ticket.finish(outcome)
+
+        def ran(groups: Groups, result: WaveResult) -> None:
+            sizes.extend(map(len, groups))
+            rows[:] += (
+                result.evaluations, result.evaluations_independent, result.cache_hits, result.cache_misses,
+                result.evaluations_replayed,
+            )  # fmt: skip
+
+        try:
+            recovery.carry_out([ticket.job() for ticket, _ in wave], deliver, ran)
+        except Exception as error:  # a mistake of ours must cost this wave only, not the server
+            log.exception("a wave could not be carried out")
+            for ticket in tickets.values():
+                failed = PictureFailed("the server failed on this request")
+                failed.__cause__ = error
+                ticket.finish(failed)
+        seconds = self.clock() - start
+        with self._changed:
+            self._running = []
+            self._batcher.wave_took(seconds)
+            waiting = len(self._batcher)
+        waited = tuple(start - entry.arrived for _, entry in wave)
+        run, independent, *cached = rows.tolist()
+        report = WaveReport(waited, seconds, tuple(sizes), run, independent, outcomes, waiting, *cached)
+        try:
+            self._observe(report)
+        except Exception:  # measuring must not end the thread that everyone waits for
+            log.exception("a wave could not be reported")

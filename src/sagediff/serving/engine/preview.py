@@ -1,0 +1,43 @@
+"""What a picture looks like on its way: latents through the pipeline's own autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagediff.denoiser.lookup import denoiser_of
+
+_PLAIN_LATENTS = (
+    "UNet2DConditionModel",
+    "SD3Transformer2DModel",
+)  # (N, C, H, W), scaled and shifted, not packed
+
+Previewer = Callable[[Tensor], list[Any]]
+"""Latents (N, C, H, W) to N PIL pictures."""
+
+
+def previewer_of(pipe: Any) -> Previewer | None:
+    """How this pipeline's latents are shown; None where they are packed or normalised in a way of their own, and where
+    pictures are therefore shown only when finished."""
+    vae, processor = getattr(pipe, "vae", None), getattr(pipe, "image_processor", None)
+    denoiser = denoiser_of(pipe)
+    inner = getattr(denoiser, "_orig_mod", denoiser)
+    if (
+        type(inner).__name__ not in _PLAIN_LATENTS
+        or type(vae).__name__ != "AutoencoderKL"
+        or processor is None
+    ):
+        return None
+    autoencoder: Any = vae
+
+    def preview(latents: Tensor) -> list[Any]:
+        config = autoencoder.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        with torch.no_grad():
+            decoded = autoencoder.decode(latents / config.scaling_factor + shift, return_dict=False)[0]
+        return list(processor.postprocess(decoded, output_type="pil"))
+
+    return preview

@@ -1,0 +1,133 @@
+"""What a wave may replay from the trajectory cache, and what it leaves there for later ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sagediff.denoiser.lookup import denoiser_of
+from sagediff.errors import InputError
+from sagediff.plan.levels import part_of_steps
+from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import SharePolicy
+from sagediff.sampling.plan_prompts import default_guidance
+from sagediff.sampling.trajectory import Trajectory
+from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.trajectory_cache import CacheKey, Entry, TrajectoryCache, Vector, config_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """A trajectory cache and how the operator wants it used.
+
+    Attributes:
+        threshold: least cosine between a prompt and a trajectory's centroid for a replay, in [-1, 1]. Higher: fewer
+            replays, safer pictures.
+        identify: told the loaded pipeline, says what tells its weights from others'.
+        lora: hash of the LoRA's file; "" for none.
+        encoder: name of what embeds prompts; "" for the pipeline's own text encoder.
+    """
+
+    cache: TrajectoryCache
+    threshold: float
+    identify: Callable[[Any], str]
+    lora: str = ""
+    encoder: str = ""
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the jobs of a wave run together, by their numbers.
+
+    Attributes:
+        groups: every job once; who replays is alone.
+        replays: what those that found something take over.
+        kept: embeddings of those whose shared steps are to be recorded.
+        vectors: embeddings of all that are in groups, where the policy has rungs, which ask for them.
+    """
+
+    groups: list[list[int]]
+    replays: Mapping[int, Entry] = field(default_factory=dict)
+    kept: Mapping[int, Vector] = field(default_factory=dict)
+    vectors: Mapping[int, Vector] = field(default_factory=dict)
+
+
+class Reuse:
+    """The cache for one pipeline.
+
+    Args:
+        across_tenants: whether tenants may replay what others left.
+    """
+
+    def __init__(self, pipe: Any, use: CacheUse, across_tenants: bool) -> None:
+        self._use, self._across_tenants = use, across_tenants
+        self._default_guidance = default_guidance(type(pipe))
+        denoiser = denoiser_of(pipe)
+        self._base = CacheKey(
+            tenant="", model=use.identify(pipe), lora=use.lora, scheduler=type(pipe.scheduler).__name__,
+            scheduler_config=config_text(pipe.scheduler.config), num_steps=1, branch_step=1, guidance_scale=0.0,
+            shared_guidance=None, unguided_steps=0, height=0, width=0,
+            dtype=str(getattr(denoiser, "_orig_mod", denoiser).dtype),
+        )  # fmt: skip
+
+    def key(
+        self, request: PictureRequest, policy: SharePolicy, handover_noise: float, guidance: float | None
+    ) -> CacheKey:
+        """Everything about the request, its prompt and seed excepted, that decides a trajectory, or who may see it."""
+        steps = request.num_inference_steps
+        return replace(
+            self._base,
+            tenant="" if self._across_tenants else request.tenant,
+            num_steps=steps,
+            branch_step=part_of_steps(policy.share_ratio, steps),
+            guidance_scale=self._default_guidance if guidance is None else guidance,
+            shared_guidance=policy.shared_guidance,
+            unguided_steps=part_of_steps(policy.unguided, steps),
+            height=request.height or 0,  # 0: the model's own
+            width=request.width or 0,
+            other=json.dumps(
+                {"negative prompt": request.negative_prompt, "share ratio": policy.share_ratio,
+                 "handover noise": handover_noise, "encoder": self._use.encoder}
+            ),
+        )  # fmt: skip
+
+    def find(self, key: CacheKey, vector: Vector, seed: int) -> Entry | None:
+        """What a request with that embedding and seed replays, if anything is near enough."""
+        try:
+            return self._use.cache.pick(self._use.cache.find(key, vector, self._use.threshold), seed)
+        except InputError as error:  # what cannot be looked up is no reason to make no picture
+            log.warning("the trajectory cache could not be asked: %s", error)
+            return None
+
+    def keep(
+        self, key: CacheKey, vectors: Sequence[Vector], noise_seed: int, trajectory: Trajectory, value: int
+    ) -> None:
+        """Put what a group with those embeddings ran together.
+
+        Args:
+            value: denoiser rows that one replay saves.
+        """
+        try:
+            self._use.cache.put(key, np.mean(vectors, axis=0), noise_seed, trajectory, value)
+        except InputError as error:  # the pictures are there all the same
+            log.warning("a shared phase is not kept: %s", error)
+
+    def discard(self, entry: Entry) -> None:
+        """It made a run fail."""
+        log.warning("a cached trajectory could not be replayed and is removed")
+        self._use.cache.discard(entry)
+
+
+def rows_alone(plan: SharePlan, steps: int) -> int:
+    """Denoiser rows that a prompt's first steps cost when it takes them alone, by the plan's cost basis."""
+    calls = plan.calls_per_step or (1,) * plan.num_steps
+    return sum(
+        calls[step] * (plan.rows_per_prompt if plan.runs_negative(step, 1) else 1) for step in range(steps)
+    )

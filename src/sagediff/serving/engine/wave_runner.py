@@ -1,0 +1,398 @@
+"""One wave on the pipeline: jobs and how they run together in, pictures out. Knows neither threads, queues nor
+retries."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sagediff.errors import StoppedError, UnsupportedPipelineError
+from sagediff.plan.levels import part_of_steps
+from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.waves import repeats
+from sagediff.prompts.embeddings import Encoder, embed_prompts
+from sagediff.sampling.context import shared_sampling
+from sagediff.sampling.decoding import decoding_in_parts
+from sagediff.sampling.run import SharedRun
+from sagediff.sampling.sampler import FRESH_NOISE
+from sagediff.sampling.solver import noise_levels_of
+from sagediff.serving.engine.preview import previewer_of
+from sagediff.serving.engine.request_groups import Embed, group_requests
+from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
+from sagediff.serving.engine.trajectory_cache import CacheKey
+from sagediff.serving.failures import Cancelled
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How waves are sampled: the policy of sharing, and the noise at the hand-over that belongs with it."""
+
+    policy: SharePolicy
+    handover_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What the operator decided about sampling.
+
+    Attributes:
+        guidance_scale: where a request names none; None for the pipeline's own default.
+        recipe: where a request names no guidance scale.
+        guided: where it does; weights that are best without guidance may be asked for it all the same.
+        encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
+        across_tenants: whether sharing may cross tenants.
+        micro_batch_size: most denoiser rows run at once; None for all.
+        reuse: the trajectory cache; None for none.
+    """
+
+    recipe: Recipe
+    guided: Recipe
+    guidance_scale: float | None = None
+    encoder: Encoder | None = None
+    across_tenants: bool = False
+    micro_batch_size: int | None = None
+    reuse: CacheUse | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request under way.
+
+    Attributes:
+        seed: of its noise, drawn if the request brought none.
+        previews: steps after which its client wants to see how far the picture is, counted from 1.
+        gone: whether its client went away.
+        on_step: told (steps done, of how many).
+        on_preview: told (number of the preview from 0, PIL picture).
+    """
+
+    request: PictureRequest
+    seed: int
+    previews: tuple[int, ...]
+    gone: Callable[[], bool]
+    on_step: Callable[[int, int], None]
+    on_preview: Callable[[int, Any], None]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture.
+
+    Attributes:
+        image: PIL.
+        seed: the seed that its request brought or was given.
+        evaluations: its part of the denoiser rows, a group's divided evenly.
+        evaluations_alone: rows that it would have run without others, with the same guidance.
+        group: a random name of its group, equal for its members and for nobody else; tells nothing of them.
+        group_size: members of its group, itself included.
+        shared_steps: steps that it took together with others, earlier requests included.
+        replayed_steps: those of them that were replayed from an earlier request's.
+    """
+
+    image: Any
+    seed: int
+    evaluations: float
+    evaluations_alone: float
+    group: str
+    group_size: int
+    shared_steps: int
+    replayed_steps: int = 0
+
+
+@dataclass(frozen=True)
+class WaveResult:
+    """What a wave made.
+
+    Attributes:
+        pictures: in the order of the jobs; None for those whose clients left on the way.
+        evaluations: denoiser rows run.
+        evaluations_independent: rows that the jobs would have run each alone, as long as their clients stayed.
+        cache_hits, cache_misses: jobs that replayed, and that found nothing to replay.
+        evaluations_replayed: rows that the cache saved.
+    """
+
+    pictures: list[Picture | None]
+    evaluations: int
+    evaluations_independent: int
+    cache_hits: int = 0
+    cache_misses: int = 0
+    evaluations_replayed: int = 0
+
+
+class WaveRunner:
+    """Runs waves on one pipeline, one at a time.
+
+    Raises:
+        UnsupportedPipelineError: noise at the hand-over is asked for, and the solver's noise levels are not known.
+    """
+
+    def __init__(self, pipe: Any, settings: ModelSettings) -> None:
+        self.pipe, self.settings = pipe, settings
+        self._takes_callback = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+        self._preview = previewer_of(pipe)
+        self._reuse = None if settings.reuse is None else Reuse(pipe, settings.reuse, settings.across_tenants)
+        try:
+            noise_levels_of(pipe.scheduler)
+        except UnsupportedPipelineError:
+            if settings.recipe.handover_noise or settings.guided.handover_noise:
+                raise
+            self._fresh_noise = 0.0
+        else:
+            self._fresh_noise = FRESH_NOISE
+
+    def recipe(self, request: PictureRequest) -> Recipe:
+        """Which recipe a request, and with it all that are compatible, is sampled by."""
+        return self.settings.recipe if request.guidance_scale is None else self.settings.guided
+
+    def arrange(self, jobs: Sequence[Job], replay: bool = True) -> Arrangement:
+        """How compatible jobs run together: who replays what, and the groups of the others.
+
+        Runs the text encoder where two or more may share, and with a cache for everyone who may.
+
+        Args:
+            replay: False looks for nothing in the cache; what is run is kept all the same.
+        """
+        requests = [job.request for job in jobs]
+        recipe = self.recipe(requests[0])
+        if not self._reuses(recipe, requests[0].num_inference_steps):
+            embedded: dict[str, npt.NDArray[np.float32]] = {}
+
+            def embed(prompts: list[str]) -> npt.NDArray[np.float32]:
+                rows = self.embed(prompts)
+                embedded.update(zip(prompts, rows, strict=True))
+                return rows
+
+            groups = self._groups(requests, embed)
+            near = {i: embedded[r.prompt] for i, r in enumerate(requests) if r.prompt in embedded}
+            return Arrangement(groups, vectors=near)
+        assert self._reuse is not None
+        able = [i for i, request in enumerate(requests) if request.may_share]
+        vectors = dict(zip(able, self.embed([requests[i].prompt for i in able]), strict=True) if able else ())
+        found = {
+            i: entry
+            for i, vector in vectors.items()
+            if replay and (entry := self._reuse.find(self._key(requests[i]), vector, jobs[i].seed))
+        }
+        rest = [i for i in range(len(jobs)) if i not in found]
+        by_prompt = {requests[i].prompt: vector for i, vector in vectors.items()}
+        groups = self._groups(
+            [requests[i] for i in rest], lambda texts: np.stack([by_prompt[t] for t in texts])
+        )
+        return Arrangement(
+            sorted([*([rest[i] for i in group] for group in groups), *([i] for i in found)]),
+            found,
+            {i: vector for i, vector in vectors.items() if i not in found},
+            vectors,
+        )
+
+    def discard(self, arrangement: Arrangement) -> None:
+        """Remove from the cache what was replayed there."""
+        for entry in arrangement.replays.values():
+            if self._reuse is not None:
+                self._reuse.discard(entry)
+
+    def run(self, jobs: Sequence[Job], arrangement: Arrangement, micro_batch_size: int | None) -> WaveResult:
+        """Sample compatible jobs once, as arranged, and keep what they ran together.
+
+        Raises:
+            Cancelled: every client has gone; the run ended at the step at which that was seen.
+            Exception: whatever the pipeline raises; then nothing is kept.
+        """
+        recipe, steps = self.recipe(jobs[0].request), jobs[0].request.num_inference_steps
+        plan = self._plan(arrangement, recipe, steps, len(jobs))
+        prompts = [job.request.prompt for job in jobs]
+        # Who replays cannot know whether his prompt has come before: noise of his own sets him apart, as it does
+        # members with equal prompts. Noise at the hand-over does so already.
+        apart = [
+            again or (i in arrangement.replays and not recipe.handover_noise)
+            for i, again in enumerate(repeats(prompts, plan))
+        ]
+        noise = noise_of(jobs, plan, arrangement)
+        left: dict[int, int] = {}
+        shared = part_of_steps(recipe.policy.share_ratio, steps)
+        with (
+            decoding_in_parts(self.pipe),
+            shared_sampling(
+                self.pipe,
+                plan,
+                micro_batch_size=micro_batch_size,
+                fresh_noise=self._fresh_noise if any(apart) else 0.0,
+                fresh_noise_rows=apart,
+                member_noise=[job.seed for job in jobs],
+                handover_noise=recipe.handover_noise if any(plan.branch_steps) else 0.0,
+                record={group[0]: shared for group in plan.groups if group[0] in arrangement.kept},
+                replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
+            ) as run,
+        ):
+            try:
+                images = self.pipe(
+                    prompt=prompts,
+                    num_inference_steps=steps,
+                    generator=[torch.Generator().manual_seed(seed) for seed in noise],
+                    output_type="pil",
+                    **self._options(jobs, run, left),
+                ).images
+            except StoppedError as error:
+                raise Cancelled("every client of the wave went away") from error
+        self._keep(jobs, arrangement, run, noise, shared)
+        return WaveResult(
+            self._pictures(jobs, images, run),
+            run.evaluations,
+            sum(rows_alone(run.plan, left.get(i, steps)) for i in range(len(jobs))),
+            len(arrangement.replays),
+            len(arrangement.kept),
+            sum(rows_alone(run.plan, min(shared, left.get(i, steps))) for i in arrangement.replays),
+        )
+
+    def _plan(self, arrangement: Arrangement, recipe: Recipe, steps: int, jobs: int) -> SharePlan:
+        vectors = None
+        if recipe.policy.rungs:
+            size = next((len(vector) for vector in arrangement.vectors.values()), 1)
+            vectors = np.zeros((jobs, size), np.float32)  # who is alone has none, and is not asked for one
+            for i, vector in arrangement.vectors.items():
+                vectors[i] = vector
+        plan = recipe.policy.plan_groups(arrangement.groups, steps, vectors=vectors)
+        if not arrangement.replays:
+            return plan
+        shared = part_of_steps(recipe.policy.share_ratio, steps)
+        return replace(
+            plan, replayed_steps=tuple(shared if i in arrangement.replays else 0 for i in range(jobs))
+        )
+
+    def _keep(
+        self, jobs: Sequence[Job], arrangement: Arrangement, run: SharedRun, noise: Sequence[int], shared: int
+    ) -> None:
+        if self._reuse is None or not arrangement.kept:
+            return
+        recorded = run.recorded
+        for group in run.plan.groups:
+            if group[0] in recorded:
+                key = self._key(jobs[group[0]].request)
+                vectors = [arrangement.kept[i] for i in group]
+                value = rows_alone(run.plan, shared)
+                self._reuse.keep(key, vectors, noise[group[0]], recorded[group[0]], value)
+
+    @staticmethod
+    def _pictures(jobs: Sequence[Job], images: Sequence[Any], run: SharedRun) -> list[Picture | None]:
+        """Of every job; None where its client left on the way."""
+        plan = run.plan
+        names = {i: (secrets.token_hex(6), len(group)) for group in plan.groups for i in group[:1]}
+        names = {i: names[group[0]] for group in plan.groups for i in group}
+        replayed = plan.replayed_steps or (0,) * plan.num_prompts
+        # not a part of `evaluations_independent`, which has guidance in every step: early guidance off is no merit of
+        # sharing
+        alone = float(rows_alone(plan, plan.num_steps))
+        return [
+            None
+            if i in run.dropped
+            else Picture(
+                image,
+                jobs[i].seed,
+                float(plan.prompt_evaluations[i]),
+                alone,
+                *names[i],
+                plan.branch_steps[i],
+                replayed[i],
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def _groups(self, requests: Sequence[PictureRequest], embed: Embed) -> list[list[int]]:
+        if not requests:
+            return []
+        return group_requests(
+            requests,
+            self.recipe(requests[0]).policy,
+            embed,
+            across_tenants=self.settings.across_tenants,
+            repeats_may_share=self._fresh_noise > 0,
+        )
+
+    def _reuses(self, recipe: Recipe, steps: int) -> bool:
+        """Whether requests by that recipe replay: there are steps to replay and to take alone, and a replay can be set
+        apart from others of the same prompt."""
+        shared = part_of_steps(recipe.policy.share_ratio, steps)
+        apart = self._fresh_noise > 0 or recipe.handover_noise > 0
+        return self._reuse is not None and 0 < shared < steps and apart
+
+    def _key(self, request: PictureRequest) -> CacheKey:
+        assert self._reuse is not None
+        recipe = self.recipe(request)
+        return self._reuse.key(request, recipe.policy, recipe.handover_noise, self._guidance(request))
+
+    def _guidance(self, request: PictureRequest) -> float | None:
+        return self.settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
+
+    def _options(self, jobs: Sequence[Job], run: SharedRun, left: dict[int, int]) -> dict[str, Any]:
+        """The pipeline's keywords that not every wave has."""
+        request = jobs[0].request
+        options: dict[str, Any] = {}
+        guidance = self._guidance(request)
+        if guidance is not None:
+            options["guidance_scale"] = guidance
+        if request.width is not None:
+            options |= {"width": request.width, "height": request.height}
+        if request.negative_prompt is not None:
+            options["negative_prompt"] = [job.request.negative_prompt for job in jobs]
+        if self._takes_callback:
+            options["callback_on_step_end"] = self._after_step(jobs, run, left)
+        return options
+
+    def _after_step(
+        self, jobs: Sequence[Job], run: SharedRun, left: dict[int, int]
+    ) -> Callable[..., dict[str, Any]]:
+        """What the pipeline calls after each step.
+
+        Args:
+            left: filled with the number of steps after which a job's client was gone.
+        """
+        done = 0
+
+        def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            done += 1
+            gone = [i for i, job in enumerate(jobs) if i not in left and job.gone()]
+            if gone:
+                left.update(dict.fromkeys(gone, run.step))
+                run.drop(gone)  # from the next step on; the run stops there when nobody is left
+            wanting = [i for i, job in enumerate(jobs) if done in job.previews and i not in left]
+            if wanting and self._preview is not None:
+                for i, image in zip(wanting, self._preview(tensors["latents"][wanting]), strict=True):
+                    jobs[i].on_preview(jobs[i].previews.index(done), image)
+            for job in jobs:
+                job.on_step(done, job.request.num_inference_steps)
+            return tensors
+
+        return step_done
+
+    def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
+        """Prompts to unit vectors, (N, D), by which they are grouped."""
+        return embed_prompts(prompts, self.pipe, self.settings.encoder).vectors
+
+
+def noise_of(jobs: Sequence[Job], plan: SharePlan, arrangement: Arrangement) -> list[int]:
+    """The seed of each job's initial noise: that of what it replays, else of its group's first member, by text, then by
+    age."""
+    seeds = [0] * len(jobs)
+    for group in plan.groups:
+        first = min(group, key=lambda i: (jobs[i].request.prompt, i))
+        for i in group:
+            entry = arrangement.replays.get(i)
+            seeds[i] = jobs[first].seed if entry is None else entry.noise_seed
+    return seeds
+
+
+def preview_steps(count: int, num_steps: int) -> tuple[int, ...]:
+    """After which steps, counted from 1, up to `count` previews are shown: evenly spread, the last step left out, whose
+    picture comes anyway."""
+    wanted = {round((i + 1) * num_steps / (count + 1)) for i in range(count)}
+    return tuple(sorted(step for step in wanted if 0 < step < num_steps))

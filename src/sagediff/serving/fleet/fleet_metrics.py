@@ -1,0 +1,103 @@
+"""What Prometheus reads of a fleet, beside what `Metrics` has of all replicas together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sagediff.serving.engine.model_thread import WaveReport
+from sagediff.serving.metrics import Metrics
+
+
+class FleetMetrics:
+    """A `FleetWatch` that counts. Replicas are numbered as they come; the series of one that has gone end.
+
+    Args:
+        metrics: of the server; gets every wave too, and its registry what is counted here.
+        loads: asked for the requests in hand of each replica whenever metrics are read.
+        ways: in which a request's replica can be chosen.
+    """
+
+    def __init__(
+        self, metrics: Metrics, loads: Callable[[], dict[int, int]], ways: tuple[str, ...] = ()
+    ) -> None:
+        self._metrics, registry = metrics, metrics.registry
+        self._lock = threading.Lock()
+        self._cache_bytes: dict[int, int] = {}
+        self._there: frozenset[int] = frozenset()
+        registry.register(_InHand(loads))
+        replicas = Gauge("sagediff_replicas", "Replicas that take requests", registry=registry)
+        replicas.set_function(lambda: len(loads()))
+        self._rows = Counter(
+            "sagediff_replica_evaluations", "Denoiser rows that a replica ran", ["replica"], registry=registry
+        )
+        self._saved = Counter(
+            "sagediff_replica_evaluations_saved",
+            "Denoiser rows that sharing left out at a replica",
+            ["replica"],
+            registry=registry,
+        )
+        self._broke = Counter(
+            "sagediff_replica_calls_broken",
+            "Pictures whose replica died, or was lost, while it made them",
+            registry=registry,
+        )
+        self._routed = Counter(
+            "sagediff_routed",
+            "Pictures by how their replica was chosen: home, founded, spilled or anywhere",
+            ["how"],
+            registry=registry,
+        )
+        for how in ways:
+            self._routed.labels(how)  # there from the start, at 0
+
+    def cache_bytes(self) -> int:
+        """What all trajectory caches held after their replicas' last waves."""
+        with self._lock:
+            return sum(self._cache_bytes.values())
+
+    def routed(self, how: str) -> None:
+        self._routed.labels(how).inc()
+
+    def replicas(self, numbers: frozenset[int]) -> None:
+        """These there are now."""
+        with self._lock:
+            gone, self._there = self._there - numbers, numbers
+            for number in gone:
+                self._cache_bytes.pop(number, None)
+                for counter in (self._rows, self._saved):
+                    counter.remove(str(number))
+            for number in numbers:
+                for counter in (self._rows, self._saved):
+                    counter.labels(str(number))
+
+    def waved(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
+        self._metrics.wave_done(report)
+        with self._lock:
+            if replica not in self._there or replica is None:
+                return
+            self._rows.labels(str(replica)).inc(report.evaluations)
+            self._saved.labels(str(replica)).inc(max(0, report.evaluations_independent - report.evaluations))
+            self._cache_bytes[replica] = cache_bytes
+
+    def broke(self, replica: int | None) -> None:
+        self._broke.inc()
+
+
+class _InHand(Collector):
+    """Counted when it is read, so that a replica that has gone has no line."""
+
+    def __init__(self, loads: Callable[[], dict[int, int]]) -> None:
+        self._loads = loads
+
+    def collect(self) -> list[Metric]:
+        family = GaugeMetricFamily(
+            "sagediff_replica_in_hand", "Pictures that wait or run at a replica", labels=["replica"]
+        )
+        for number, load in sorted(self._loads().items()):
+            family.add_metric([str(number)], load)
+        return [family]

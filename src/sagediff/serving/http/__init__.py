@@ -1,0 +1,1 @@
+"""HTTP around the engine, and the page. Only `app` knows the web framework."""

@@ -1,0 +1,118 @@
+"""Pictures and errors in the form that OpenAI gives them; knows no web framework."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagediff.errors import InputError
+from sagediff.serving.failures import (
+    Cancelled,
+    DeadlineExpired,
+    NotReady,
+    OutOfMemory,
+    QueueFull,
+    ReplicaLost,
+    ServingError,
+)
+from sagediff.serving.http.schema import OutputFormat, RequestProblem, Wanted
+
+_NO_RETRY = {"x-should-retry": "false"}
+_LOADING_RETRY = 5  # seconds
+
+
+@dataclass(frozen=True)
+class ErrorAnswer:
+    """Status, OpenAI's error object, and headers."""
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def bad_request(
+    message: str, param: str | None = None, code: str = "invalid_value", status: int = 400
+) -> ErrorAnswer:
+    """What will never work, so that clients do not try again."""
+    return ErrorAnswer(status, message, "invalid_request_error", code, param, _NO_RETRY)
+
+
+def error_answer(error: Exception) -> ErrorAnswer:
+    """What a client is told of an error. Of those that are not its own it learns no more than that they happened."""
+    if isinstance(error, RequestProblem):
+        return bad_request(
+            str(error), error.param, error.code, 404 if error.code == "model_not_found" else 400
+        )
+    if isinstance(error, InputError):  # well-formed, but not for this model
+        return bad_request(str(error), code="unprocessable", status=422)
+    if isinstance(error, QueueFull):
+        after = {"Retry-After": str(error.retry_after)}
+        return ErrorAnswer(429, str(error), "rate_limit_error", "queue_full", None, after)
+    if isinstance(error, NotReady):
+        after = {"Retry-After": str(_LOADING_RETRY)}
+        return ErrorAnswer(503, str(error), "server_error", error.state, None, after)
+    if isinstance(error, ReplicaLost):
+        after = {"Retry-After": str(_LOADING_RETRY)}
+        return ErrorAnswer(503, str(error), "server_error", "replica_lost", None, after)
+    if isinstance(error, OutOfMemory):
+        return ErrorAnswer(503, str(error), "server_error", "out_of_memory", None, _NO_RETRY)
+    if isinstance(error, Cancelled):  # only a server that gave up while it ended has anyone left to read this
+        after = {"Retry-After": str(_LOADING_RETRY)}
+        return ErrorAnswer(
+            503, "the server ended before the picture was made", "server_error", "stopped", None, after
+        )
+    if isinstance(error, DeadlineExpired):
+        return ErrorAnswer(503, str(error), "server_error", "deadline_expired")
+    message = str(error) if isinstance(error, ServingError) else "the server failed on this request"
+    return ErrorAnswer(500, message, "server_error", "picture_failed", None, _NO_RETRY)
+
+
+def encode(image: Any, output_format: OutputFormat, compression: int) -> bytes:
+    """A PIL picture as the bytes of a file; `compression` is the quality, 0 to 100, of the lossy formats."""
+    buffer = io.BytesIO()
+    options = {} if output_format == "png" else {"quality": compression}
+    image.convert("RGB").save(buffer, output_format.upper(), **options)
+    return buffer.getvalue()
+
+
+def as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def details(wanted: Wanted) -> dict[str, Any]:
+    """What OpenAI repeats in every answer."""
+    return {
+        "background": "auto",
+        "output_format": wanted.output_format,
+        "quality": "auto",
+        "size": wanted.size,
+    }
+
+
+def stream_event(kind: str, wanted: Wanted, data: bytes, more: dict[str, Any]) -> str:
+    """A server-sent event that carries a picture."""
+    body = {
+        "type": kind,
+        "b64_json": as_text(data),
+        "created_at": int(time.time()),
+        **details(wanted),
+        **more,
+    }
+    return f"event: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def stream_error(answer: ErrorAnswer, more: dict[str, Any] | None = None) -> str:
+    """The error that ends a stream; with `more`, which says whose it is, one after which others go on."""
+    kind = "error" if more is None else "image_generation.failed"
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **answer.body, **(more or {})})}\n\n"

@@ -1,0 +1,162 @@
+"""HTTP around the engine; the only module that knows the web framework."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from sagediff.errors import SagediffError
+from sagediff.serving.config import ServeConfig
+from sagediff.serving.http.admission import Gate
+from sagediff.serving.http.answers import ErrorAnswer, as_text, bad_request, details
+from sagediff.serving.http.image_store import PictureStore
+from sagediff.serving.http.openapi import described
+from sagediff.serving.http.page_files import PAGE_HEADERS, page_files
+from sagediff.serving.http.request_log import RequestLog
+from sagediff.serving.http.schema import BatchBody, GenerationBody, Wanted, read_body
+from sagediff.serving.http.streams import PictureStream, all_of, answer_of, encode_all, told, unless_gone
+from sagediff.serving.image_service import EngineFront
+from sagediff.serving.metrics import Metrics
+
+_MACHINES = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
+_WORK = frozenset({"/v1/images/generations", "/v1/images/batches"})
+
+
+def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_steps: int) -> FastAPI:
+    """The server's routes. The engine is started with the app, and drained and stopped with it.
+
+    Args:
+        num_steps: sampling steps where a request names none.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop, config.drain_s)
+
+    # no pages of documentation: they would be fetched from elsewhere
+    app = FastAPI(title="sagediff", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.openapi = lambda: described(FastAPI.openapi(app), config)  # type: ignore[method-assign]
+    page = page_files()
+    open_paths = frozenset({"/health", "/ready", *page})
+    app.add_middleware(Gate, config=config, metrics=metrics, open_paths=open_paths)
+    app.add_middleware(RequestLog, config=config, metrics=metrics, quiet=_MACHINES, routes=_WORK)
+    store = PictureStore(config.stored_bytes, config.stored_s, engine.clock)
+    created = int(time.time())
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"status": engine.state}, 200 if engine.state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def read_metrics() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": config.model_name, "object": "model", "created": created, "owned_by": "sagediff"}
+        limits = {"steps": num_steps, "max_steps": config.max_steps, "max_pictures": config.most_pictures}
+        return {"object": "list", "data": [model | limits]}
+
+    @app.get("/v1/images/{name}")
+    async def picture(name: str, request: Request) -> Response:
+        found = store.get(name, request.state.tenant)
+        if found is None:
+            return _error(bad_request("no such picture, or it is kept no longer", "name", "not_found", 404))
+        return Response(found.data, media_type=found.media_type)
+
+    @app.post("/v1/images/generations")
+    async def generate(body: GenerationBody, request: Request) -> Response:
+        wanted = read(body, request)
+        if wanted.stream:
+            return stream(wanted, request, each_alone=False)
+        tenant: str = request.state.tenant
+        tickets = request.state.record.tickets = engine.submit(wanted.requests)
+        try:
+            pictures = await unless_gone(request.receive, all_of(tickets))
+        finally:
+            engine.cancel(tickets)  # changes nothing for those that are finished
+        if pictures is None:
+            request.state.record.outcome = "client_gone"
+            return Response(status_code=499)  # nobody reads it
+        files = await asyncio.to_thread(encode_all, [made.image for made in pictures], wanted, metrics)
+        data: list[dict[str, Any]] = []
+        for file, made, asked in zip(files, pictures, wanted.requests, strict=True):
+            more = told(made, asked.num_inference_steps)
+            if wanted.by_url:
+                name = store.put(file, f"image/{wanted.output_format}", tenant)
+                data.append({"url": str(request.url_for("picture", name=name)), **more})
+            else:
+                data.append({"b64_json": as_text(file), **more})
+        return JSONResponse({"created": int(time.time()), "data": data, **details(wanted)})
+
+    @app.post("/v1/images/batches")
+    async def generate_many(body: BatchBody, request: Request) -> Response:
+        """Not OpenAI's: many prompts that come as one, so that all of them fall into one window."""
+        return stream(read(body, request), request, each_alone=True)
+
+    def read(body: GenerationBody | BatchBody, request: Request) -> Wanted:
+        return read_body(
+            body, config, tenant=request.state.tenant, now=engine.clock(), num_steps=num_steps,
+            size_multiple=engine.size_multiple,
+        )  # fmt: skip
+
+    def stream(wanted: Wanted, request: Request, *, each_alone: bool) -> StreamingResponse:
+        events = PictureStream(engine, wanted, metrics, request.state.record, each_alone=each_alone)
+        lines = events.lines(request.receive)
+        return StreamingResponse(lines, 200, {"Cache-Control": "no-store"}, "text/event-stream")
+
+    async def show_page(request: Request) -> Response:
+        data, media_type = page[request.url.path]
+        return Response(data, 200, PAGE_HEADERS, media_type)
+
+    for path in page:
+        app.add_api_route(path, show_page, include_in_schema=False)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        param = ".".join(place) if first["type"] != "json_invalid" else None
+        answer = bad_request(f"{param or 'the body'}: {first['msg']}", param)
+        metrics.refused(answer.code)
+        request.state.record.outcome = answer.code
+        return _error(answer)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
+        code = "not_found" if error.status_code == 404 else "invalid_request"
+        answer = bad_request(
+            f"{request.method} {request.url.path}: {error.detail}", None, code, error.status_code
+        )
+        metrics.refused(answer.code)
+        request.state.record.outcome = answer.code
+        return _error(answer, error.headers)
+
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        answer = answer_of(error, request.state.record)
+        metrics.refused(answer.code)
+        # errors that nobody expected are answered outside of the log, which names every other answer
+        outside = {} if isinstance(error, SagediffError) else {"x-request-id": request.state.record.id}
+        return _error(answer, outside)
+
+    for kind in (SagediffError, Exception):
+        app.add_exception_handler(kind, refuse)
+    return app
+
+
+def _error(answer: ErrorAnswer, headers: Any = None) -> JSONResponse:
+    return JSONResponse(answer.body, answer.status, headers=answer.headers | dict(headers or {}))

@@ -1,0 +1,120 @@
+"""One line in the log for every request, and its name in the answer. Plain ASGI, around everything else."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagediff.serving.config import ServeConfig
+from sagediff.serving.engine.model_thread import Ticket
+from sagediff.serving.http.admission import App, Message, Receive, Scope, Send
+from sagediff.serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")  # nothing else gets into headers and logs
+_LONGEST_PATH = 200
+
+
+@dataclass
+class RequestRecord:
+    """What is known of a request while it is under way; `scope["state"]["record"]`.
+
+    Attributes:
+        id: its name in the log and in `x-request-id`.
+        outcome: "ok", or the code of the error that ended it.
+        tickets: of the pictures that it asked for.
+    """
+
+    id: str
+    outcome: str = "ok"
+    tickets: Sequence[Ticket] = field(default=())
+
+    def made(self) -> dict[str, Any]:
+        """Figures of its pictures; empty if it asked for none."""
+        if not self.tickets:
+            return {}
+        done = [t for t in self.tickets if t.future.done() and t.future.exception() is None]
+        pictures = [ticket.future.result() for ticket in done]
+        return {
+            "pictures_wanted": len(self.tickets),
+            "pictures": len(pictures),
+            # the last picture's wait and the longest run: pictures of one request may lie in several waves
+            "queue_seconds": round(max((t.waited for t in self.tickets), default=0.0), 4),
+            "run_seconds": round(max((t.ran for t in self.tickets), default=0.0), 4),
+            "evaluations": round(sum(picture.evaluations for picture in pictures), 3),
+            "evaluations_alone": round(sum(picture.evaluations_alone for picture in pictures), 3),
+            "group_sizes": sorted({p.group: p.group_size for p in pictures}.values(), reverse=True),
+        }
+
+
+class RequestLog:
+    """Logs a request once its answer has ended, streams included.
+
+    Args:
+        quiet: paths asked for all the time by machines; logged only if refused or failed.
+        routes: paths whose time is measured. Others are not, as anyone can think of as many as he likes.
+    """
+
+    def __init__(
+        self, app: App, config: ServeConfig, metrics: Metrics, quiet: frozenset[str], routes: frozenset[str]
+    ) -> None:
+        self._app, self._config, self._metrics = app, config, metrics
+        self._quiet, self._routes = quiet, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(_name(scope))
+        scope.setdefault("state", {})["record"] = record
+        started, status = time.monotonic(), 500
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", [])
+                message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, named)
+        except BaseException:
+            if record.outcome == "ok":
+                record.outcome = "failed"
+            raise
+        finally:
+            self._tell(scope, record, status, time.monotonic() - started)
+
+    def _tell(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        path: str = scope["path"]
+        if path in self._routes:
+            self._metrics.answered(path, seconds)
+        if path in self._quiet and status < 400:
+            return
+        tenant = scope["state"].get("tenant")
+        fields: dict[str, Any] = {
+            "id": record.id,
+            "method": scope["method"],
+            "path": path[:_LONGEST_PATH],
+            "status": status,
+            "outcome": record.outcome,
+            "tenant": None if tenant is None else self._config.label_of(tenant),
+            "seconds": round(seconds, 4),
+            **record.made(),
+        }
+        if self._config.log_prompts and record.tickets:
+            fields["prompts"] = [ticket.request.prompt for ticket in record.tickets]
+        log.info("request", extra={"fields": fields})
+
+
+def _name(scope: Scope) -> str:
+    """The name that a proxy in front gave it, else one of ours."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if _GIVEN.fullmatch(given) else secrets.token_hex(8)

@@ -1,0 +1,182 @@
+"""The body of `POST /v1/images/generations` as OpenAI defines it, that of many prompts at once, and how they become
+requests."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from sagediff.errors import InputError
+from sagediff.serving.config import ServeConfig
+from sagediff.serving.engine.requests import PictureRequest
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+_SEEDS = 2**63
+
+
+class RequestProblem(InputError):
+    """A field that will never work. `param` names it, `code` is for programs."""
+
+    def __init__(self, param: str, message: str, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param, self.code = param, code
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 1.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
+
+
+class BodyFields(BaseModel):
+    """What both bodies have."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1), Whole] | None = None
+    size: str | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: OutputFormat | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = None
+    user: str | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = None
+    negative_prompt: str | None = None
+    num_inference_steps: Annotated[int, Field(ge=1), Whole] | None = None
+    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    seed: Annotated[int, Field(ge=0, lt=_SEEDS), Whole] | None = None
+    share: bool | None = None
+
+
+class GenerationBody(BodyFields):
+    """OpenAI's fields, and those that diffusion servers add. Unknown ones are passed over, null is left out."""
+
+    prompt: str
+
+
+class BatchBody(BodyFields):
+    """Many prompts, each as if it had been asked for alone with the same fields; the answer is always a stream."""
+
+    prompts: list[str] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A body with defaults filled in: requests, one a picture, and how their pictures are answered."""
+
+    requests: list[PictureRequest]
+    output_format: OutputFormat
+    compression: int
+    by_url: bool
+    stream: bool
+    partial_images: int
+    size: str
+
+
+def read_body(
+    body: GenerationBody | BatchBody,
+    config: ServeConfig,
+    *,
+    tenant: str,
+    now: float,
+    num_steps: int,
+    size_multiple: int,
+) -> Wanted:
+    """Check a body against the operator's limits.
+
+    Args:
+        now: the engine's clock, for deadlines.
+        num_steps: where the body names none.
+        size_multiple: width and height must be multiples of it.
+
+    Raises:
+        RequestProblem: a field that will never work here.
+    """
+    if body.model is not None and body.model != config.model_name:
+        raise RequestProblem(
+            "model",
+            f"the model {body.model!r} does not exist here; this server has {config.model_name!r}",
+            "model_not_found",
+        )
+    many = isinstance(body, BatchBody)
+    prompts = (
+        {f"prompts.{i}": text for i, text in enumerate(body.prompts)}
+        if isinstance(body, BatchBody)
+        else {"prompt": body.prompt}
+    )
+    for field, text in {**prompts, "negative_prompt": body.negative_prompt or ""}.items():
+        if len(text) > config.max_prompt_length:
+            raise RequestProblem(
+                field, f"{field} has {len(text)} characters; at most {config.max_prompt_length} are taken"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can say it, UTF-8 cannot
+            raise RequestProblem(field, f"{field} holds half of a surrogate pair, which is no character")
+    for field, text in prompts.items():
+        if not text.strip():
+            raise RequestProblem(field, f"{field} must not be empty")
+    count, steps = body.n or 1, body.num_inference_steps or num_steps
+    if count > config.max_n:
+        raise RequestProblem("n", f"n must be at most {config.max_n}, got {count}")
+    if steps > config.max_steps:
+        raise RequestProblem(
+            "num_inference_steps", f"num_inference_steps must be at most {config.max_steps}, got {steps}"
+        )
+    most = config.most_pictures
+    if many and len(prompts) * count > most:
+        raise RequestProblem(
+            "prompts", f"{len(prompts) * count} pictures in one request; at most {most} are taken"
+        )
+    if many and body.stream is False:
+        raise RequestProblem("stream", "this route always answers with a stream")
+    if (many or body.stream) and body.response_format == "url":
+        raise RequestProblem("response_format", "a stream carries pictures as b64_json, not url")
+    width, height = _size(body.size, config.max_side, size_multiple)
+    requests = [
+        PictureRequest(
+            id=uuid.uuid4().hex,
+            prompt=prompt,
+            negative_prompt=body.negative_prompt,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=body.guidance_scale,
+            seed=None if body.seed is None else (body.seed + i) % _SEEDS,
+            share=body.share,
+            tenant=tenant,
+            deadline=now + config.deadline_s,
+        )
+        for prompt in prompts.values()
+        for i in range(count)
+    ]
+    return Wanted(
+        requests,
+        body.output_format or "png",
+        95 if body.output_compression is None else body.output_compression,
+        body.response_format == "url",
+        many or bool(body.stream),
+        body.partial_images or 0,
+        body.size or "auto",
+    )
+
+
+def _size(text: str | None, max_side: int, multiple: int) -> tuple[int | None, int | None]:
+    """(width, height), None for the model's own."""
+    if text is None or text == "auto":
+        return None, None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise RequestProblem("size", f"size must be 'auto' or WIDTHxHEIGHT like '512x512', got {text[:40]!r}")
+    width, height = int(match[1]), int(match[2])
+    if max(width, height) > max_side:
+        raise RequestProblem("size", f"width and height must be at most {max_side}, got {text}")
+    if width % multiple or height % multiple:
+        raise RequestProblem("size", f"width and height must be multiples of {multiple}, got {text}")
+    return width, height

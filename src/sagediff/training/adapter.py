@@ -1,0 +1,82 @@
+"""LoRA on a denoiser: the one module that knows peft, and the file that `pipe.load_lora_weights` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sagediff.pipelines.lora import RECORD_KEY, WEIGHT_NAME
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+# first and last layers and embeddings of the time stay as they are: they set the scale of everything
+_BLOCKS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
+
+
+def target_modules(module: nn.Module, layers: str) -> list[str]:
+    """Names of the layers that get an adapter: "attention" projections, or "all" linears and convolutions of
+    the blocks."""
+    names = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d) and name.split(".")[0] in _BLOCKS
+    ]
+    if layers == "attention":
+        names = [name for name in names if name.endswith(_ATTENTION)]
+    return names
+
+
+def add_adapter(module: Any, rank: int, layers: str) -> None:
+    """Freeze the module and put a LoRA adapter that starts as nothing on it; its scale is 1."""
+    from peft import LoraConfig
+
+    module.requires_grad_(False)
+    module.add_adapter(
+        LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            init_lora_weights="gaussian",
+            target_modules=target_modules(module, layers),
+        )
+    )
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # trained in float32 whatever the rest is in
+
+
+@contextmanager
+def adapter_off(module: Any) -> Iterator[None]:
+    """Inside, the module is the frozen base model."""
+    module.disable_adapters()
+    try:
+        yield
+    finally:
+        module.enable_adapters()
+
+
+def save_adapter(
+    pipe: Any, module: Any, folder: Path, record: dict[str, Any], name: str = WEIGHT_NAME
+) -> Path:
+    """Write the adapter as diffusers' own `save_lora_weights` lays it out, in float16, with `record` beside it."""
+    from peft.utils import get_peft_model_state_dict
+
+    part = "unet" if module is getattr(pipe, "unet", None) else "transformer"
+    state = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(module).items()}
+    partial = name + ".partial"
+    pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state}, weight_name=partial)
+    tensors = load_file(folder / partial)
+    with safe_open(folder / partial, "pt") as file:
+        metadata = dict(file.metadata() or {})
+    metadata[RECORD_KEY] = json.dumps(record, sort_keys=True)
+    tensors = {k: v.to(torch.float16).contiguous() for k, v in tensors.items()}
+    save_file(tensors, folder / partial, metadata)
+    os.replace(folder / partial, folder / name)
+    return folder / name

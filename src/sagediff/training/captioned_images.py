@@ -1,0 +1,112 @@
+"""Pictures and captions: an imagefolder with metadata.jsonl, a saved `datasets` folder, or a hub name.
+
+What is wrong with a user's folder is said before anything is encoded, with the file's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sagediff.errors import InputError
+from sagediff.files.imagefolder import METADATA, open_pictures, read_imagefolder
+
+
+@dataclass(frozen=True)
+class CaptionedPictures:
+    """captions: one a picture; files: where each picture is, or None; rows: the data set that holds them."""
+
+    captions: list[str]
+    files: list[Path | None]
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def pictures(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """(N, 3, height, width) in [-1, 1], scaled to cover `size` = (height, width) and cut at the centre.
+
+        Raises:
+            InputError: a picture that cannot be read; its name is in the message.
+        """
+        return torch.cat([self._picture(int(i), size) for i in indices])
+
+    def _picture(self, index: int, size: tuple[int, int]) -> Tensor:
+        """(1, 3, height, width)."""
+        file = self.files[index]
+        if file is not None:
+            return torch.from_numpy(open_pictures([file], size)) * 2 - 1
+        try:
+            picture = ImageOps.fit(
+                self.rows[index]["image"].convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS
+            )
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            raise InputError(f"cannot read picture {index}: {error}") from error
+        return torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+def load_pictures(name: str) -> CaptionedPictures:
+    """The training data under that name.
+
+    Args:
+        name: a folder with `metadata.jsonl` (`file_name`, `text`), a folder that `datasets` saved, or the name
+            of a data set on the hub (the only case that uses the network) with columns `image` and `text`.
+
+    Raises:
+        InputError: no such data, or a line, a caption or a picture that is not there; the message names it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and (folder / METADATA).is_file():
+        found = read_imagefolder(folder)
+        return CaptionedPictures(found.captions, list(found.files), None)
+    if (
+        folder.is_dir()
+        and not (folder / "dataset_info.json").is_file()
+        and not (folder / "dataset_dict.json").is_file()
+    ):
+        raise InputError(
+            f"{folder} holds no {METADATA}; training data is a folder of pictures with a {METADATA} "
+            'of lines {"file_name": ..., "text": ...}, or a folder that `datasets` saved'
+        )
+    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or name.count("/") > 1):
+        raise InputError(f"no such data: {name}")
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("a `datasets` folder or hub name needs: pip install 'sagediff[train]'") from error
+    if folder.is_dir():
+        rows = datasets.load_from_disk(str(folder))
+    else:
+        try:
+            rows = datasets.load_dataset(name)
+        except Exception as error:  # whatever the hub's client raises for a name it does not find
+            raise InputError(f"cannot load the data set {name!r}: {str(error).splitlines()[0]}") from error
+    if isinstance(rows, datasets.DatasetDict):
+        rows = rows["train"] if "train" in rows else next(iter(rows.values()))
+    missing = {"image", "text"} - set(rows.column_names)
+    if missing:
+        raise InputError(
+            f"the data set {name} has no column {' or '.join(sorted(missing))}; its columns are "
+            f"{', '.join(rows.column_names)}"
+        )
+    captions = [_caption(text, f"{name}, row {i}") for i, text in enumerate(rows["text"])]
+    return _not_empty(CaptionedPictures(captions, [None] * len(captions), rows), name)
+
+
+def _caption(text: object, where: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: no caption under `text`")
+    return text.strip()
+
+
+def _not_empty(data: CaptionedPictures, name: str) -> CaptionedPictures:
+    if not len(data):
+        raise InputError(f"{name} holds no pictures")
+    return data

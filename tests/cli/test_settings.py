@@ -1,0 +1,164 @@
+"""A model's own defaults: taken where they apply, refused where they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sagediff.builtin.scenes import lora_dir
+from sagediff.cli.settings import RunSettings, chosen_lora, preferred_scheduler, run_settings
+from sagediff.errors import InputError
+from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record
+
+
+def model_with(tmp_path: Path, defaults: Any) -> str:
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "sagediff.json").write_text(json.dumps(defaults), encoding="utf-8")
+    return str(tmp_path)
+
+
+def test_the_built_in_model_prefers_its_scheduler_only_with_enough_steps() -> None:
+    assert preferred_scheduler("demo", 30) == preferred_scheduler("demo", 20) == "dpm++-beta"
+    assert preferred_scheduler("demo", 19) is None
+
+
+def test_models_without_a_preference_keep_their_own(tmp_path: Path) -> None:
+    assert preferred_scheduler(model_with(tmp_path, {"threshold": 0.5}), 30) is None
+    assert preferred_scheduler("some/hub-id", 30) is None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["dpm++", {"name": "other", "least_steps": 3}, {"name": "ddim"}, {"name": "ddim", "least_steps": "3"}],
+)
+def test_a_preference_of_another_form_is_refused(tmp_path: Path, entry: Any) -> None:
+    with pytest.raises(InputError, match="least_steps"):
+        preferred_scheduler(model_with(tmp_path, {"scheduler": entry}), 30)
+
+
+def settings(model: str = "demo", lora: Path | None = None, share_ratio: float | None = None) -> RunSettings:
+    return run_settings(
+        model=model, steps=20, guidance=None, threshold=None, share_ratio=share_ratio, shared_guidance=None,
+        max_group_size=8, scheduler=None, encoder=None, lora=lora,
+    )  # fmt: skip
+
+
+def test_the_built_in_model_comes_with_a_lora_that_no_lora_leaves_out(tmp_path: Path) -> None:
+    assert chosen_lora("demo", None, no_lora=False) == lora_dir()
+    assert chosen_lora("demo", None, no_lora=True) is None
+    assert chosen_lora("demo", tmp_path, no_lora=False) == tmp_path
+    assert chosen_lora("some/hub-id", None, no_lora=False) is None
+    with pytest.raises(InputError, match="not both"):
+        chosen_lora("demo", tmp_path, no_lora=True)
+
+
+def test_the_lora_that_comes_with_it_is_small_and_says_what_it_was_trained_for() -> None:
+    file = lora_file(lora_dir())
+    record = sharing_record(file)
+    assert file.stat().st_size <= 2_000_000
+    assert record is not None and record["objective"] == "sage"
+    assert 0 < record["share_ratio"] <= record["max_share_ratio"] < 1
+
+
+def test_a_loras_record_sets_the_share_ratio_that_is_left_out(tmp_path: Path) -> None:
+    model = model_with(tmp_path, {"share_ratio": 0.2})
+    for name, record, ratio in (
+        ("told", {RECORD_KEY: json.dumps({"share_ratio": 0.45})}, 0.45),
+        ("untold", {RECORD_KEY: "{}"}, 0.2),
+        ("of-others", {}, 0.2),
+    ):
+        file = tmp_path / f"{name}.safetensors"
+        save_file({"a": torch.zeros(1)}, file, record)
+        assert settings(model, file).policy.share_ratio == ratio
+        assert settings(model, file, share_ratio=0.6).policy.share_ratio == 0.6
+    assert settings(model).policy.share_ratio == 0.2
+
+
+def test_a_lora_folder_tells_how_its_weights_are_best_used(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    model = model_with(tmp_path / "model", {"guidance_scale": 5.0})
+    (tmp_path / "sagediff.json").write_text(json.dumps({"unguided": 0.5, "handover_noise": 0.25}))
+    found = settings(model, tmp_path)
+    assert (found.policy.unguided, found.handover_noise, found.guidance_scale) == (0.5, 0.25, 5.0)
+    # the file alone, not the folder, was named: what lies beside it may belong to something else
+    assert settings(model, tmp_path / "weights.safetensors").policy.unguided == 0.0
+    assert settings(model).handover_noise == 0.0
+
+
+def test_who_asks_for_guidance_gets_it(tmp_path: Path) -> None:
+    def run(**options: Any) -> RunSettings:
+        return run_settings(
+            model="demo", steps=20, threshold=None, share_ratio=None, shared_guidance=None, max_group_size=8,
+            scheduler=None, encoder=None, lora=lora_dir(), **options,
+        )  # fmt: skip
+
+    left_to_it = run(guidance=None)
+    assert (left_to_it.policy.unguided, left_to_it.handover_noise) == (1.0, 1.0)
+    asked = run(guidance=4.0)
+    assert (asked.policy.unguided, asked.handover_noise, asked.guidance_scale) == (0.0, 0.0, 4.0)
+    named = run(guidance=4.0, unguided=0.5, handover_noise=0.5)
+    assert (named.policy.unguided, named.handover_noise) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("noise", [-0.1, 1.5, float("nan")])
+def test_noise_at_the_hand_over_must_be_a_part(noise: float) -> None:
+    with pytest.raises(InputError, match="--handover-noise"):
+        run_settings(
+            model="demo", steps=20, guidance=None, threshold=None, share_ratio=None, shared_guidance=None,
+            max_group_size=8, scheduler=None, encoder=None, handover_noise=noise,
+        )  # fmt: skip
+
+
+TREE = {"threshold": 0.2, "share_ratio": 0.3, "rungs": [[0.5, 0.4]], "max_group_size": 4}
+
+
+def with_policy(tmp_path: Path, content: object, **options: Any) -> RunSettings:
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps(content))
+    given: dict[str, Any] = {"threshold": None, "share_ratio": None, "max_group_size": None} | options
+    return run_settings(
+        model="demo", steps=20, guidance=None, shared_guidance=None, scheduler=None, encoder=None,
+        lora=lora_dir(), policy_file=file, **given,
+    )  # fmt: skip
+
+
+def test_a_policy_file_goes_before_the_loras_and_options_before_it(tmp_path: Path) -> None:
+    found = with_policy(tmp_path, TREE).policy
+    assert (found.threshold, found.share_ratio, found.rungs) == (0.2, 0.3, ((0.5, 0.4),))
+    assert (found.parting, found.max_group_size, found.unguided) == ("tree", 4, 1.0)
+    assert with_policy(tmp_path, TREE | {"parting": "together"}).policy.parting == "together"
+    assert with_policy(tmp_path, TREE, max_group_size=3).policy.max_group_size == 3
+    fixed = with_policy(tmp_path, TREE, share_ratio=0.45).policy
+    assert (fixed.share_ratio, fixed.rungs) == (0.45, ())
+
+
+def test_a_fixed_split_named_nearer_ends_a_tree_from_further_away(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    model = model_with(tmp_path / "model", TREE)
+    assert settings(model).policy.rungs == ((0.5, 0.4),)
+    (tmp_path / "sagediff.json").write_text(json.dumps({"share_ratio": 0.5}))
+    assert settings(model, tmp_path).policy.rungs == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rungs": [[0.5, 0.4]]},
+        TREE | {"rungs": [[0.1, 0.4]]},
+        TREE | {"rungs": [0.5]},
+        TREE | {"rungs": "all"},
+        TREE | {"parting": "slowly"},
+        TREE | {"max_group_size": 0},
+        {"threshold": True},
+        [1],
+    ],
+)
+def test_policy_files_that_cannot_be_are_named(tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(InputError, match=r"policy\.json"):
+        with_policy(tmp_path, wrong)

@@ -1,0 +1,162 @@
+"""The output folder: whole files only, never another run's, and a killed run can go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sagediff.errors import InputError, OutputError
+from sagediff.files.output_folder import OutputFolder, fingerprint
+
+SETTINGS: dict[str, Any] = {"model": "demo", "steps": 5, "ratio": 0.4, "lora": None}
+PLAN = '{"levels": []}'
+
+
+def begun(path: Path) -> OutputFolder:
+    folder = OutputFolder(path)
+    folder.check(SETTINGS, resume=False)
+    folder.begin(SETTINGS, PLAN)
+    return folder
+
+
+def picture(shade: int = 0) -> Image.Image:
+    return Image.new("RGB", (8, 8), (shade, 0, 0))
+
+
+def files(path: Path) -> set[str]:
+    return {found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file()}
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    OutputFolder(tmp_path / "new").check(SETTINGS, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_is_there_under_its_final_name_only(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "deep" / "run")
+    folder.save_image(3, picture(), {"prompt": "a cat"})
+    folder.write_lines("metadata.jsonl", [{"a": "東京"}, {"a": 2}])
+    folder.write_text("report.json", "{}")
+    folder.save_sheet(picture())
+    expected = {"run.json", "images/000003.png", "metadata.jsonl", "report.json", "contact-sheet.png"}
+    assert files(folder.path) == expected
+    lines = (folder.path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"a": "東京"}, {"a": 2}]
+    assert "東京" in lines[0]
+
+
+class _Killed(BaseException):
+    """What no handler catches, as a kill would not be."""
+
+
+def _write_half(path: Path, data: bytes) -> int:
+    """A write that a kill cuts off."""
+    with path.open("wb") as file:
+        file.write(data[: len(data) // 2])
+    raise _Killed
+
+
+def test_a_picture_cut_off_while_written_does_not_count_as_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begun(tmp_path / "run")
+    folder.save_image(0, picture(), {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", _write_half)
+        with pytest.raises(_Killed):
+            folder.save_image(1, picture(), {})
+    assert "images/000001.png.partial" in files(folder.path)
+    assert folder.finished(3) == [0]
+    again = OutputFolder(folder.path)
+    again.check(SETTINGS, resume=True)
+    again.begin(SETTINGS, PLAN)
+    assert files(folder.path) == {"run.json", "images/000000.png"}
+    assert again.finished(3) == [0]
+
+
+def test_only_pictures_of_the_runs_own_prompts_are_finished(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    for index in (0, 2, 5):
+        folder.save_image(index, picture(), {})
+    assert folder.finished(4) == [0, 2]
+    folder.image_path(1).mkdir()
+    assert folder.finished(4) == [0, 2]
+
+
+def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    for shade in (10, 200):
+        folder.save_image(0, picture(shade), {"n": str(shade)})
+    with Image.open(folder.image_path(0)) as found:
+        assert found.getpixel((0, 0)) == (200, 0, 0)
+        assert found.text == {"n": "200"}  # type: ignore[attr-defined]
+
+
+def test_texts_are_read_back_from_the_picture(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    texts = {"prompt": "ein Löwe, 東京 🦁\nsecond line", "seed": str(2**63 - 1), "plan": '{"group": 0}'}
+    folder.save_image(0, picture(), texts)
+    with Image.open(folder.image_path(0)) as found:
+        assert found.text == texts  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "images/000000.png", "run.json"])
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"in use.*--resume"):
+        OutputFolder(tmp_path).check(SETTINGS, resume=False)
+    with pytest.raises(InputError, match="not by a run that can be resumed"):
+        OutputFolder(tmp_path).check(SETTINGS, resume=True)
+    assert files(tmp_path) == {name}
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        OutputFolder(tmp_path / "file").check(SETTINGS, resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_empty_folder_and_one_of_a_run_killed_at_its_birth_can_be_used(
+    tmp_path: Path, resume: bool
+) -> None:
+    OutputFolder(tmp_path).check(SETTINGS, resume)
+    (tmp_path / "run.json.partial").write_text("{")
+    OutputFolder(tmp_path).check(SETTINGS, resume)
+    OutputFolder(tmp_path).begin(SETTINGS, PLAN)
+    assert files(tmp_path) == {"run.json"}
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"steps": 6}, ["steps"]),
+        ({"ratio": 0.5, "model": "other"}, ["model", "ratio"]),
+        ({"lora": "x"}, ["lora"]),
+        ({"new": 1}, ["new"]),
+    ],
+)
+def test_resuming_with_other_settings_is_refused_and_they_are_named(
+    tmp_path: Path, change: dict[str, Any], named: list[str]
+) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(InputError, match=rf"other settings \({', '.join(named)}\)"):
+        OutputFolder(tmp_path / "run").check(SETTINGS | change, resume=True)
+    OutputFolder(tmp_path / "run").check(SETTINGS, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure_of_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*kept"):
+        OutputFolder(tmp_path / "file" / "run").begin(SETTINGS, PLAN)
+
+
+def test_fingerprints_tell_lists_apart() -> None:
+    lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"], []]
+    assert len({fingerprint(parts) for parts in lists}) == len(lists)
+    assert fingerprint(["a", "b"]) == fingerprint(("a", "b"))

@@ -1,0 +1,113 @@
+"""Shards: every picture once, whatever the order and the kills, as webdataset readers expect them."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sagediff.cli import main
+from sagediff.errors import InputError
+from sagediff.files.output_folder import OutputFolder
+from sagediff.files.shards import ShardStore
+
+parquet = pytest.importorskip(
+    "pyarrow.parquet", reason="pyarrow is not installed: pip install 'sagediff[scale]'"
+)
+
+PROMPTS = [
+    f"a large {thing} at the {place} on a red background"
+    for thing in ("cat", "car")
+    for place in ("top", "left")
+]
+
+
+def record(index: int) -> dict[str, Any]:
+    return {"prompt": f"prompt {index}", "group": index // 2, "evaluations": 1.5}
+
+
+def store(path: Path, count: int, size: int) -> ShardStore:
+    folder = OutputFolder(path)
+    folder.begin({}, "{}")
+    return ShardStore(folder, list(range(count)), size, record)
+
+
+def pictures(path: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for file in sorted(path.glob("shards/*.tar")):
+        with tarfile.open(file) as tar:
+            for name in tar.getnames():
+                content = tar.extractfile(name)
+                assert content is not None and name not in found
+                found[name] = content.read()
+    return found
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(11)), st.integers(1, 12), st.integers(0, 11))
+def test_every_picture_is_in_a_shard_once_whatever_the_order_and_the_kill(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], size: int, killed: int
+) -> None:
+    path = tmp_path_factory.mktemp("shards")
+    first = store(path, 11, size)
+    assert first.finished() == []
+    for index in order[:killed]:
+        first.save_png(index, b"%d" % index)
+    again = store(path, 11, size)  # nothing of the first is used any more, as after a kill
+    assert again.finished() == sorted(order[:killed])
+    for index in order[killed:]:
+        again.save_png(index, b"%d" % index)
+    found = pictures(path)
+    assert {name: data for name, data in found.items() if name.endswith("png")} == {
+        f"{i:06d}.png": b"%d" % i for i in range(11)
+    }
+    assert json.loads(found["000003.json"]) == record(3) | {"key": "000003", "bytes": 1}
+    assert not list(path.glob("images/*"))
+    assert sum(part["pictures"] for part in again.summary()) == 11
+    rows = [row for i in range(len(again)) for row in parquet.read_table(again.parquet_path(i)).to_pylist()]
+    assert [row["prompt"] for row in rows] == [f"prompt {i}" for i in range(11)]
+
+
+def test_a_kill_between_the_shard_and_its_metadata_loses_nothing(tmp_path: Path) -> None:
+    first = store(tmp_path, 4, 2)
+    first.finished()
+    first.save_png(0, b"0")
+    first.save_png(1, b"1")
+    first.parquet_path(0).unlink()  # as if it had not come so far
+    for index in (0, 1):
+        (tmp_path / "images" / f"{index:06d}.png").write_bytes(b"%d" % index)
+    again = store(tmp_path, 4, 2)
+    assert again.finished() == [0, 1]
+    assert pictures(tmp_path)["000001.png"] == b"1" and not list(tmp_path.glob("images/*"))
+
+
+def test_generate_in_shards_makes_the_pictures_that_it_makes_as_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["generate", *PROMPTS, "--steps", "1", "--wave-size", "1"]
+    assert main([*common, "--out", str(tmp_path / "files"), "--shard-size", "4"]) == 0  # not beyond that size
+    sharded = [*common, "--out", str(tmp_path / "shards"), "--shard-size", "3"]
+    assert main(sharded) == 0
+    report = json.loads((tmp_path / "shards" / "report.json").read_text(encoding="utf-8"))
+    assert report["shards"] == 2 and report["pictures_made"] == 4
+    files = {file.name: file.read_bytes() for file in (tmp_path / "files" / "images").iterdir()}
+    found = pictures(tmp_path / "shards")
+    assert {name: data for name, data in found.items() if name.endswith("png")} == files
+    lines = (tmp_path / "shards" / "shards.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum(json.loads(line)["pictures"] for line in lines) == 4
+    assert sum(json.loads(line)["evaluations"] for line in lines) == pytest.approx(report["evaluations"])
+    capsys.readouterr()
+    assert main([*sharded, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures_made"] == 0
+    assert main([*sharded[:-1], "2", "--resume"]) == 2
+    assert "other settings (shard_size)" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        ShardStore(OutputFolder(tmp_path), [0], 0, record)

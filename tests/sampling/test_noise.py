@@ -1,0 +1,186 @@
+"""Noise of each member's own after the branch point, and the noise levels that it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import SCHEDULERS, tiny
+
+from sagediff.plan.share_plan import SharePlan
+from sagediff.sampling.context import shared_sampling
+from sagediff.sampling.solver import NOISE_LEVELS, noise_in
+
+STEPS = 5
+
+
+def make_plan(ratio: float) -> SharePlan:
+    return SharePlan.from_groups([[0, 2, 3], [1]], num_steps=STEPS, share_ratio=ratio)
+
+
+FRESH = [("sd", name) for name in ("dpmpp_2m", "dpmpp_sde", "ddim", "euler", "euler_a", "heun", "unipc")]
+FRESH += [("sd3", "flow"), ("flux", "flow")]
+FRESH += [("pixart-sigma", "dpmpp_2m"), ("sana", "dpmpp_flow"), ("lumina2", "flow"), ("z-image", "flow")]
+FRESH += [("qwen-image", "flow"), ("kandinsky2.2", "ddim"), ("wan2.2", "unipc_flow"), ("ltx", "flow")]
+
+
+@pytest.mark.parametrize(("family", "scheduler"), FRESH)
+def test_fresh_noise_sets_equal_prompts_apart(family: str, scheduler: str) -> None:
+    case = tiny(family, scheduler)
+    plan = make_plan(0.4)
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        seen[step] = values["latents"].clone()
+        return values
+
+    def sample(**options: Any) -> torch.Tensor:
+        with shared_sampling(case.pipe, plan, **options):
+            return case([7, 8, 7, 7], STEPS, plan.generators(0), callback_on_step_end=keep)
+
+    plain = sample()
+    options: dict[str, Any] = {
+        "fresh_noise": 0.5,
+        "fresh_noise_rows": [False, True, True, True],
+        "member_noise": [1, 2, 3, 4],
+    }
+    fresh = sample(**options)
+    if scheduler not in ("dpmpp_sde", "euler_a"):  # those draw per member after the branch point
+        assert torch.equal(fresh[0], plain[0])  # not asked for
+    assert torch.equal(fresh[1], plain[1])  # never shared
+    differences = [(fresh[i] - fresh[j]).abs().max() for i, j in ((0, 2), (0, 3), (2, 3))]
+    assert min(differences) > 1e-2
+    assert torch.equal(sample(**options), fresh)  # the seeds decide
+    assert torch.equal(sample(fresh_noise=0.0), plain)
+
+
+# Heun's method calls back at half steps, PixArt's pipeline does not call back at all
+@pytest.mark.parametrize(
+    ("family", "scheduler"), [case for case in FRESH if case[0] != "pixart-sigma" and case[1] != "heun"]
+)
+def test_noise_at_the_hand_over_mixes_after_the_first_own_step(family: str, scheduler: str) -> None:
+    """a' x0 + sqrt(1 - k^2) (x - a' x0) + k s' f: two strengths tell the same a' x0."""
+    case = tiny(family, scheduler)
+    plan = make_plan(0.4)
+
+    def states(strength: float) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            seen.append(values["latents"].clone())
+            return values
+
+        options: dict[str, Any] = {"member_noise": [1, 2, 3, 4], "handover_noise": strength}
+        with shared_sampling(case.pipe, plan, **options):
+            case([7, 8, 6, 7], STEPS, plan.generators(0), callback_on_step_end=keep)
+        return seen
+
+    plain, some, more, whole = (states(k) for k in (0.0, 0.6, 0.8, 1.0))
+    for step in (0, 1):  # shared: as ever
+        assert torch.equal(plain[step], whole[step])
+    first = 2
+    assert torch.equal(whole[first][1], plain[first][1])  # never shared
+    for prompt in (0, 2, 3):
+        a, b, c, d = (s[first][prompt] for s in (plain, some, more, whole))
+        assert (d - a).abs().max() > 1e-2
+        torch.testing.assert_close(b - 0.8 * a - 0.6 * d, c - 0.6 * a - 0.8 * d, rtol=1e-3, atol=1e-3)
+    assert torch.equal(whole[-1], states(1.0)[-1])  # the seeds decide
+
+
+def test_noise_at_the_hand_over_needs_a_step_of_ones_own_and_one_to_follow() -> None:
+    case = tiny("sd", "ddim")
+    for ratio in (0.0, 0.8, 1.0):
+        plan = make_plan(ratio)
+        images = []
+        for strength in (0.0, 1.0):
+            with shared_sampling(case.pipe, plan, member_noise=[1, 2, 3, 4], handover_noise=strength):
+                images.append(case([7, 8, 6, 7], STEPS, plan.generators(0)))
+        assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("scheduler", ["dpmpp_sde", "euler_a"])
+@pytest.mark.parametrize("kind", ["list", "one", "none"])
+def test_stochastic_solvers_draw_per_member_after_the_branch(scheduler: str, kind: str) -> None:
+    case = tiny("sd", scheduler)
+    plan = make_plan(0.4)
+    latents = torch.randn(1, 4, 8, 8).repeat(4, 1, 1, 1)
+    generators = {"list": plan.generators(0), "one": torch.Generator().manual_seed(0), "none": None}[kind]
+    equal = []
+
+    def look(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        equal.append(torch.equal(values["latents"][0], values["latents"][2]))
+        return values
+
+    with shared_sampling(case.pipe, plan, member_noise=[1, 2, 3, 4]):
+        case([7, 8, 7, 7], STEPS, generators, latents=latents, callback_on_step_end=look)
+    assert equal[:2] == [True, True]
+    assert not any(equal[2:])
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"pndm", "pndm_prk", "ddpm", "ddpm_learned"}))
+def test_noise_levels_are_the_schedulers_own(name: str) -> None:
+    """A perfect denoiser (it knows x0 and e) must stay on a x0 + s e at the table's levels, at every call."""
+    scheduler = SCHEDULERS[name]()
+    levels = NOISE_LEVELS[type(scheduler).__name__]
+    scheduler.set_timesteps(6)
+    if name in ("euler_a", "dpmpp_sde"):
+        return  # they renoise; covered by the deterministic members of their kind
+    x0, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    alpha, sigma, *_ = levels(scheduler, 0)
+    state = alpha * x0 + sigma * noise
+    calls = len(scheduler.timesteps)
+    for call, timestep in enumerate(scheduler.timesteps):
+        alpha, sigma, *following = levels(scheduler, call)
+        torch.testing.assert_close(state, alpha * x0 + sigma * noise, rtol=1e-3, atol=1e-3)
+        prediction = noise - x0 if name.endswith("flow") else noise
+        state = scheduler.step(prediction, timestep, state).prev_sample
+        if call + 1 < calls:
+            assert following == pytest.approx(levels(scheduler, call + 1)[:2], rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_noise_in_reads_every_prediction(kind: str, alpha: float) -> None:
+    sigma = 0.8
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    norm = (alpha**2 + sigma**2) ** 0.5
+    velocity = (alpha * noise - sigma * x0) / norm
+    prediction = {"epsilon": noise, "sample": x0, "v_prediction": velocity}[kind]
+    torch.testing.assert_close(noise_in(alpha * x0 + sigma * noise, prediction, alpha, sigma, kind), noise)
+
+
+def test_noise_in_reads_flow() -> None:
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(
+        noise_in(0.3 * x0 + 0.7 * noise, noise - x0, 0.3, 0.7, "flow_prediction"), noise
+    )
+
+
+@pytest.mark.parametrize(("family", "scheduler"), [("sd", "dpmpp_2m"), ("sd", "unipc"), ("sd3", "flow")])
+def test_noise_at_the_hand_over_of_a_tree_is_one_for_every_node(family: str, scheduler: str) -> None:
+    """After the first parting each node gets noise of its own, which its members have in common."""
+    case = tiny(family, scheduler)
+    tree = SharePlan.from_tree([(0.2, [[0, 1, 2, 3]]), (0.6, [[0, 1], [2, 3]])], STEPS)
+
+    def states(strength: float) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            seen.append(values["latents"].clone())
+            return values
+
+        options: dict[str, Any] = {"member_noise": [1, 2, 3, 4], "handover_noise": strength}
+        with shared_sampling(case.pipe, tree, **options) as run:
+            case([7, 8, 6, 5], STEPS, tree.generators(0), callback_on_step_end=keep)
+        assert run.evaluations == run.plan.evaluations
+        return seen
+
+    plain, noisy = states(0.0), states(1.0)
+    assert torch.equal(plain[0], noisy[0])  # all together
+    for step in (1, 2):  # two nodes, from the first step of their own on with noise of their own
+        assert torch.equal(noisy[step][0], noisy[step][1]) and torch.equal(noisy[step][2], noisy[step][3])
+        assert not torch.equal(noisy[step], plain[step])
+    assert (noisy[1][0] - noisy[1][2]).abs().max() > 1e-2
+    rows = noisy[-1].flatten(1)
+    assert min(float((rows[i] - rows[j]).abs().max()) for i in range(4) for j in range(i)) > 1e-2

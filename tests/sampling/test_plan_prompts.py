@@ -1,0 +1,150 @@
+"""A plan made without the denoiser is the plan that the sampler carries out, at the same cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+from tiny import tiny
+
+from sagediff.errors import InputError
+from sagediff.pipelines.loading import SCHEDULERS, load_for_planning, load_pipeline
+from sagediff.plan.sharing import SharePolicy
+from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
+from sagediff.sampling.sampler import SharedSampler
+
+CAPTIONS = [
+    f"a {size} {thing} at the top on a {color} background"
+    for size in ("small", "large")
+    for thing in ("cat", "rocket")
+    for color in ("red", "blue", "black")
+]
+POLICY = SharePolicy(threshold=0.45, share_ratio=0.3)
+
+
+def letters(texts: list[str]) -> list[list[int]]:
+    return [[1 + text.count(letter) for letter in "abcdefgh"] for text in texts]
+
+
+@pytest.mark.parametrize("scheduler", [None, "ddim", "heun", "pndm"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_plan_without_a_denoiser_is_the_samplers(
+    demo: Any, scheduler: str | None, guidance: float
+) -> None:
+    light, denoiser = load_for_planning("demo", scheduler=scheduler)
+    assert getattr(light, "unet", None) is None and denoiser == "UNet2DConditionModel"
+    plan = plan_prompts(CAPTIONS, POLICY, light, denoiser, 7, guidance)
+    pipe = demo if scheduler is None else diffusers.StableDiffusionPipeline(**demo.components)
+    if scheduler is not None:
+        pipe.scheduler = light.scheduler
+    sampler = SharedSampler(pipe, POLICY.threshold, POLICY.share_ratio)
+    assert sampler.plan(CAPTIONS, 7, guidance) == plan
+    assert 1 < len(plan.groups) < len(CAPTIONS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_prompts_alone_cost_the_same_as_independent_sampling(demo: Any, steps: int, guidance: float) -> None:
+    plan = SharedSampler(demo, threshold=1.0).plan(CAPTIONS, steps, guidance)
+    assert plan.unguided_steps == 0
+    assert plan.rows_per_prompt == (1 if guidance == 1.0 else 2)
+    assert plan.evaluations == plan.evaluations_independent == len(CAPTIONS) * steps * plan.rows_per_prompt
+
+
+def test_guidance_of_two_call_pipelines_is_their_true_scale() -> None:
+    """FLUX: `guidance_scale` is an input of the model, and costs nothing."""
+    pipe = tiny("flux").pipe
+    rows = [
+        plan_prompts(
+            ["a", "b"], POLICY, pipe, "FluxTransformer2DModel", 4, 3.5, true, letters
+        ).rows_per_prompt
+        for true in (1.0, 4.0)
+    ]
+    assert rows == [1, 2]
+
+
+def test_unguided_steps_round_half_up_and_cost_one_row() -> None:
+    for steps, unguided in ((3, 2), (5, 3)):
+        policy = SharePolicy(threshold=1.0, unguided=0.5)
+        plan = plan_prompts(
+            ["a", "b"], policy, tiny("sd").pipe, "UNet2DConditionModel", steps, 4.0, encoder=letters
+        )
+        assert plan.unguided_steps == unguided
+        assert plan.evaluations == 2 * (2 * steps - unguided)
+
+
+def test_defaults() -> None:
+    assert SharePolicy() == SharePolicy(0.8, 0.4, 8, 1.0, 0.0)
+    assert default_guidance(diffusers.StableDiffusionPipeline) == 7.5
+    assert default_guidance(diffusers.FluxPipeline) == 3.5
+    assert default_guidance(object) == 1.0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"threshold": 1.01}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+        ({"share_ratio": -0.1}, "share_ratio"),
+        ({"share_ratio": float("nan")}, "share_ratio"),
+        ({"unguided": 1.1}, "unguided"),
+        ({"unguided": float("nan")}, "unguided"),
+        ({"max_group_size": 0}, "max_group_size"),
+        ({"shared_guidance": -1.0}, "shared_guidance"),
+        ({"shared_guidance": float("inf")}, "shared_guidance"),
+    ],
+)
+def test_a_policy_out_of_range_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        SharePolicy(**options)
+
+
+@pytest.mark.parametrize(
+    "prompts, steps, guidance, words",
+    [
+        (["a", " "], 4, 4.0, "prompt 1 is empty"),
+        (["a", None], 4, 4.0, "prompt 1 is empty or not a string"),
+        ([], 4, 4.0, "no prompts"),
+        ("a cat", 4, 4.0, "got one string"),
+        (["a"], 0, 4.0, "num_inference_steps"),
+        (["a"], True, 4.0, "num_inference_steps"),
+        (["a"], 4, float("nan"), "guidance_scale"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_encoded(
+    prompts: Any, steps: int, guidance: float, words: str
+) -> None:
+    asked: list[str] = []
+
+    def encoder(texts: list[str]) -> list[list[int]]:
+        asked.extend(texts)
+        return letters(texts)
+
+    with pytest.raises(InputError, match=words):
+        plan_prompts(prompts, POLICY, None, "UNet2DConditionModel", steps, guidance, encoder=encoder)
+    assert not asked
+
+
+def test_a_model_made_for_flow_gets_solvers_that_know_flow(tmp_path: Path) -> None:
+    tiny("sana", "dpmpp_flow").pipe.save_pretrained(tmp_path)
+    absent: dict[str, Any] = {"vae": None, "text_encoder": None, "tokenizer": None}
+    for name in ("unipc", "dpm++-sde", "flow-euler"):
+        scheduler = load_pipeline(tmp_path, scheduler=name, **absent).scheduler
+        assert type(scheduler).__name__ == SCHEDULERS[name][0]
+        assert scheduler.config.get("shift", scheduler.config.get("flow_shift")) == 2.0
+        assert name == "flow-euler" or scheduler.config.use_flow_sigmas
+    for name in ("euler", "ddim", "heun", "dpm++-beta"):
+        with pytest.raises(InputError, match=r"with flow: one of them"):
+            load_pipeline(tmp_path, scheduler=name, **absent)
+
+
+def test_a_scheduler_that_does_not_fit_the_model_is_refused() -> None:
+    for name in ("flow-euler", "nonsense"):
+        with pytest.raises(InputError, match="scheduler"):
+            load_for_planning("demo", scheduler=name)
+    for name in sorted(SCHEDULERS.keys() - {"flow-euler"}):
+        pipe = load_pipeline("demo", scheduler=name, unet=None, vae=None, text_encoder=None)
+        assert type(pipe.scheduler).__name__ == SCHEDULERS[name][0]
+        assert pipe.scheduler.config.prediction_type == "v_prediction"

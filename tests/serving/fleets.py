@@ -1,0 +1,180 @@
+"""What tests of the fleet share: replicas in threads of this process, each with an engine and a pipeline of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engines import POLICY, SETTINGS
+
+from sagediff import embed_prompts
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How
+from sagediff.distributed.dispatch import Desk
+from sagediff.serving.engine.batcher import BatchPolicy
+from sagediff.serving.engine.model_thread import Engine, WaveReport
+from sagediff.serving.engine.wave_runner import ModelSettings
+from sagediff.serving.fleet.messages import Command, Event
+from sagediff.serving.fleet.replica_fleet import Fleet
+from sagediff.serving.fleet.replica_host import Host
+
+
+class LocalCall:
+    """Iterates over what a host says, and breaks off as Ray's does: when it is cancelled, or the replica dies."""
+
+    def __init__(self, replicas: LocalReplicas, name: str, command: Command) -> None:
+        self._replicas, self.name, self._command = replicas, name, command
+        self._broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int | None, Event]]:
+        replicas = self._replicas
+        while not replicas.hosts and not self._broken.done():
+            await asyncio.sleep(0.01)  # Ray waits for one too
+        number = None
+        try:
+            if not self._broken.done():
+                chosen = replicas.desk.choose(self.name, sorted(replicas.hosts))
+                number = replicas.desk.number(chosen)
+                events = replicas.hosts[chosen].answer(self._command)
+                replicas.calls.setdefault(chosen, []).append(self)
+            while True:
+                if self._broken.done():
+                    self._broken.result()
+                coming = asyncio.ensure_future(events.__anext__())
+                await asyncio.wait({coming, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+                if self._broken.done():  # whatever the host says by now, nobody hears it
+                    coming.cancel()
+                    await asyncio.wait({coming})
+                    await events.aclose()
+                    self._broken.result()
+                try:
+                    event = coming.result()
+                except StopAsyncIteration:
+                    return
+                yield number, event
+        finally:
+            self._broken.cancel()
+            replicas.desk.end(self.name)
+
+    def cancel(self) -> None:
+        self._break(RuntimeError("cancelled"))
+
+    def fail(self) -> None:
+        self._loop.call_soon_threadsafe(self._break, ConnectionError("killed by a test"))
+
+    def _break(self, error: Exception) -> None:
+        if not self._broken.done():
+            self._broken.set_exception(error)
+
+
+class LocalReplicas:
+    """Hosts by name, which a test may kill and start."""
+
+    def __init__(self, count: int, make: Callable[[int], Any], desk: Desk) -> None:
+        self._count, self._make, self.desk = count, make, desk
+        self.hosts: dict[str, Host] = {}
+        self.calls: dict[str, list[LocalCall]] = {}
+        self._names = itertools.count()
+        self._ended: list[Host] = []
+
+    def open(self) -> None:
+        for number in range(self._count):
+            self.begin(number)
+
+    def begin(self, pipe: int) -> None:
+        self.hosts[f"r{next(self._names)}"] = Host(self._make(pipe))
+        self.desk.replicas(sorted(self.hosts))
+
+    def kill(self, number: int) -> None:
+        """Of the desk's number: its calls break off, and nobody replaces it."""
+        name = next(name for name in self.hosts if self.desk.number(name) == number)
+        host = self.hosts.pop(name)
+        self.desk.replicas(sorted(self.hosts))
+        for call in self.calls.pop(name, []):
+            call.fail()
+        host.stop(0.0)
+        self._ended.append(host)
+
+    def call(self, message: Command, vector: Any) -> LocalCall:
+        name = f"call-{next(self._names)}"
+        self.desk.announce(name, vector)
+        return LocalCall(self, name, message)
+
+    def loads(self) -> dict[int, int]:
+        return self.desk.loads()
+
+    def close(self) -> None:
+        for host in [*self.hosts.values(), *self._ended]:
+            host.stop(0.0)
+            host._engine._thread.join(30)  # off its pipeline, which the next one may want
+
+
+class Watch:
+    """Remembers what a fleet tells."""
+
+    def __init__(self) -> None:
+        self.routes: list[How] = []
+        self.reports: list[tuple[int | None, WaveReport]] = []
+        self.broken: list[int | None] = []
+
+    def waved(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
+        self.reports.append((replica, report))
+
+    def broke(self, replica: int | None) -> None:
+        self.broken.append(replica)
+
+
+class LocalFleet:
+    """A fleet, what it told, and its replicas."""
+
+    def __init__(
+        self,
+        pipes: list[Any],
+        settings: ModelSettings = SETTINGS,
+        policy: BatchPolicy = POLICY,
+        affinity: AffinityPolicy = AffinityPolicy(0.35, 8),  # noqa: B008
+        load: Callable[[int], Any] | None = None,
+    ) -> None:
+        self.watch, self.failures = Watch(), list[Exception]()
+
+        def make(number: int) -> Any:
+            def engine(observe: Any, on_failed: Any) -> tuple[Engine, Callable[[], int]]:
+                def loaded() -> Any:
+                    return pipes[number] if load is None else load(number)
+
+                return Engine(loaded, settings, policy, observe=observe, on_failed=on_failed), lambda: 0
+
+            return engine
+
+        self.desk = Desk(AffinityRouter(affinity), self.watch.routes.append)
+        self.replicas = LocalReplicas(len(pipes), make, self.desk)
+        self.fleet = Fleet(
+            self.replicas, max_batch=policy.max_batch, max_queue=policy.max_queue,
+            load_embed=lambda: lambda texts: embed_prompts(texts, pipes[0]).vectors,
+            watch=self.watch, on_failed=self.failures.append,
+        )  # fmt: skip
+
+
+@contextmanager
+def fleet_of(pipes: list[Any], **options: Any) -> Iterator[LocalFleet]:
+    local = LocalFleet(pipes, **options)
+    local.fleet.start()
+    assert local.fleet.wait_until_loaded(60) == "ready"
+    local.watch.routes.clear()  # of what was asked to get ready
+    try:
+        yield local
+    finally:
+        local.fleet.stop(60)
+        assert local.fleet.state == "stopped" and local.fleet.waiting == 0
+        assert not any(local.desk.loads().values())
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "it did not come to pass"
+        time.sleep(0.005)

@@ -1,0 +1,248 @@
+"""A training run, end to end on tiny pipelines: conditions as sampling has them, exact resume, files that load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TOKENS, embeddings, tiny
+
+import sagediff
+from sagediff.cli import main
+from sagediff.errors import InputError
+from sagediff.pipelines.lora import lora_file, sharing_record, sharing_warnings
+from sagediff.training.adapter import target_modules
+from sagediff.training.captioned_images import load_pictures
+from sagediff.training.loop import train
+from sagediff.training.train_config import TrainConfig
+from sagediff.training.trainable import TrainableDenoiser, pack
+
+CAPTIONS = [
+    "a large cat at the top on a red background",
+    "a large dog at the top on a red background",
+    "a small tree at the left on a white background",
+    "a small rose at the left on a white background",
+]
+SMALL: dict[str, Any] = {
+    "rank": 2, "train_batch_size": 4, "threshold": 0.1, "pool_size": 4, "learning_rate": 1e-2, "lr_warmup_steps": 0,
+    "checkpointing_steps": 2, "report_to": "none", "ema_decay": 0.5, "group_size": (2, 2),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{n}.png", "text": text}) for n, text in enumerate(CAPTIONS)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def fresh_pipeline() -> Any:
+    pipe = sagediff.load_pipeline("demo")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def family_inputs(family: str) -> Any:
+    """Prompts are numbers in words; the tiny pipelines take embeddings."""
+
+    def inputs(prompts: list[str], guided: bool) -> dict[str, Any]:
+        numbers = [len(prompt) for prompt in prompts]
+        out: dict[str, Any] = {"prompt_embeds": embeddings(numbers, TOKENS)}
+        if family != "sd":
+            out["pooled_prompt_embeds"] = embeddings(numbers)
+        if guided:
+            out["negative_prompt_embeds"] = embeddings([-1] * len(numbers), TOKENS)
+            if family != "sd":
+                out["negative_pooled_prompt_embeds"] = embeddings([-1] * len(numbers))
+        return out
+
+    return inputs
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_the_denoiser_is_called_as_the_pipeline_calls_it(family: str) -> None:
+    """One Euler step by hand, with recorded conditions, is the pipeline's own first step."""
+    case = tiny(family, "flow" if family in ("sd3", "flux") else "ddim")
+    denoiser = TrainableDenoiser(case.pipe, 16, 16, family_inputs(family))
+    prompts = ["ab", "abc"]
+    conditions = denoiser.conditions(prompts)
+    calls: list[torch.Tensor] = []
+    handle = case.denoiser.register_forward_hook(lambda module, args, output: calls.append(output[0]))
+    states: list[torch.Tensor] = []
+
+    def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        states.append(values["latents"])
+        return values
+
+    case([2, 3], 4, torch.Generator().manual_seed(0), guided=False, callback_on_step_end=keep)
+    handle.remove()
+    timestep = case.pipe.scheduler.timesteps[1]
+    with torch.no_grad():
+        ours = denoiser(states[0], timestep.expand(2), conditions)
+    torch.testing.assert_close(ours, calls[1], rtol=1e-4, atol=1e-5)
+    empty = denoiser.empty_condition()
+    if family == "flux":
+        assert empty is None
+    else:
+        assert empty is not None
+        name = "encoder_hidden_states"
+        torch.testing.assert_close(empty[name], embeddings([-1], TOKENS))
+    assert case.denoiser.forward.__self__ is case.denoiser  # nothing is left on it
+
+
+def test_packing_is_fluxs() -> None:
+    from diffusers import FluxPipeline
+
+    latents = torch.randn(2, 4, 6, 8)
+    theirs = FluxPipeline._pack_latents(
+        latents, 2, 4, 6, 8
+    )  # a private name, guarded by being compared here only
+    assert torch.equal(pack(latents, tuple(theirs.shape[1:])), theirs)
+    assert pack(latents, (4, 6, 8)) is latents
+
+
+def test_layers_that_get_an_adapter() -> None:
+    unet = tiny("sd").denoiser
+    attention, everything = (target_modules(unet, layers) for layers in ("attention", "all"))
+    assert attention and set(attention) < set(everything)
+    assert not any(name.startswith(("conv_in", "conv_out", "time_embedding")) for name in everything)
+    for family in ("sd3", "flux"):
+        assert target_modules(tiny(family).denoiser, "attention")
+
+
+@pytest.mark.parametrize("objective", ["sage", "standard"])
+def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str) -> None:
+    def run(out: Path, steps_before_stop: int | None = None, resume: bool = False) -> Path:
+        config = TrainConfig(out, objective, steps=6, resume=resume, **SMALL)
+        pictures = load_pictures(str(data))
+        pipe = fresh_pipeline()
+        if steps_before_stop is None:
+            return train(pipe, pictures, config)
+
+        class Stopped(Exception):
+            pass
+
+        import sagediff.training.loop as loop
+
+        kept = loop._Run._step
+
+        def step(self: Any, number: int) -> dict[str, float]:
+            if number == steps_before_stop:
+                raise Stopped
+            return kept(self, number)
+
+        loop._Run._step = step  # type: ignore[method-assign]
+        try:
+            with pytest.raises(Stopped):
+                train(pipe, pictures, config)
+        finally:
+            loop._Run._step = kept  # type: ignore[method-assign]
+        return out
+
+    from safetensors.torch import load_file
+
+    whole = load_file(run(tmp_path / "whole"))
+    run(tmp_path / "cut", steps_before_stop=3)
+    resumed = load_file(run(tmp_path / "cut", resume=True))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name].float(), tensor.float(), rtol=0, atol=1e-6)
+    logs = [(tmp_path / name / "log.jsonl").read_text(encoding="utf-8") for name in ("whole", "cut")]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 6
+    assert not list(tmp_path.rglob("*.partial"))
+    assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 2
+    with pytest.raises(InputError, match=r"other settings \(learning_rate\)"):
+        train(
+            fresh_pipeline(), load_pictures(str(data)),
+            TrainConfig(tmp_path / "whole", objective, steps=6, resume=True, **SMALL | {"learning_rate": 1e-3}),
+        )  # fmt: skip
+
+
+def test_the_command_line_trains_a_lora_that_generate_takes(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lora"
+    arguments = [
+        "train",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--steps",
+        "2",
+        "--rank",
+        "2",
+        "--report-to",
+        "none",
+    ]
+    arguments += [
+        "--train-batch-size",
+        "4",
+        "--threshold",
+        "0.1",
+        "--branch-range",
+        "0.2",
+        "0.4",
+        "--learning-rate",
+    ]
+    assert main([*arguments, "0.01", "--max-group-size", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["max_share_ratio"] == 0.4
+    file = lora_file(out)
+    record = sharing_record(file)
+    assert record is not None and record["max_group_size"] == 2
+    assert (out / "README.md").read_text(encoding="utf-8").startswith("---\nbase_model: demo")
+    assert len(list((out / "validation").glob("*.png"))) == 1
+
+    pictures = tmp_path / "pictures"
+    code = main(
+        ["generate", *CAPTIONS[:2], "--lora", str(out), "--steps", "2", "--share-ratio", "0.9", "--threshold", "0.0",
+         "--out", str(pictures)]
+    )  # fmt: skip
+    words = capsys.readouterr().err
+    assert code == 0 and "share ratios up to 0.4" in words
+    assert len(list((pictures / "images").iterdir())) == 2
+    assert main([*arguments, "0.01"]) == 2  # the folder is in use
+    assert "in use" in capsys.readouterr().err
+
+
+def test_warnings_say_what_is_beyond_the_training() -> None:
+    record = {"max_share_ratio": 0.5, "max_group_size": 4}
+    assert sharing_warnings(record, 0.5, 4) == []
+    assert len(sharing_warnings(record, 0.6, 5)) == 2
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (["--objective", "other"], "objective"),
+        (["--steps", "0"], "steps"),
+        (["--learning-rate", "0"], "learning_rate"),
+        (["--branch-range", "0.5", "0.2"], "branch_range"),
+        (["--snr-gamma", "-1"], "snr_gamma"),
+        (["--data", "/no/such/folder"], "no such data"),
+        (["--resolution", "63"], "resolution"),
+        (["--soft-weight", "-1"], "soft"),
+        (["--model", "/no/such/model"], "no model"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], words: str
+) -> None:
+    out = tmp_path / "out"
+    options = {"--data": str(data), "--out": str(out), "--steps": "1", "--report-to": "none"}
+    options |= {changes[0]: changes[1]} if len(changes) == 2 else {}
+    arguments = [part for pair in options.items() for part in pair]
+    arguments += changes if len(changes) > 2 else []
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("sagediff:") and words in error[-1]
+    assert not out.exists()
