@@ -3,7 +3,7 @@
     python -m sagediff.builtin.scenes.dataset --out runs/world-1 --renders 1
     python benchmarks/ablation.py --data runs/world-1 --out runs/ablation --steps 200 --seeds 0 1 2
 
-Every run starts from the same model, sees the same pictures in the same order and takes as many steps; then it is
+Every run starts from the same model, sees the same images in the same order and takes as many steps; then it is
 sampled in four ways on the same held-out captions: independently and shared with guidance, and shared and
 independently in few steps without it, as the shipped LoRA is. Training that is there already is not done again.
 """
@@ -25,7 +25,7 @@ from sagediff.evaluation.comparison import as_tensor
 from sagediff.evaluation.frechet import frechet_distance
 from sagediff.pipelines.lora import WEIGHT_NAME
 from sagediff.pipelines.placement import open_pipeline
-from sagediff.training.captioned_images import load_pictures
+from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train
 from sagediff.training.objective import SageWeights
 from sagediff.training.train_config import TrainConfig
@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, float] | None] = {
     "without both": {},
     "without the branch term": ALL | {"branch": 0.0},
     "without the hand-over": ALL | {"handover": 0.0},
-    "hand-over states from the mean picture": ALL | {"rollout_rate": 0.0},
+    "hand-over states from the mean image": ALL | {"rollout_rate": 0.0},
 }
 STANDARD = "standard fine-tuning"
 
@@ -77,7 +77,7 @@ def trained(name: str, args: argparse.Namespace) -> Path | None:
         )  # fmt: skip
         pipe = sagediff.load_pipeline("demo")
         pipe.set_progress_bar_config(disable=True)
-        train(pipe, load_pictures(args.data), config, "demo")
+        train(pipe, load_images(args.data), config, "demo")
     return out / WEIGHT_NAME
 
 

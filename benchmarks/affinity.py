@@ -5,8 +5,8 @@
 
 The product's own fleet: Ray Serve, an engine of the built-in model with its LoRA in each replica, one thread each.
 Held-out captions of the built-in world are asked for as people ask: a few often, most seldom (Zipf). A fixed number is
-in flight; whoever gets his picture is followed by the next one, so that what is saved does not depend on how fast the
-machine is. Every arm gets the same stream, the same seeds and fresh replicas. Saved is counted from what each picture
+in flight; whoever gets his image is followed by the next one, so that what is saved does not depend on how fast the
+machine is. Every arm gets the same stream, the same seeds and fresh replicas. Saved is counted from what each image
 would have taken alone. The captions are few, so each is asked for again and again: a large cache soon holds them all,
 wherever they went; `--cache-mib` bounds it.
 """
@@ -37,7 +37,7 @@ from sagediff.distributed.cluster import PoolOptions, connected
 from sagediff.distributed.ray_replicas import quiet_serve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Ticket
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.fleet.replica_fleet import Fleet
 from sagediff.serving.metrics import Metrics
 
@@ -76,7 +76,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared, and what came of it. `saved` is a part of the evaluations that all pictures take alone."""
+    """What is compared, and what came of it. `saved` is a part of the evaluations that all images take alone."""
 
     replicas: int
     cache_mib: float
@@ -90,11 +90,11 @@ class Arm:
 
 
 def drive(fleet: Fleet, prompts: list[str], steps: int, in_flight: int) -> list[Any]:
-    """The pictures of all prompts, with so many in flight until they run out."""
+    """The images of all prompts, with so many in flight until they run out."""
     room, made = threading.Semaphore(in_flight), list[Ticket]()
     for number, prompt in enumerate(prompts):
         room.acquire()
-        (ticket,) = fleet.submit([PictureRequest(f"r{number}", prompt, steps)])
+        (ticket,) = fleet.submit([ImageRequest(f"r{number}", prompt, steps)])
         ticket.future.add_done_callback(lambda _: room.release())
         made.append(ticket)
     return [ticket.future.result(600) for ticket in made]
@@ -119,12 +119,12 @@ def measured(arm: Arm, captions: list[str], args: argparse.Namespace) -> Arm:
         if fleet.wait_until_loaded(300) != "ready":
             raise SystemExit("the replicas are not ready")
         begun = time.monotonic()
-        pictures = drive(fleet, stream, args.steps, args.in_flight * arm.replicas)
+        images = drive(fleet, stream, args.steps, args.in_flight * arm.replicas)
         seconds = time.monotonic() - begun
         fleet.stop(60)
-    run, alone = sum(p.evaluations for p in pictures), sum(p.evaluations_alone for p in pictures)
+    run, alone = sum(p.evaluations for p in images), sum(p.evaluations_alone for p in images)
     return replace(
-        arm, saved=1 - run / alone, group_mean=float(np.mean([p.group_size for p in pictures])),
+        arm, saved=1 - run / alone, group_mean=float(np.mean([p.group_size for p in images])),
         busiest=max(router.sent.values()) / len(stream), spilled=router.ways["spilled"] / len(stream),
         seconds=seconds,
     )  # fmt: skip

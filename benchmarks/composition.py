@@ -170,7 +170,7 @@ class Case:
         return latents
 
     def executions(self, plan: sagediff.SharePlan, config: Any = None) -> list[int]:
-        """Block executions of every call, one or two a step."""
+        """Block executions of every call, one or two per step."""
         self.sample(plan, config)
         return list(self.counted.steps)
 

@@ -1,4 +1,4 @@
-"""Sharing and a cache together: does what is left of the pictures' quality go with the savings?
+"""Sharing and a cache together: does what is left of the images' quality go with the savings?
 
     python benchmarks/composition_quality.py --weights runs/small-dit/transformer
 
@@ -77,7 +77,7 @@ class Ways:
         )[0]
 
     def run(self, ratio: float, setting: float | None, seed: int) -> tuple[int, dict[str, float]]:
-        """Block executions, and the part of the pictures that is right by attribute and in all."""
+        """Block executions, and the part of the images that is right by attribute and in all."""
         cost, images, captions = 0, [], []
         for number, (case, mine) in enumerate(self.waves):
             case.noise = seed * 1009 + number

@@ -1,4 +1,4 @@
-"""Ray workers against one process: equal pictures, speed, and what a killed driver costs.
+"""Ray workers against one process: equal images, speed, and what a killed driver costs.
 
     python benchmarks/distributed.py --folder DIR                # 512 prompts, everything
     python benchmarks/distributed.py --folder DIR --prompts 96 --parts equality speed
@@ -6,10 +6,10 @@
 Every run is `sagediff generate` in a process of its own; prompts are captions of the built-in world.  A worker has one
 core and one thread; so has the run without Ray.
 
-Speed is pictures a second from the moment each worker has made a wave to the last picture, by the times of the files:
+Speed is images per second from the moment each worker has made a wave to the last image, by the times of the files:
 loading, which a long run does not notice, is left out.  The load of the machine during each run stands beside it.
 
-`faults`: the driver alone is killed (SIGKILL) at a third of the pictures, and the run is resumed.  Pictures that were
+`faults`: the driver alone is killed (SIGKILL) at a third of the images, and the run is resumed.  Images that were
 there must stay as they are; all must equal the run without Ray but for float rounding, for a resumed run packs what is
 left into waves of its own.
 """
@@ -62,7 +62,7 @@ class Run:
         report: dict[str, Any] = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
         return report
 
-    def pictures(self) -> list[Path]:
+    def images(self) -> list[Path]:
         return sorted(self.out.glob("images/*.png"))
 
     def processes(self) -> int:
@@ -80,16 +80,16 @@ class Run:
 
 
 def rate(run: Run, wave_size: int) -> float:
-    """Pictures a second, once every worker has made a wave."""
-    times = sorted(picture.stat().st_mtime for picture in run.pictures())
+    """Images a second, once every worker has made a wave."""
+    times = sorted(image.stat().st_mtime for image in run.images())
     skipped = min(wave_size * (run.workers or 1), len(times) // 2)
     return (len(times) - skipped) / (times[-1] - times[skipped - 1])
 
 
 def same(one: Sequence[Path], two: Sequence[Path]) -> dict[str, int]:
-    """How many pictures are equal as files, and the largest difference of a number in the others, of 255."""
-    if [picture.name for picture in one] != [picture.name for picture in two]:
-        raise SystemExit("the runs have not the same pictures")
+    """How many images are equal as files, and the largest difference of a number in the others, of 255."""
+    if [image.name for image in one] != [image.name for image in two]:
+        raise SystemExit("the runs have not the same images")
     equal = worst = 0
     for a, b in zip(one, two, strict=True):
         if a.read_bytes() == b.read_bytes():
@@ -97,32 +97,32 @@ def same(one: Sequence[Path], two: Sequence[Path]) -> dict[str, int]:
             continue
         x, y = (np.asarray(Image.open(file), dtype=np.int16) for file in (a, b))
         worst = max(worst, int(np.abs(x - y).max()))
-    return {"pictures": len(one), "equal_files": equal, "largest_difference": worst}
+    return {"images": len(one), "equal_files": equal, "largest_difference": worst}
 
 
 def faults(args: argparse.Namespace, alone: Run) -> dict[str, Any]:
     out = args.folder / "killed"
     run = Run(args, out, 2)
-    while len(run.pictures()) < args.prompts // 3:
+    while len(run.images()) < args.prompts // 3:
         if run.process.poll() is not None:
             raise SystemExit("the run ended before it could be killed")
         time.sleep(0.05)
     run.process.send_signal(signal.SIGKILL)
     run.process.communicate()
-    before = {picture: picture.stat().st_mtime_ns for picture in run.pictures()}
+    before = {image: image.stat().st_mtime_ns for image in run.images()}
     killed = time.monotonic()
     while run.processes() and time.monotonic() - killed < 60:
         time.sleep(0.5)
     left, ended = run.processes(), time.monotonic() - killed
     resumed = Run(args, out, 2, "--resume")
     report = resumed.finish()
-    if any(picture.stat().st_mtime_ns != stamp for picture, stamp in before.items()):
-        raise SystemExit("a picture that was there was written again")
+    if any(image.stat().st_mtime_ns != stamp for image, stamp in before.items()):
+        raise SystemExit("an image that was there was written again")
     return {
-        "there_at_the_kill": len(before), "made_after": report["pictures_made"],
+        "there_at_the_kill": len(before), "made_after": report["images_made"],
         "processes_left_after_the_kill": left, "seconds_until_they_ended": ended,
         "evaluations_planned": report["evaluations"], "evaluations_after": report["evaluations_run"],
-        **same(alone.pictures(), resumed.pictures()),
+        **same(alone.images(), resumed.images()),
     }  # fmt: skip
 
 
@@ -148,12 +148,10 @@ def main() -> None:
         for workers in (1, 2):
             run = Run(args, args.folder / f"{workers}-workers-{repeat}", workers)
             run.finish()
-            speeds[workers].append(
-                {"pictures_a_second": rate(run, args.wave_size), "load_at_start": run.load}
-            )
-            results[f"{workers}_workers_against_none"] = same(alone.pictures(), run.pictures())
+            speeds[workers].append({"images_a_second": rate(run, args.wave_size), "load_at_start": run.load})
+            results[f"{workers}_workers_against_none"] = same(alone.images(), run.images())
     if "speed" in args.parts:
-        best = {workers: max(run["pictures_a_second"] for run in runs) for workers, runs in speeds.items()}
+        best = {workers: max(run["images_a_second"] for run in runs) for workers, runs in speeds.items()}
         results["speed"] = {"runs": speeds, "times": best[2] / best[1], "bar": BAR_SPEED}
     if "faults" in args.parts:
         results["faults"] = faults(args, alone)

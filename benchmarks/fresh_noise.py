@@ -4,7 +4,7 @@
 
 Copies of one caption share their early steps; at the branch point every copy but the first gets a part of its
 noise anew (`sagediff.SharedSampler(fresh_noise=...)`).  Apart: judge-feature cosine distance and mean absolute
-pixel difference (0..1) between copies.  Cost: the judge's accuracy, over all pictures and over those that got
+pixel difference (0..1) between copies.  Cost: the judge's accuracy, over all images and over those that got
 fresh noise.  Copies sampled from seeds of their own are the ceiling.
 """
 
@@ -38,7 +38,7 @@ def sample(
     pipe: Any, prompts: list[str], groups: list[list[int]], args: argparse.Namespace, ratio: float,
     strength: float, seed: int,
 ) -> tuple[Tensor, float]:  # fmt: skip
-    """Pictures in the order of the prompts, and the part of the evaluations that was saved."""
+    """Images in the order of the prompts, and the part of the evaluations that was saved."""
     sampler = sagediff.SharedSampler(
         pipe, threshold=0.99, share_ratio=ratio, max_group_size=args.copies, fresh_noise=strength
     )
@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="demo")
     parser.add_argument("--captions", type=int, default=48)
-    parser.add_argument("--copies", type=int, default=2, help="equal prompts a group, 2 or more")
+    parser.add_argument("--copies", type=int, default=2, help="equal prompts per group, 2 or more")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])

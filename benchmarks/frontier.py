@@ -1,4 +1,4 @@
-"""The frontier: quality against evaluations an image, for independent sampling, sharing, and sharing after training.
+"""The frontier: quality against evaluations per image, for independent sampling, sharing, and sharing after training.
 
     python -m sagediff.builtin.scenes.dataset --out runs/world --renders 3
     sagediff train --objective standard --data runs/world --out runs/standard --rank 8 --lora-layers all \\
@@ -135,7 +135,7 @@ def _cell(r: Row, name: str, form: str) -> str:
 def readme_table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, in the few columns that a reader looks at."""
     lines = [
-        "| sampling | evaluations an image | all four right | Frechet distance | CLIP score | diversity in groups |",
+        "| sampling | evaluations per image | all four right | Frechet distance | CLIP score | diversity in groups |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:

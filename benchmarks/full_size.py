@@ -3,17 +3,17 @@
     python benchmarks/full_size.py --device cuda --repeats 3
     python benchmarks/full_size.py --device cuda --models flux --micro-batch 8 --prompts 64
     python benchmarks/full_size.py --device meta                            # peak memory only, on any machine
-    python benchmarks/full_size.py --device meta --decode                   # with the autoencoder, to pictures
+    python benchmarks/full_size.py --device meta --decode                   # with the autoencoder, to images
     python benchmarks/full_size.py --device cpu --models sd15 --resolution 256 --steps 6 --prompts 8 --repeats 2
     python benchmarks/full_size.py --tiny                                   # does it run? seconds
 
 Stable Diffusion 1.5, SDXL, SD3 medium and FLUX.1-dev, as their pipelines run them, from embeddings to latents. The
-weights are drawn, so the pictures are noise, but shapes, speed and memory are those of the real ones. With `--decode`
-their autoencoder makes pictures of the latents, those of shared waves as `SharedSampler` decodes them. "Independent" is
+weights are drawn, so the images are noise, but shapes, speed and memory are those of the real ones. With `--decode`
+their autoencoder makes images of the latents, those of shared waves as `SharedSampler` decodes them. "Independent" is
 the untouched pipeline, called for so many prompts at once that its denoiser gets `--micro-batch` rows; "shared" is the
-same pipeline inside `shared_sampling`, whole groups a call, its denoiser running at most as many rows at once. Both get
-the same noise and embeddings, and are timed in pairs, each first in turn. Rows are counted inside the denoiser. Where
-others use the same cores, look at the processor's time instead of the clock's.
+same pipeline inside `shared_sampling`, whole groups per call, its denoiser running at most as many rows at once. Both
+get the same noise and embeddings, and are timed in pairs, each first in turn. Rows are counted inside the denoiser.
+Where others use the same cores, look at the processor's time instead of the clock's.
 
 Peak memory is what the allocator held at most on CUDA, the resident set of the process on the CPU, and on the meta
 device, where nothing is computed or timed, a count of bytes (`live_bytes.py`).
@@ -48,7 +48,7 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 @dataclass(frozen=True)
 class Size:
-    """The denoiser's configuration, and what goes with it: pixels a side, tokens a prompt, widths of embeddings."""
+    """The denoiser's configuration, and what goes with it: pixels per side, tokens per prompt, widths of embeddings."""
 
     config: dict[str, Any]
     pixels: int
@@ -64,7 +64,7 @@ class Model:
     Attributes:
         parts: its arguments besides the denoiser and the scheduler; None for each.
         counted: the submodule of the denoiser that gets one row for each denoiser row.
-        rows: denoiser rows a prompt, with the guidance scale given.
+        rows: denoiser rows per prompt, with the guidance scale given.
     """
 
     pipeline: str
@@ -258,7 +258,7 @@ class Bench:
 
     Attributes:
         plan: of all prompts; with guidance off while sharing, as `SharedSampler` has it.
-        at_once: prompts a call of the pipeline, for both ways.
+        at_once: prompts per call of the pipeline, for both ways.
     """
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
@@ -269,7 +269,7 @@ class Bench:
         rows = model.rows if guidance > 1 else 1
         if args.micro_batch < rows or args.micro_batch % rows:
             raise SystemExit(
-                f"{name} runs {rows} rows a prompt: --micro-batch {args.micro_batch} should be a multiple"
+                f"{name} runs {rows} rows per prompt: --micro-batch {args.micro_batch} should be a multiple"
             )
         numbers = list(range(args.prompts))
         self.groups = [numbers[first : first + args.group_size] for first in numbers[:: args.group_size]]
@@ -313,7 +313,7 @@ class Bench:
                 ).images.cpu()  # fmt: skip
             if not made.isfinite().all():
                 raise FloatingPointError(
-                    f"{way} sampling from prompt {first} on gave {'latents' if self.pipe.vae is None else 'pictures'} "
+                    f"{way} sampling from prompt {first} on gave {'latents' if self.pipe.vae is None else 'images'} "
                     f"that are not finite"
                 )
             if way == SHARED:
@@ -412,7 +412,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--device", default="cuda" if on_cuda else "cpu", help="cuda, cuda:1, cpu or meta")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--resolution", type=int, help="pixels a side; default: the model's own")
+    parser.add_argument("--resolution", type=int, help="pixels per side; default: the model's own")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--group-size", type=int, default=4)
@@ -423,7 +423,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs")
     parser.add_argument("--guidance", type=float, help="default: the model's own; 1 runs no negative rows")
-    parser.add_argument("--decode", action="store_true", help="with the autoencoder, to pictures")
+    parser.add_argument("--decode", action="store_true", help="with the autoencoder, to images")
     parser.add_argument("--tiny", action="store_true", help="shrunk models of 64 pixels")
     parser.add_argument("--out", type=Path, help="also write the rows there as JSON")
     args = parser.parse_args()

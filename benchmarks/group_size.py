@@ -2,7 +2,7 @@
 
     python benchmarks/group_size.py --out runs/group-size
 
-Every group gets a share ratio of its own, drawn from a grid, so that one run tells about all of them: of the pictures
+Every group gets a share ratio of its own, drawn from a grid, so that one run tells about all of them: of the images
 whose group shared so long, the part on which the judge reads all four attributes as captioned. "any" groups are of any
 prompts, the closest first; the others are cliques above the threshold. Ways of sampling as in `plans.py`.
 """
@@ -43,7 +43,7 @@ RATIOS = {
 def right_by_ratio(
     pipe: Any, captions: list[str], vectors: Any, way: str, kind: str, seed: int
 ) -> dict[float, float]:
-    """Part of the pictures that are right, of those that shared so much; single prompts are left out."""
+    """Part of the images that are right, of those that shared so much; single prompts are left out."""
     options, (threshold, size) = WAYS[way], KINDS[kind]
     groups = group_prompts(vectors, threshold, size)
     order = np.random.default_rng(seed).permutation(len(groups))

@@ -246,7 +246,7 @@ def markdown(results: dict[str, Any]) -> str:
         real = results["prompts"]
         lines += [
             f"{real['prompts']} prompts, embedded by {real['encoder']}", "",
-            "| threshold | groups | prompts a group | seconds |", "|" + " ---: |" * 4,
+            "| threshold | groups | prompts per group | seconds |", "|" + " ---: |" * 4,
         ]  # fmt: skip
         lines += [
             f"| {row['threshold']} | {row['groups']} | {row['prompts_a_group']:.2f} | {row['seconds']:.3f} |"

@@ -66,7 +66,7 @@ def main() -> None:
         print(json.dumps(settings | {"thresholds": rows}, indent=2))
         return
     print(f"{args.prompts} prompts, {args.steps} steps, share ratio {args.share_ratio:g}\n")
-    print("| threshold | groups | prompts a group | saving | group, s | plan, s |\n|" + " ---: |" * 6)
+    print("| threshold | groups | prompts per group | saving | group, s | plan, s |\n|" + " ---: |" * 6)
     for row in rows:
         print(
             f"| {row['threshold']:g} | {row['groups']} | {row['prompts_a_group']:.2f} | {row['cost_saving']:.1%} "

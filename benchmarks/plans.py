@@ -9,7 +9,7 @@ safer). What it found is then measured on others, three seeds. "given" is a fixe
 size of docs/results.md, its share ratio searched; "fixed" has threshold, share ratio and group size searched;
 "together" gives every group a branch point by its least alike pair; "tree" lets groups part into closer ones, so that
 all share the first steps and close prompts more. With `--copies` every caption is there so many times, as where
-several pictures a prompt are wanted; "apart" is how far apart those pictures are in the judge's features, and tuning
+several images per prompt are wanted; "apart" is how far apart those images are in the judge's features, and tuning
 keeps a quarter of what independent sampling has. Trials are kept in the folder: the same command goes on after a
 stop.
 """
@@ -94,7 +94,7 @@ class Runner:
         return float(self.perception.accuracy(images, self.captions)["all"].float().mean())
 
     def apart(self, images: Any) -> list[float]:
-        """How far apart the pictures of equal captions are; nothing where none repeats."""
+        """How far apart the images of equal captions are; nothing where none repeats."""
         if not self.copies:
             return []
         return [group_diversity(self.perception.features(images), self.copies) or 0.0]
@@ -119,7 +119,7 @@ class Runner:
         return Measured(tuple(known["quality"]), tuple(known["apart"]))
 
     def figures(self, policy: SharePolicy) -> dict[str, Any]:
-        """Saving, accuracy, Frechet distance, CLIP score and distance of equal captions' pictures over the seeds."""
+        """Saving, accuracy, Frechet distance, CLIP score and distance of equal captions' images over the seeds."""
         if (name := self.name(policy)) in self.known:
             return self.known[name]
         real = reference_features(self.captions)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--captions", type=int, default=512)
     parser.add_argument(
-        "--copies", type=int, default=1, help="pictures a caption; of the captions fewer then"
+        "--copies", type=int, default=1, help="images per caption; of the captions fewer then"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-trials", type=int, default=8)

@@ -2,13 +2,13 @@
 
     python benchmarks/serving.py --steps 20 --requests 192 --max-batch 32
 
-Servers of the built-in model run in one process, otherwise alike: one samples every picture alone, one shares within
+Servers of the built-in model run in one process, otherwise alike: one samples every image alone, one shares within
 waves, one replays what earlier waves left too, and if asked for one shares in waves filled by age instead of meaning.
 The prompts are few (scenes times objects), so the cache soon holds them all: what it saves here is the most it can.
 Requests arrive by themselves (Poisson, given how many there are), whether or not earlier ones are answered, at growing
 rates; all servers get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the
 95th percentile under the target (between two rates by interpolation; a short burst may come faster than a server could
-bear for ever), the most pictures answered a second, the ratios, and the median latency of an idle server.
+bear for ever), the most images answered per second, the ratios, and the median latency of an idle server.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def server(arm: str, steps: int, window_ms: float, max_batch: int) -> Iterator[t
 
 
 async def ask(client: httpx.AsyncClient, url: str, prompt: str) -> float:
-    """Seconds until the picture is there."""
+    """Seconds until the image is there."""
     start = time.perf_counter()
     answer = await client.post(url, json={"prompt": prompt})
     answer.raise_for_status()
@@ -171,7 +171,7 @@ def main() -> None:
                 table[name].append({
                     "rate": rate, "answered_per_second": args.requests / took,
                     "p50": float(np.percentile(latencies, 50)), "p95": float(np.percentile(latencies, 95)),
-                    "evaluations_a_picture": sum(rows) / args.requests, "waves": len(rows),
+                    "evaluations_a_image": sum(rows) / args.requests, "waves": len(rows),
                 })  # fmt: skip
                 print(name, table[name][-1], flush=True)
     found = {name: highest_rate(rates, [row["p95"] for row in rows], target) for name, rows in table.items()}

@@ -7,10 +7,10 @@ beyond a few rows. Clients send good requests, ones that can never work, and lea
 of them the process is told to end (SIGTERM) while many wait, and another, with the same cache folder, takes over;
 clients come again only where they were refused. At the end:
 
-- every good request must have been answered once, with as many pictures made as the two processes say;
-- a picture of a seed must be what the untouched pipeline makes of that seed (to 3 of 255: rows run in batches), and
+- every good request must have been answered once, with as many images made as the two processes say;
+- an image of a seed must be what the untouched pipeline makes of that seed (to 3 of 255: rows run in batches), and
   no two of those are alike, so none is anybody else's;
-- a picture that may share has no such twin: the judge reads its four attributes, and must find them as often (to 10
+- an image that may share has no such twin: the judge reads its four attributes, and must find them as often (to 10
   points) as on the seeded ones;
 - requests that cannot work get the error that is theirs;
 - both processes end well, and the second one's memory is told from its second quarter to its last.
@@ -62,7 +62,7 @@ POISON = "a small star at the top left on a blue background"  # the denoiser fai
 MOST_ROWS = 6  # at once; beyond, memory is out
 TOLERANCE = 3  # of 255
 NEVER = {"empty": " ", "too long": "x" * 5000, "half a character": "half a pair \ud800"}
-PICTURES = 'sagediff_pictures_total{outcome="picture"}'
+IMAGES = 'sagediff_images_total{outcome="image"}'
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -226,7 +226,7 @@ class Clients:
 
     def _answered(self, number: int, request: dict[str, Any], status: int, code: str, answer: Any) -> None:
         kind = request["kind"]
-        self.codes[code or "picture"] += 1
+        self.codes[code or "image"] += 1
         if kind == "leaves":
             self.late += 1
         elif (status, code) != request["wants"]:
@@ -248,7 +248,7 @@ def requests_of(count: int, captions: list[str], chance: np.random.Generator) ->
         elif draw < 0.78:
             out.append({"kind": "shared", "body": {"prompt": caption}, "wants": (200, "")})
         elif draw < 0.83:
-            out.append({"kind": "poison", "body": {"prompt": POISON}, "wants": (500, "picture_failed")})
+            out.append({"kind": "poison", "body": {"prompt": POISON}, "wants": (500, "image_failed")})
         elif draw < 0.88:
             prompt = NEVER[str(chance.choice(list(NEVER)))]
             out.append({"kind": "never", "body": {"prompt": prompt}, "wants": (400, "invalid_value")})
@@ -267,9 +267,9 @@ def verdict(
     """Figures; what is wrong with the answers is added to `clients.wrong`.
 
     Args:
-        made: pictures that the servers say they made.
+        made: images that the servers say they made.
         pipe: as the servers have it.
-        worse: how much more seldom the judge may find all four attributes on pictures that may share.
+        worse: how much more seldom the judge may find all four attributes on images that may share.
     """
     wrong = clients.wrong
     good = [i for i, request in enumerate(requests) if request["kind"] in ("seeded", "shared")]
@@ -277,7 +277,7 @@ def verdict(
     wrong += [f"request {i} was answered {count} times" for i, count in counts.items() if count != 1]
     answered = sum(counts.values()) + clients.late
     if not answered <= made <= answered + clients.left:
-        wrong.append(f"{made} pictures were made for {answered} answers and {clients.left} clients that left")
+        wrong.append(f"{made} images were made for {answered} answers and {clients.left} clients that left")
     worst = check_seeded(clients, requests, pipe, steps)
     judge, right = load_judge(judge_dir()), {}
     for kind in ("seeded", "shared"):
@@ -285,7 +285,7 @@ def verdict(
         images = to_judge([clients.answers[i][0][0] for i in of_kind])
         right[kind] = accuracy(judge, images, [requests[i]["body"]["prompt"] for i in of_kind])["all"]
     if right["shared"] < right["seeded"] - worse:
-        wrong.append(f"the judge finds {right}: pictures that share are not what was asked for")
+        wrong.append(f"the judge finds {right}: images that share are not what was asked for")
     return {
         "requests": Counter(request["kind"] for request in requests), "answers": clients.codes,
         "refused and come again": clients.refused, "left": clients.left,
@@ -297,7 +297,7 @@ def verdict(
 def check_seeded(clients: Clients, requests: list[dict[str, Any]], pipe: Any, steps: int) -> int:
     """The largest difference, of 255, to what the untouched pipeline makes of the same seeds."""
     seeded = [i for i in clients.answers if requests[i]["kind"] == "seeded"]
-    worst, pictures = 0, []
+    worst, images = 0, []
     for i in seeded:
         body = requests[i]["body"]
         generator = torch.Generator().manual_seed(body["seed"])
@@ -307,13 +307,13 @@ def check_seeded(clients: Clients, requests: list[dict[str, Any]], pipe: Any, st
         image, made = clients.answers[i][0]
         gap = difference(image, alone)
         worst = max(worst, gap)
-        pictures.append(np.asarray(image, dtype=int))
+        images.append(np.asarray(image, dtype=int))
         if gap > TOLERANCE or made["seed"] != body["seed"]:
-            clients.wrong.append(f"request {i} of seed {body['seed']} got a picture {gap} of 255 off its own")
-    stack = np.stack(pictures)
+            clients.wrong.append(f"request {i} of seed {body['seed']} got an image {gap} of 255 off its own")
+    stack = np.stack(images)
     for i in range(len(stack) - 1):
         if (np.abs(stack[i + 1 :] - stack[i]).reshape(len(stack) - i - 1, -1).max(axis=1) <= TOLERANCE).any():
-            clients.wrong.append("two seeds have one picture: the check above tells nothing")
+            clients.wrong.append("two seeds have one image: the check above tells nothing")
     return worst
 
 
@@ -372,7 +372,7 @@ def main() -> None:
         counted = made_by(folder)
     if any(codes):
         clients.wrong.append(f"the processes ended with {codes}")
-    made = counted[PICTURES]
+    made = counted[IMAGES]
     pipe = open_pipeline("demo", None, "cpu", "float32", chosen_lora("demo", None, False))
     told = verdict(clients, requests, made, pipe, args.steps)
     memory = processes[-1].memory

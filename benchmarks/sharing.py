@@ -26,7 +26,7 @@ from sagediff.builtin.scenes.networks import Judge, load_judge
 def sample(
     pipe: Any, captions: list[str], args: argparse.Namespace, ratio: float, shared: float | None, seed: int
 ):
-    """One row's pictures, in the order of the captions, and the plan that made them."""
+    """One row's images, in the order of the captions, and the plan that made them."""
     sampler = sagediff.SharedSampler(
         pipe,
         threshold=args.threshold,
@@ -68,10 +68,10 @@ def measure(
     """The rows of one schedule."""
     rows: list[dict[str, Any]] = []
 
-    def record(name: str, saving: float, pictures: list[Tensor]) -> None:
+    def record(name: str, saving: float, made: list[Tensor]) -> None:
         figures = [
             accuracy(judge, images, captions) | {"diversity": diversity(judge, images, groups)}
-            for images in pictures
+            for images in made
         ]
         spread = {k: mean_spread([f[k] for f in figures]) for k in figures[0]}
         rows.append({"scheduler": scheduler, "method": name, "saving": saving} | spread)
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--schedulers", nargs="+", default=["dpm++-beta", "dpm++"])
-    parser.add_argument("--members", type=float, default=3.0, help="prompts a group, sets the threshold")
+    parser.add_argument("--members", type=float, default=3.0, help="prompts per group, sets the threshold")
     parser.add_argument("--threshold", type=float, help="in place of --members")
     parser.add_argument("--max-group-size", type=int, default=8)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.4, 0.5])

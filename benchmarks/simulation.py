@@ -37,7 +37,7 @@ import sagediff
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
 from sagediff.prompts.prompt_files import read_prompts
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 
 Floats = npt.NDArray[np.float32]
 ROUTES = ("random", "round-robin", "affinity")
@@ -74,7 +74,7 @@ class Setting:
 
     @property
     def capacity(self) -> float:
-        """Requests a second of one worker without sharing, in full batches."""
+        """Requests per second of one worker without sharing, in full batches."""
         rows = self.rows_alone * self.max_batch
         return self.max_batch / (self.steps * (self.call_seconds + self.row_seconds * rows))
 
@@ -185,7 +185,7 @@ def simulate(setting: Setting, vectors: Floats) -> dict[str, Any]:
             happen()
         time_now = arrival
         number = dealer.choose(prompts[request], loads)
-        workers[number].queue.submit([PictureRequest(str(request), "prompt", setting.steps)])
+        workers[number].queue.submit([ImageRequest(str(request), "prompt", setting.steps)])
         loads[number] += 1
         look(number)
     while events:
@@ -210,7 +210,7 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured_times(repeats: int = 3) -> tuple[float, float]:
-    """(seconds a call, seconds a row) of the built-in model's denoiser here: a line through the best times."""
+    """(seconds per call, seconds per row) of the built-in model's denoiser here: a line through the best times."""
     import torch
 
     pipe = sagediff.load_pipeline("demo")
@@ -305,7 +305,7 @@ def main() -> None:
         plot(rows, args.plot)
     if args.markdown:
         print(
-            f"{len(prompts)} prompts; {call * 1e3:.2f} ms a call and {row * 1e3:.2f} ms a row\n\n{markdown(rows)}"
+            f"{len(prompts)} prompts; {call * 1e3:.2f} ms per call and {row * 1e3:.2f} ms per row\n\n{markdown(rows)}"
         )
     else:
         print(

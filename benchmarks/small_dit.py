@@ -28,7 +28,7 @@ from world_eval import held_out_captions, mean_spread
 
 from sagediff.builtin.scenes.scene_perception import WorldPerception
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
-from sagediff.builtin.scenes.training.scene_images import Pictures
+from sagediff.builtin.scenes.training.scene_images import Images
 from sagediff.builtin.scenes.training.stages import LATENT_CHANNELS, TEXT_DIM
 from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
 from sagediff.pipelines.placement import open_pipeline
@@ -95,11 +95,11 @@ class World:
 
     @torch.no_grad()
     def images(self, latents: Tensor) -> Tensor:
-        """(N, 64, 32) -> (N, 3, 64, 64) in [0, 1], in eighths as pictures have them."""
+        """(N, 64, 32) -> (N, 3, 64, 64) in [0, 1], in eighths as images have them."""
         vae = self.demo.vae
         parts = []
         for part in latents.split(64):
-            # without a VAE of its own, the pipeline takes a latent for an eighth of a picture's side
+            # without a VAE of its own, the pipeline takes a latent for an eighth of an image's side
             unpacked = FluxPipeline._unpack_latents(part, SIDE * 8, SIDE * 8, 8) / vae.config.scaling_factor
             parts.append(vae.decode(unpacked).sample.add(1).div(2).clamp(0, 1).mul(255).round().div(255))
         return torch.cat(parts)
@@ -118,14 +118,14 @@ def pipeline(transformer: FluxTransformer2DModel, shift: float) -> FluxPipeline:
 def train_transformer(args: argparse.Namespace) -> Path:
     """Flow matching; times are drawn logit-normally, evenly over the batch."""
     torch.manual_seed(args.seed)
-    world, pictures, transformer = World.open(), Pictures("cpu"), new_transformer()
-    captions = [scene.caption for scene in pictures.scenes]
+    world, images, transformer = World.open(), Images("cpu"), new_transformer()
+    captions = [scene.caption for scene in images.scenes]
     told = world.conditions([*captions, ""])  # the last row is the empty caption
     known = args.out / "latents.safetensors"
     if not known.is_file():
         rng = np.random.default_rng([args.seed, 5])
         rows = [
-            world.latents(pictures.draw(pictures.scenes[start : start + 256], rng)).half()
+            world.latents(images.draw(images.scenes[start : start + 256], rng)).half()
             for _ in range(args.renders)
             for start in range(0, len(captions), 256)
         ]
@@ -161,7 +161,7 @@ def train_transformer(args: argparse.Namespace) -> Path:
 
 
 def score(args: argparse.Namespace) -> dict[str, Any]:
-    """Part of the pictures that the judge reads as captioned, by attribute."""
+    """Part of the images that the judge reads as captioned, by attribute."""
     world, perception = World.open(), WorldPerception()
     captions = held_out_captions(args.captions)
     inputs = world.inputs(captions, args.guidance)
@@ -190,7 +190,7 @@ def main() -> None:
     training.add_argument("--steps", type=int, default=2400)
     training.add_argument("--batch-size", type=int, default=32)
     training.add_argument("--learning-rate", type=float, default=1e-3)
-    training.add_argument("--renders", type=int, default=4, help="pictures of every caption")
+    training.add_argument("--renders", type=int, default=4, help="images of every caption")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--resume", action="store_true")
     scoring = does.add_parser("score")

@@ -82,7 +82,7 @@ class Server:
         self.hits = self.evaluations = 0
 
     def window(self, prompts: list[str], vectors: np.ndarray, seeds: list[int]) -> torch.Tensor:
-        """Pictures (n, 3, 64, 64) in [0, 1] of the prompts with embeddings (n, D) and seeds of their own."""
+        """Images (n, 3, 64, 64) in [0, 1] of the prompts with embeddings (n, D) and seeds of their own."""
         args, count = self.args, len(prompts)
         found: dict[int, Any] = {}
         if self.arm.cache_threshold is not None:
@@ -147,7 +147,7 @@ def measure(pipe: Any, judge: Any, vectors: np.ndarray, captions: list[str], arm
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| | saved | evaluations an image | replayed | all four right |", "| --- |" + " ---: |" * 4]
+    lines = ["| | saved | evaluations per image | replayed | all four right |", "| --- |" + " ---: |" * 4]
     for row in rows:
         figures = {
             name: mean_spread([found[name] for found in row["seeds"].values()])

@@ -1,4 +1,4 @@
-"""What the benchmarks on the built-in world share: captions, pictures for the judge, accuracy, diversity."""
+"""What the benchmarks on the built-in world share: captions, images for the judge, accuracy, diversity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def held_out_captions(count: int, seed: int = 0) -> list[str]:
 
 
 def to_judge(images: list[Any]) -> Tensor:
-    """PIL pictures -> (N, 3, 64, 64) in [-1, 1]."""
+    """PIL images -> (N, 3, 64, 64) in [-1, 1]."""
     stack = np.stack([np.asarray(image, np.float32) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -28,7 +28,7 @@ def to_judge(images: list[Any]) -> Tensor:
 def judge_images(
     pipe: Any, captions: list[str], steps: int, guidance: float, seed: int, **kwargs: Any
 ) -> Tensor:
-    """Independent sampling by the untouched pipeline, 64 prompts at a time, one generator a prompt."""
+    """Independent sampling by the untouched pipeline, 64 prompts at a time, one generator per prompt."""
     images: list[Any] = []
     for start in range(0, len(captions), 64):
         part = captions[start : start + 64]
@@ -40,7 +40,7 @@ def judge_images(
 
 
 def accuracy(judge: Judge, images: Tensor, captions: list[str]) -> dict[str, float]:
-    """Part of the pictures on which the judge reads each attribute, and all four, as captioned."""
+    """Part of the images on which the judge reads each attribute, and all four, as captioned."""
     labels = torch.tensor([parse_caption(c).labels for c in captions])
     right = torch.cat([judge.read(part) for part in images.split(256)]) == labels
     out = {name: float(right[:, i].float().mean()) for i, name in enumerate(ATTRIBUTES)}

@@ -5,7 +5,7 @@
     |   |-- PlanError                    a share plan that is not one
     |   `-- UnsupportedPipelineError     a pipeline, denoiser or scheduler that sharing does not know
     |-- OutputError                      the work itself failed: disk full, folder not writable
-    `-- StoppedError                     nobody is left who wants the pictures of a run
+    `-- StoppedError                     nobody is left who wants the images of a run
 
 The command line exits with 2 for an InputError and with 1 for any other SagediffError.
 """

@@ -70,14 +70,14 @@ def test_bytes_are_counted_alike_each_time(
         assert "seconds" not in row
 
 
-def test_with_the_autoencoder_pictures_are_made_and_its_bytes_counted(
+def test_with_the_autoencoder_images_are_made_and_its_bytes_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for device in ("cpu", "meta"):
         options = ("--device", device, "--models", "sd15", "flux", "--repeats", "1")
         latents = run(monkeypatch, capsys, *options)
-        pictures = run(monkeypatch, capsys, *options, "--decode")
-        for row, decoded in zip(latents, pictures, strict=True):
+        images = run(monkeypatch, capsys, *options, "--decode")
+        for row, decoded in zip(latents, images, strict=True):
             check(decoded)
             assert decoded["evaluations"] == row["evaluations"]
             assert decoded["weights_mib"] > row["weights_mib"]

@@ -1,4 +1,4 @@
-"""The built-in model as shipped: a genuine, small diffusers pipeline whose pictures show what captions say."""
+"""The built-in model as shipped: a genuine, small diffusers pipeline whose images show what captions say."""
 
 from __future__ import annotations
 

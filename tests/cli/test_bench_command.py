@@ -138,8 +138,8 @@ def test_a_bench_leaves_table_plots_and_cells(whole: Path) -> None:
             assert figures["cost_saving"] > 0
         assert line["bands"]
     for name in ("frontier.png", "strip.png"):
-        with Image.open(whole / name) as picture:
-            assert min(picture.size) > 100
+        with Image.open(whole / name) as image:
+            assert min(image.size) > 100
     text = (whole / "table.md").read_text()
     assert "| independent, guidance off early | 3 steps, first 50% unguided |" in text
     assert len((whole / "table.csv").read_text().splitlines()) == 7
@@ -179,7 +179,7 @@ def test_stdout_is_json_and_words_go_to_stderr(whole: Path, capsys: pytest.Captu
     assert "6 of 6 are there already" in err and "table.md" in err
 
 
-def test_prompts_and_pictures_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_and_images_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     data.mkdir()
     lines = []

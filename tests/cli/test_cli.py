@@ -50,7 +50,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def close(*files: Path) -> bool:
-    """Whether two pictures are equal but for rounding."""
+    """Whether two images are equal but for rounding."""
     one, two = (Image.open(file).tobytes() for file in files)
     return max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 2
 
@@ -71,20 +71,20 @@ def test_generate_writes_everything_and_prints_one_json_object(
     out, code, stdout, stderr = made
     assert code == 0, stderr
     files = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
-    pictures = {f"images/{i:06d}.png" for i in range(4)}
-    assert files == pictures | {"metadata.jsonl", "report.json", "contact-sheet.png", "run.json"}
+    images = {f"images/{i:06d}.png" for i in range(4)}
+    assert files == images | {"metadata.jsonl", "report.json", "contact-sheet.png", "run.json"}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert json.loads(stdout) == report
     assert stdout.count("\n") == 1
     assert set(report) >= PLAN_KEYS | {"seconds", "images_per_second"}
-    assert report["num_prompts"] == report["pictures_made"] == 4 and report["num_steps"] == 3
+    assert report["num_prompts"] == report["images_made"] == 4 and report["num_steps"] == 3
     assert report["evaluations_run"] == report["evaluations"] < report["evaluations_independent"] == 24
     assert report["cost_saving"] == pytest.approx(1 - report["evaluations"] / 24)
     assert report["seconds"] > 0 and report["images_per_second"] > 0
     assert f"{report['cost_saving']:.1%} saved" in stderr and str(out) in stderr
 
 
-def test_metadata_and_pictures_say_what_they_are(made: tuple[Path, int, str, str]) -> None:
+def test_metadata_and_images_say_what_they_are(made: tuple[Path, int, str, str]) -> None:
     out = made[0]
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (out / "metadata.jsonl").read_text("utf-8").splitlines()]
@@ -152,7 +152,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL as soon as a picture is there: what was finished is kept as it is, the rest comes out the same."""
+    """SIGKILL as soon as an image is there: what was finished is kept as it is, the rest comes out the same."""
     prompts = [
         *PROMPTS,
         "a small car at the left on a white background",
@@ -175,13 +175,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     finished = {file: file.stat().st_mtime_ns for file in out.glob("images/*.png")}
     assert 0 < len(finished) < len(prompts)
     assert not (out / "report.json").exists()
-    (out / "images" / "000006.png.partial").write_bytes(b"half a picture")
+    (out / "images" / "000006.png.partial").write_bytes(b"half an image")
 
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
     code, stdout, stderr = finish(sagediff_process([*arguments, "--resume"]))
     assert code == 0, stderr
-    assert json.loads(stdout)["pictures_made"] == len(prompts) - len(finished)
+    assert json.loads(stdout)["images_made"] == len(prompts) - len(finished)
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     assert not list(out.rglob("*.partial"))
     for i in range(len(prompts)):
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     assert (out / "metadata.jsonl").read_text("utf-8") == (whole / "metadata.jsonl").read_text("utf-8")
 
 
-def test_a_group_finished_in_part_keeps_those_pictures_and_makes_the_others(
+def test_a_group_finished_in_part_keeps_those_images_and_makes_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["generate", *PROMPTS, *STEPS, "--threshold", "-1", "--out", str(tmp_path)]  # one group
@@ -200,7 +200,7 @@ def test_a_group_finished_in_part_keeps_those_pictures_and_makes_the_others(
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "images").iterdir()}
     assert main([*arguments, "--resume"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["num_groups"] == report["pictures_made"] == 1
+    assert report["num_groups"] == report["images_made"] == 1
     assert report["evaluations_run"] == report["evaluations"] == evaluations
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     assert close(missing, before)
@@ -214,7 +214,7 @@ def test_resuming_a_finished_run_makes_nothing_and_other_settings_are_refused(
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("images/*")}
     capsys.readouterr()
     assert main([*arguments, "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["pictures_made"] == 0
+    assert json.loads(capsys.readouterr().out)["images_made"] == 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("images/*")} == files
     for option, names in (
         ("--seed=1", "seed"),

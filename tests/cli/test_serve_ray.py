@@ -86,20 +86,18 @@ def replica_processes(driver: int) -> list[int]:
     return [number for number, title in titles.items() if b"ServeReplica:sagediff" in title and below(number)]
 
 
-def test_seeds_give_the_pictures_of_one_engine_and_previews_come_through(running: Running) -> None:
+def test_seeds_give_the_images_of_one_engine_and_previews_come_through(running: Running) -> None:
     from sagediff.cli.serve import local_engine
 
-    pictures = [wanted(f"one {seed}", prompt, seed=seed) for seed, prompt in enumerate((CAT, DOG, STAR))]
+    images = [wanted(f"one {seed}", prompt, seed=seed) for seed, prompt in enumerate((CAT, DOG, STAR))]
     shown: list[int] = []
-    tickets = running.fleet.submit(pictures, 2, lambda ticket, preview: shown.append(preview.number))
+    tickets = running.fleet.submit(images, 2, lambda ticket, preview: shown.append(preview.number))
     here = results(tickets)
     engine: Engine
     engine, _ = local_engine(request_of(), ServeConfig.of(max_batch=8), 64, lambda report: None, print)
     engine.start()
     engine.wait_until_loaded(60)
-    alone = results(
-        engine.submit([wanted(f"two {i}", p.prompt, seed=p.seed) for i, p in enumerate(pictures)])
-    )
+    alone = results(engine.submit([wanted(f"two {i}", p.prompt, seed=p.seed) for i, p in enumerate(images)]))
     engine.stop(60)
     assert all(close(a.image, b.image) and a.seed == b.seed for a, b in zip(here, alone, strict=True))
     assert shown and all(ticket.waited > 0 and ticket.ran > 0 for ticket in tickets)
@@ -109,7 +107,7 @@ def test_seeds_give_the_pictures_of_one_engine_and_previews_come_through(running
 def test_what_means_the_same_meets_and_metrics_say_so(running: Running) -> None:
     before = running.figure("sagediff_evaluations_saved_total")
     made = results(running.fleet.submit([wanted(f"{i} {p}", p) for p in (CAT, STAR) for i in range(4)]))
-    assert min(picture.group_size for picture in made) >= 2
+    assert min(image.group_size for image in made) >= 2
     until(lambda: running.figure("sagediff_evaluations_saved_total") > before)
     text = running.metrics.text().decode()
     assert 'sagediff_replica_in_hand{replica="0"}' in text and "sagediff_replicas 2.0" in text
@@ -138,7 +136,7 @@ def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Ru
     until(lambda: min(running.fleet._replicas.loads().values()) >= 2)
     os.kill(replica_processes(os.getpid())[0], signal.SIGKILL)
     made = results(tickets)
-    assert [picture.seed for picture in made] == list(range(6))
+    assert [image.seed for image in made] == list(range(6))
     assert sorted(answered) == sorted(ticket.request.id for ticket in tickets)
     assert running.figure("sagediff_replica_calls_broken_total") >= 1
     until(lambda: len(running.fleet._replicas.loads()) == 2, 60)  # it is replaced

@@ -84,7 +84,7 @@ def test_the_size_of_groups_is_searched_too(seed: int, harm: tuple[float, ...]) 
 
 
 def test_equal_prompts_must_stay_apart() -> None:
-    """The longer the closest share, the more alike their pictures; quality alone would not stop it."""
+    """The longer the closest share, the more alike their images; quality alone would not stop it."""
     world = World(0, (0.0, 0.0, 0.0))
     longest = max(RATIOS)
 
@@ -155,8 +155,8 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
     prompts = [f"a large cat at the {place} on a red background" for place in ("top", "left", "center")]
     assert main(["plan", *prompts, "--policy", str(out), "--steps", "4", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    pictures = tmp_path / "pictures"
-    generate = ["generate", *prompts, "--policy", str(out), "--steps", "4", "--out", str(pictures)]
+    images = tmp_path / "images"
+    generate = ["generate", *prompts, "--policy", str(out), "--steps", "4", "--out", str(images)]
     assert main(generate) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["evaluations"] == planned["evaluations"] == report["evaluations_run"]

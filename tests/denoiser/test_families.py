@@ -181,7 +181,7 @@ def test_padding_does_not_dilute_the_mean() -> None:
 def test_words_are_read_from_masks_of_every_kind() -> None:
     family = FAMILIES["ChromaTransformer2DModel"]
     condition = torch.randn(1, 3, 2)
-    additive = torch.tensor([[0.0, -1e4, 0.0, 0.0, 0.0]])  # longer: the picture's tokens follow
+    additive = torch.tensor([[0.0, -1e4, 0.0, 0.0, 0.0]])  # longer: the image's tokens follow
     for mask in (additive, additive == 0, (additive == 0).float(), (additive == 0).long()):
         found = family.words({"encoder_hidden_states": condition, "attention_mask": mask})
         assert found["encoder_hidden_states"].tolist() == [[True, False, True]]
@@ -192,7 +192,7 @@ def test_words_are_read_from_masks_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("family", ["pixart-sigma", "sana", "lumina2", "qwen-image", "ltx"])
-def test_what_the_padding_holds_changes_no_picture(family: str) -> None:
+def test_what_the_padding_holds_changes_no_image(family: str) -> None:
     """Of members of different length that share all steps: what their masks hide stays hidden."""
     case = tiny(family)
     plan = SharePlan.from_groups([[0, 1, 2]], num_steps=STEPS, share_ratio=1.0)
@@ -228,7 +228,7 @@ def test_lists_that_sharing_cannot_gather_are_refused() -> None:
     unlike = [torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 4)]
     with pytest.raises(UnsupportedPipelineError, match=r"list `x` of unlike shapes"):
         family.tensors({"x": unlike}, "Z")
-    with pytest.raises(UnsupportedPipelineError, match=r"`x`.*FAMILIES"):  # several pictures a prompt
+    with pytest.raises(UnsupportedPipelineError, match=r"`x`.*FAMILIES"):  # several images per prompt
         family.tensors({"x": [unlike, unlike]}, "Z")
     sizes = {"img_shapes": [[(1, 2, 2)], [(1, 2, 4)]]}
     with pytest.raises(UnsupportedPipelineError, match=r"unlike entries in `img_shapes`"):
@@ -304,11 +304,11 @@ def _img2img(family: str, pipeline: Any, **parts: Any) -> Any:
     return pipe
 
 
-def _refine(pipe: Any, pictures: torch.Tensor, plan: SharePlan, **options: Any) -> Any:
+def _refine(pipe: Any, images: torch.Tensor, plan: SharePlan, **options: Any) -> Any:
     return pipe(
         prompt_embeds=embeddings(PROMPTS, TOKENS),
         pooled_prompt_embeds=embeddings(PROMPTS),
-        image=pictures,
+        image=images,
         guidance_scale=1.0,
         generator=plan.generators(0),
         output_type="latent",
@@ -316,17 +316,17 @@ def _refine(pipe: Any, pictures: torch.Tensor, plan: SharePlan, **options: Any) 
     ).images
 
 
-def test_the_sdxl_refiner_is_refused_as_its_pictures_have_parted() -> None:
+def test_the_sdxl_refiner_is_refused_as_its_images_have_parted() -> None:
     pipe = _img2img("sdxl", diffusers.StableDiffusionXLImg2ImgPipeline, scheduler=SCHEDULERS["euler"]())
     plan = SharePlan.from_groups([[0, 2, 3], [1]], num_steps=2, share_ratio=0.5)
-    pictures = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with pytest.raises(InputError, match="same noise"), shared_sampling(pipe, plan):
-        _refine(pipe, pictures, plan, num_inference_steps=4, strength=0.5)
+        _refine(pipe, images, plan, num_inference_steps=4, strength=0.5)
     with pytest.raises(PlanError, match="2 steps"), shared_sampling(pipe, plan):
-        _refine(pipe, pictures[:1].repeat(4, 1, 1, 1), plan, num_inference_steps=10, denoising_start=0.5)
+        _refine(pipe, images[:1].repeat(4, 1, 1, 1), plan, num_inference_steps=10, denoising_start=0.5)
 
 
-def test_samplers_refuse_what_makes_no_pictures_of_prompts() -> None:
+def test_samplers_refuse_what_makes_no_images_of_prompts() -> None:
     with pytest.raises(UnsupportedPipelineError, match="makes videos"):
         SharedSampler(tiny("wan").pipe)
     with pytest.raises(UnsupportedPipelineError, match="takes none"):

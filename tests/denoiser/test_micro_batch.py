@@ -1,4 +1,4 @@
-"""The measured micro-batch: it ends, it is the fastest that fits, and it changes pictures by rounding only."""
+"""The measured micro-batch: it ends, it is the fastest that fits, and it changes images by rounding only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sagediff.sampling.context import shared_sampling
 
 
 def search(rows: int, seconds: dict[int, float], room: int, calls: int = 60) -> MicroBatches:
-    """Calls of so many rows on a machine that holds `room` of them, at so many seconds a row."""
+    """Calls of so many rows on a machine that holds `room` of them, at so many seconds per row."""
     micro = MicroBatches()
     for _ in range(calls):
         size = micro.size(rows)
@@ -62,7 +62,7 @@ def test_more_rows_than_before_are_searched_anew() -> None:
 
 
 @pytest.mark.parametrize("family", ["sd", "flux"])
-def test_pictures_differ_by_rounding_only_and_cost_the_same(family: str) -> None:
+def test_images_differ_by_rounding_only_and_cost_the_same(family: str) -> None:
     case = tiny(family)
     plan = SharePlan.from_groups([[0, 2, 3], [1, 4, 5]], num_steps=8, share_ratio=0.4)
 

@@ -1,4 +1,4 @@
-"""Ray workers: the pictures of one process, and a worker that dies loses nothing but what it had in hand."""
+"""Ray workers: the images of one process, and a worker that dies loses nothing but what it had in hand."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         PoolOptions(0)
 
 
-# -- pictures
+# -- images
 
 
 def generate(out: Path, *more: str) -> dict[str, object]:
@@ -139,17 +139,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_workers_make_the_pictures_of_one_process(alone: Path, tmp_path: Path, workers: str) -> None:
+def test_workers_make_the_images_of_one_process(alone: Path, tmp_path: Path, workers: str) -> None:
     report = generate(tmp_path / "out", "--ray", "local", "--workers", workers, "--worker-cpus", "1")
-    assert report["evaluations_run"] == report["evaluations"] and report["pictures_made"] == len(PROMPTS)
+    assert report["evaluations_run"] == report["evaluations"] and report["images_made"] == len(PROMPTS)
     assert contents(tmp_path / "out") == contents(alone)
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds its victim in Linux's /proc")
-def test_a_killed_worker_changes_no_picture(
+def test_a_killed_worker_changes_no_image(
     alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL to a worker as soon as there is a picture."""
+    """SIGKILL to a worker as soon as there is an image."""
     out = tmp_path / "out"
     killed: list[int] = []
 
@@ -168,7 +168,7 @@ def test_a_killed_worker_changes_no_picture(
     assert killed and "a worker died" in capsys.readouterr().err
     assert contents(out) == contents(alone)
     # what the dead worker had in hand is not counted: nobody heard of it
-    assert report["evaluations_run"] == report["evaluations"] and report["pictures_made"] == len(PROMPTS)
+    assert report["evaluations_run"] == report["evaluations"] and report["images_made"] == len(PROMPTS)
 
 
 def worker_processes() -> list[int]:

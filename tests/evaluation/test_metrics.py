@@ -151,7 +151,7 @@ def test_bands_are_terciles_of_the_groups_or_the_edges_given() -> None:
     [
         (lambda: frechet_distance(np.ones(3), np.ones((3, 1))), "shape"),
         (lambda: frechet_distance(np.ones((3, 2)), np.ones((3, 1))), "wide"),
-        (lambda: frechet_distance(np.ones((1, 2)), np.ones((3, 2))), "two pictures"),
+        (lambda: frechet_distance(np.ones((1, 2)), np.ones((3, 2))), "two images"),
         (lambda: frechet_distance(np.full((2, 2), np.nan), np.ones((3, 2))), "finite"),
         (lambda: frechet_from_statistics([0.0], [[1.0]], [0.0, 0.0], [[1.0]]), "expected means"),
         (lambda: kernel_distance(np.ones((3, 2)), np.ones((2, 2)), paired=True), "equal size"),

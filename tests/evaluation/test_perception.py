@@ -1,4 +1,4 @@
-"""What looks at pictures: tiny CLIP and DINOv2 models from disk, the built-in judge, a folder of real pictures."""
+"""What looks at images: tiny CLIP and DINOv2 models from disk, the built-in judge, a folder of real images."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _pictures(count: int = 3, side: int = 40) -> torch.Tensor:
+def _images(count: int = 3, side: int = 40) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(5))
 
 
 def test_clip_score_equals_the_whole_models_own_logits(clip: Path) -> None:
-    images = _pictures().mul(255).round() / 255
+    images = _images().mul(255).round() / 255
     perception = NetworkPerception(features=str(clip), clip=str(clip))
     model = CLIPModel.from_pretrained(clip, use_safetensors=True).eval()
     pil = [Image.fromarray(i.permute(1, 2, 0).mul(255).byte().numpy()) for i in images]
@@ -87,13 +87,13 @@ def test_clip_score_equals_the_whole_models_own_logits(clip: Path) -> None:
 
 def test_features_come_from_dinov2_and_not_from_clip(clip: Path, dinov2: Path) -> None:
     perception = NetworkPerception(features=str(dinov2), clip=str(clip))
-    assert perception.features(_pictures()).shape == (3, 24)
+    assert perception.features(_images()).shape == (3, 24)
     assert str(dinov2) in perception.name and not isinstance(perception, Judging)
 
 
 def test_batches_change_nothing(clip: Path, dinov2: Path) -> None:
     images, prompts = (
-        _pictures(7),
+        _images(7),
         [f"a {word} heart" for word in ["small", "large", "red", "blue", "black", "white", "pink"]],
     )
     one, all_ = (NetworkPerception(features=str(dinov2), clip=str(clip), batch_size=size) for size in (1, 32))
@@ -119,7 +119,7 @@ def test_inception_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_world_is_seen_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     look = WorldPerception()
-    images, prompts = _pictures(5, 64), held_out_captions(5)
+    images, prompts = _images(5, 64), held_out_captions(5)
     whole = look.features(images), look.alignment(images, prompts), look.accuracy(images, prompts)
     monkeypatch.setattr("sagediff.builtin.scenes.scene_perception._BATCH", 2)
     assert torch.allclose(whole[0], look.features(images), atol=1e-4)
@@ -130,10 +130,10 @@ def test_the_world_is_seen_the_same_in_any_batch(monkeypatch: pytest.MonkeyPatch
 
 def test_prompts_of_another_world_are_not_judged() -> None:
     look = WorldPerception()
-    assert look.accuracy(_pictures(1, 64), ["a photograph"]) == {}
-    assert look.alignment(_pictures(1, 64), ["a photograph"]).shape == (1,)
+    assert look.accuracy(_images(1, 64), ["a photograph"]) == {}
+    assert look.alignment(_images(1, 64), ["a photograph"]).shape == (1,)
     with pytest.raises(InputError, match="looks at"):
-        look.features(_pictures(1, 32))
+        look.features(_images(1, 32))
 
 
 def test_reference_and_captions_are_those_held_out() -> None:
@@ -151,8 +151,8 @@ def test_reference_and_captions_are_those_held_out() -> None:
 @pytest.mark.skipif(not any(f.is_file() for f in FONT_FILES), reason="font Noto Color Emoji not installed")
 def test_the_score_tower_tells_right_captions_from_wrong_ones_and_the_judge_reads_renders() -> None:
     look, captions = WorldPerception(), held_out_captions(48)
-    pictures = Renderer().batch([parse_caption(c) for c in captions], np.random.default_rng(1))
-    images = torch.from_numpy(pictures)
+    renders = Renderer().batch([parse_caption(c) for c in captions], np.random.default_rng(1))
+    images = torch.from_numpy(renders)
     right, wrong = look.alignment(images, captions), look.alignment(images, captions[1:] + captions[:1])
     assert right.mean() > 0.9 and (right > wrong).all()
     assert look.accuracy(images, captions)["all"].float().mean() > 0.95
@@ -164,14 +164,14 @@ def test_the_score_tower_tells_right_captions_from_wrong_ones_and_the_judge_read
 # -- folders
 
 
-def test_a_folder_of_real_pictures(dinov2: Path, clip: Path, tmp_path: Path) -> None:
+def test_a_folder_of_real_images(dinov2: Path, clip: Path, tmp_path: Path) -> None:
     perception = NetworkPerception(features=str(dinov2), clip=str(clip))
     (tmp_path / "deep").mkdir()
     for number, side in enumerate((40, 50, 64)):
         Image.new("RGB", (side, side), (number * 80, 20, 90)).save(tmp_path / "deep" / f"{number}.png")
     features = folder_features(tmp_path, perception, (40, 40))
     assert features.shape == (3, 24)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"broken\.png"):
         folder_features(tmp_path, perception, (40, 40))
     with pytest.raises(InputError, match="no such folder"):
@@ -183,9 +183,9 @@ def test_a_folder_of_real_pictures(dinov2: Path, clip: Path, tmp_path: Path) -> 
     [
         (None, "holds no metadata.jsonl"),
         ("{", "line 1: not JSON"),
-        ('{"file_name": "b.png", "text": "x"}', "no such picture"),
+        ('{"file_name": "b.png", "text": "x"}', "no such image"),
         ('{"file_name": "a.png", "text": " "}', "no caption"),
-        ("\n", "names no pictures"),
+        ("\n", "names no images"),
     ],
 )
 def test_a_broken_imagefolder_is_named(lines: str | None, words: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def begun(path: Path) -> OutputFolder:
     return folder
 
 
-def picture(shade: int = 0) -> Image.Image:
+def image(shade: int = 0) -> Image.Image:
     return Image.new("RGB", (8, 8), (shade, 0, 0))
 
 
@@ -38,10 +38,10 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
 
 def test_everything_is_there_under_its_final_name_only(tmp_path: Path) -> None:
     folder = begun(tmp_path / "deep" / "run")
-    folder.save_image(3, picture(), {"prompt": "a cat"})
+    folder.save_image(3, image(), {"prompt": "a cat"})
     folder.write_lines("metadata.jsonl", [{"a": "東京"}, {"a": 2}])
     folder.write_text("report.json", "{}")
-    folder.save_sheet(picture())
+    folder.save_sheet(image())
     expected = {"run.json", "images/000003.png", "metadata.jsonl", "report.json", "contact-sheet.png"}
     assert files(folder.path) == expected
     lines = (folder.path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
@@ -60,15 +60,15 @@ def _write_half(path: Path, data: bytes) -> int:
     raise _Killed
 
 
-def test_a_picture_cut_off_while_written_does_not_count_as_finished(
+def test_a_image_cut_off_while_written_does_not_count_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begun(tmp_path / "run")
-    folder.save_image(0, picture(), {})
+    folder.save_image(0, image(), {})
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", _write_half)
         with pytest.raises(_Killed):
-            folder.save_image(1, picture(), {})
+            folder.save_image(1, image(), {})
     assert "images/000001.png.partial" in files(folder.path)
     assert folder.finished(3) == [0]
     again = OutputFolder(folder.path)
@@ -78,10 +78,10 @@ def test_a_picture_cut_off_while_written_does_not_count_as_finished(
     assert again.finished(3) == [0]
 
 
-def test_only_pictures_of_the_runs_own_prompts_are_finished(tmp_path: Path) -> None:
+def test_only_images_of_the_runs_own_prompts_are_finished(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     for index in (0, 2, 5):
-        folder.save_image(index, picture(), {})
+        folder.save_image(index, image(), {})
     assert folder.finished(4) == [0, 2]
     folder.image_path(1).mkdir()
     assert folder.finished(4) == [0, 2]
@@ -90,16 +90,16 @@ def test_only_pictures_of_the_runs_own_prompts_are_finished(tmp_path: Path) -> N
 def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     for shade in (10, 200):
-        folder.save_image(0, picture(shade), {"n": str(shade)})
+        folder.save_image(0, image(shade), {"n": str(shade)})
     with Image.open(folder.image_path(0)) as found:
         assert found.getpixel((0, 0)) == (200, 0, 0)
         assert found.text == {"n": "200"}  # type: ignore[attr-defined]
 
 
-def test_texts_are_read_back_from_the_picture(tmp_path: Path) -> None:
+def test_texts_are_read_back_from_the_image(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     texts = {"prompt": "ein Löwe, 東京 🦁\nsecond line", "seed": str(2**63 - 1), "plan": '{"group": 0}'}
-    folder.save_image(0, picture(), texts)
+    folder.save_image(0, image(), texts)
     with Image.open(folder.image_path(0)) as found:
         assert found.text == texts  # type: ignore[attr-defined]
 

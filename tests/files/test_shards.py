@@ -1,4 +1,4 @@
-"""Shards: every picture once, whatever the order and the kills, as webdataset readers expect them."""
+"""Shards: every image once, whatever the order and the kills, as webdataset readers expect them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def store(path: Path, count: int, size: int) -> ShardStore:
     return ShardStore(folder, list(range(count)), size, record)
 
 
-def pictures(path: Path) -> dict[str, bytes]:
+def images(path: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for file in sorted(path.glob("shards/*.tar")):
         with tarfile.open(file) as tar:
@@ -50,7 +50,7 @@ def pictures(path: Path) -> dict[str, bytes]:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(11)), st.integers(1, 12), st.integers(0, 11))
-def test_every_picture_is_in_a_shard_once_whatever_the_order_and_the_kill(
+def test_every_image_is_in_a_shard_once_whatever_the_order_and_the_kill(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], size: int, killed: int
 ) -> None:
     path = tmp_path_factory.mktemp("shards")
@@ -62,13 +62,13 @@ def test_every_picture_is_in_a_shard_once_whatever_the_order_and_the_kill(
     assert again.finished() == sorted(order[:killed])
     for index in order[killed:]:
         again.save_png(index, b"%d" % index)
-    found = pictures(path)
+    found = images(path)
     assert {name: data for name, data in found.items() if name.endswith("png")} == {
         f"{i:06d}.png": b"%d" % i for i in range(11)
     }
     assert json.loads(found["000003.json"]) == record(3) | {"key": "000003", "bytes": 1}
     assert not list(path.glob("images/*"))
-    assert sum(part["pictures"] for part in again.summary()) == 11
+    assert sum(part["images"] for part in again.summary()) == 11
     rows = [row for i in range(len(again)) for row in parquet.read_table(again.parquet_path(i)).to_pylist()]
     assert [row["prompt"] for row in rows] == [f"prompt {i}" for i in range(11)]
 
@@ -83,10 +83,10 @@ def test_a_kill_between_the_shard_and_its_metadata_loses_nothing(tmp_path: Path)
         (tmp_path / "images" / f"{index:06d}.png").write_bytes(b"%d" % index)
     again = store(tmp_path, 4, 2)
     assert again.finished() == [0, 1]
-    assert pictures(tmp_path)["000001.png"] == b"1" and not list(tmp_path.glob("images/*"))
+    assert images(tmp_path)["000001.png"] == b"1" and not list(tmp_path.glob("images/*"))
 
 
-def test_generate_in_shards_makes_the_pictures_that_it_makes_as_files(
+def test_generate_in_shards_makes_the_images_that_it_makes_as_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["generate", *PROMPTS, "--steps", "1", "--wave-size", "1"]
@@ -94,16 +94,16 @@ def test_generate_in_shards_makes_the_pictures_that_it_makes_as_files(
     sharded = [*common, "--out", str(tmp_path / "shards"), "--shard-size", "3"]
     assert main(sharded) == 0
     report = json.loads((tmp_path / "shards" / "report.json").read_text(encoding="utf-8"))
-    assert report["shards"] == 2 and report["pictures_made"] == 4
+    assert report["shards"] == 2 and report["images_made"] == 4
     files = {file.name: file.read_bytes() for file in (tmp_path / "files" / "images").iterdir()}
-    found = pictures(tmp_path / "shards")
+    found = images(tmp_path / "shards")
     assert {name: data for name, data in found.items() if name.endswith("png")} == files
     lines = (tmp_path / "shards" / "shards.jsonl").read_text(encoding="utf-8").splitlines()
-    assert sum(json.loads(line)["pictures"] for line in lines) == 4
+    assert sum(json.loads(line)["images"] for line in lines) == 4
     assert sum(json.loads(line)["evaluations"] for line in lines) == pytest.approx(report["evaluations"])
     capsys.readouterr()
     assert main([*sharded, "--resume"]) == 0
-    assert json.loads(capsys.readouterr().out)["pictures_made"] == 0
+    assert json.loads(capsys.readouterr().out)["images_made"] == 0
     assert main([*sharded[:-1], "2", "--resume"]) == 2
     assert "other settings (shard_size)" in capsys.readouterr().err
 

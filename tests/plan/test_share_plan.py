@@ -29,7 +29,7 @@ def groupings(draw: st.DrawFn, most: int = 12) -> list[list[int]]:
 
 @st.composite
 def plans(draw: st.DrawFn) -> SharePlan:
-    """Plans of every kind: one ratio or one a group, with and without guidance, several calls a step."""
+    """Plans of every kind: one ratio or one per group, with and without guidance, several calls per step."""
     groups = draw(groupings())
     steps = draw(st.integers(1, 12))
     one = st.floats(0, 1)
@@ -318,7 +318,7 @@ def test_groups_that_do_not_cover_the_prompts_once_are_refused(groups: Any, word
         ({"share_ratio": -0.1}, "share_ratio"),
         ({"share_ratio": 1.1}, "share_ratio"),
         ({"share_ratio": float("nan")}, "share_ratio"),
-        ({"share_ratio": [0.1, 0.2]}, r"one a group \(3\), got 2"),
+        ({"share_ratio": [0.1, 0.2]}, r"one per group \(3\), got 2"),
         ({"share_ratio": [0.1, 0.2, 1.2]}, "share_ratio"),
         ({"num_steps": 0}, "num_steps"),
         ({"num_steps": True}, "num_steps"),
@@ -365,7 +365,7 @@ def test_the_cost_is_additive_over_disjoint_subsets(plan: SharePlan, data: st.Da
 def test_a_subset_keeps_its_groups_and_claims_no_ratio_of_theirs() -> None:
     plan = SharePlan.from_groups(GROUPS, 10, [0.2, 0.9, 0.7])
     subset = plan.subset([5, 4, 0, 2, 3])
-    assert subset.share_ratio is None  # one a group, in an order that a part cannot tell
+    assert subset.share_ratio is None  # one per group, in an order that a part cannot tell
     assert subset.groups == [[0, 1], [2, 3, 4]]
 
 
@@ -412,5 +412,5 @@ def test_another_seed_gives_other_noise_and_a_groups_is_its_first_members() -> N
     assert not torch.equal(draws(plan, 0), draws(plan, 1))
     own = draws(plan, [9, 8, 7, 6, 5, 4])
     assert torch.equal(own[3], torch.randn(4, generator=torch.Generator().manual_seed(9)))
-    with pytest.raises(PlanError, match=r"one a prompt \(6\), got 2"):
+    with pytest.raises(PlanError, match=r"one per prompt \(6\), got 2"):
         plan.generators([1, 2])

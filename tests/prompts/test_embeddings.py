@@ -1,4 +1,4 @@
-"""One unit vector a prompt, whatever encodes it: equal prompts once, in batches of any size."""
+"""One unit vector per prompt, whatever encodes it: equal prompts once, in batches of any size."""
 
 from __future__ import annotations
 

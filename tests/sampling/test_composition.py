@@ -115,13 +115,13 @@ def controlnet(case: Tiny) -> None:
     case.pipe.set_progress_bar_config(disable=True)
 
 
-def picture(seed: int, size: int = 16) -> Image.Image:
+def random_image(seed: int, size: int = 16) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
 def control_inputs(prompts: list[int]) -> dict[str, Any]:
-    """A picture for each prompt, of its own for different prompts."""
-    return {"image": [picture(prompt) for prompt in prompts], "controlnet_conditioning_scale": 0.8}
+    """An image for each prompt, of its own for different prompts."""
+    return {"image": [random_image(prompt) for prompt in prompts], "controlnet_conditioning_scale": 0.8}
 
 
 def ip_adapter(case: Tiny) -> None:
@@ -145,7 +145,7 @@ def ip_adapter(case: Tiny) -> None:
 
 
 def ip_inputs(prompts: list[int]) -> dict[str, Any]:
-    """One reference picture for all prompts, as the pipeline takes it."""
+    """One reference image for all prompts, as the pipeline takes it."""
     return {"ip_adapter_image_embeds": [torch.cat([torch.zeros(1, 1, WIDTH), embeddings([1])[None]])]}
 
 
@@ -246,7 +246,7 @@ def test_exact_with(name: str, family: str) -> None:
     torch.testing.assert_close(in_parts, images, rtol=0, atol=TOLERANCE)
 
 
-def test_control_pictures_of_their_own_part_the_members() -> None:
+def test_control_images_of_their_own_part_the_members() -> None:
     case = tiny("sd")
     controlnet(case)
     plan = make_plan(0.4)
@@ -257,13 +257,13 @@ def test_control_pictures_of_their_own_part_the_members() -> None:
         assert run.evaluations == run.plan.evaluations
     assert not torch.allclose(
         images[0][0], images[0][2], atol=1e-3
-    )  # equal prompts, different control pictures
+    )  # equal prompts, different control images
     torch.testing.assert_close(images[0][1], images[1][1], rtol=0, atol=TOLERANCE)  # the outsider
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_exact_from_a_picture(strength: float) -> None:
-    """Image to image: the plan has the steps that the strength leaves, and members start from the same picture."""
+def test_exact_from_a_image(strength: float) -> None:
+    """Image to image: the plan has the steps that the strength leaves, and members start from the same image."""
     case = tiny("sd", "dpmpp_2m")
     names = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
     case.pipe = StableDiffusionImg2ImgPipeline(
@@ -274,7 +274,7 @@ def test_exact_from_a_picture(strength: float) -> None:
 
     def run(prompts: list[int], plan: SharePlan, steps: int = 10) -> torch.Tensor:
         inputs = case.recipe.inputs(prompts, True)
-        start = [picture(0, 16)] * len(prompts)
+        start = [random_image(0, 16)] * len(prompts)
         return case.pipe(
             **inputs, image=start, strength=strength, num_inference_steps=steps, generator=plan.generators(0),
             output_type="latent",

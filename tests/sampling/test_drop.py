@@ -1,4 +1,4 @@
-"""Dropping prompts while they run: no rows for who has left, and no other picture for who stays."""
+"""Dropping prompts while they run: no rows for who has left, and no other image for who stays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_plan(shared_guidance: float | None = None) -> SharePlan:
 
 
 def run_with(case: Any, plan: SharePlan, leave: dict[int, int], **options: Any) -> tuple[torch.Tensor, Any]:
-    """Pictures and run, where each prompt of `leave` goes after that step."""
+    """Images and run, where each prompt of `leave` goes after that step."""
 
     def look(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         run.drop([prompt for prompt, last in leave.items() if last < run.step])

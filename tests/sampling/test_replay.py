@@ -1,4 +1,4 @@
-"""Replay: a prompt that takes over a group's recorded steps gets exactly the picture that it gets in that group.
+"""Replay: a prompt that takes over a group's recorded steps gets exactly the image that it gets in that group.
 
 Rows are run one at a time here, since batches of unlike size round unlike: what is left is exact to the last bit.
 """
@@ -27,7 +27,7 @@ CASES = [
     ("sd", "dpmpp_2m"),  # multistep
     ("sd", "euler_a"),  # stochastic
     ("sd", "dpmpp_sde"),
-    ("sd", "heun"),  # two calls a step
+    ("sd", "heun"),  # two calls per step
     ("sd", "pndm"),  # two calls for the first step only
     ("sd", "unipc"),
     ("sd", "ddpm"),
@@ -55,7 +55,7 @@ def lone_plan(count: int = 1, replayed: int = SHARED, **options: Any) -> SharePl
 def recorded(
     case: Any, plan: SharePlan, guided: bool = True, **options: Any
 ) -> tuple[torch.Tensor, Trajectory]:
-    """The group's pictures, and its trajectory."""
+    """The group's images, and its trajectory."""
     with shared_sampling(case.pipe, plan, record=[[0, 1, 2]], micro_batch_size=1, **options) as run:
         images = case(GROUP, STEPS, generators(3), guided)
     assert list(run.recorded) == [0]
@@ -70,7 +70,7 @@ def replayed(
     guided: bool = True,
     **options: Any,
 ) -> torch.Tensor:
-    """Pictures of prompts that all replay; the cost is the plan's, and what the denoiser has seen."""
+    """Images of prompts that all replay; the cost is the plan's, and what the denoiser has seen."""
     seen = 0
 
     def count(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -100,7 +100,7 @@ def replayed(
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
 @pytest.mark.parametrize("shared_guidance", [None, 1.0])
 @pytest.mark.parametrize(("family", "scheduler"), CASES)
-def test_a_replay_is_the_members_own_picture(
+def test_a_replay_is_the_members_own_image(
     family: str, scheduler: str, shared_guidance: float | None, guided: bool
 ) -> None:
     case = tiny(family, scheduler)

@@ -1,4 +1,4 @@
-"""`SharedSampler` on the built-in model: a picture depends on its prompt, its group and the seed, on nothing else."""
+"""`SharedSampler` on the built-in model: an image depends on its prompt, its group and the seed, on nothing else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {"threshold": 0.9, "share_ratio": 0.5, "encoder": by_p
 
 
 def arrays(images: list[Any]) -> npt.NDArray[np.int16]:
-    """Pictures as numbers that can be subtracted, (N, H, W, 3)."""
+    """Images as numbers that can be subtracted, (N, H, W, 3)."""
     return np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
 
@@ -97,36 +97,36 @@ def test_nothing_shared_equals_the_untouched_pipeline(demo: Any, options: dict[s
     assert len(set(result.seeds)) == 4
 
 
-def test_the_order_of_prompts_changes_no_picture(demo: Any, whole: Any) -> None:
+def test_the_order_of_prompts_changes_no_image(demo: Any, whole: Any) -> None:
     order = [4, 2, 5, 0, 3, 1]
     result = sample(demo, [CAPTIONS[i] for i in order])
     assert close(arrays(result.images), arrays(whole.images)[order])
     assert result.seeds == [whole.seeds[i] for i in order]
 
 
-def test_equal_prompts_keep_their_pictures_in_any_order(demo: Any) -> None:
-    """The first of equal prompts gets the first one's picture, wherever they stand."""
+def test_equal_prompts_keep_their_images_in_any_order(demo: Any) -> None:
+    """The first of equal prompts gets the first one's image, wherever they stand."""
     one, two, three = CAPTIONS[0], CAPTIONS[2], CAPTIONS[4]
     first = arrays(sample(demo, [one, two, one, three]).images)
     second = arrays(sample(demo, [three, one, one, two]).images)
     assert close(first[[3, 0, 2, 1]], second)
 
 
-def test_another_seed_gives_other_pictures_and_the_same_seed_the_same(demo: Any, whole: Any) -> None:
+def test_another_seed_gives_other_images_and_the_same_seed_the_same(demo: Any, whole: Any) -> None:
     again = arrays(sample(demo, CAPTIONS[:1], seed=0).images)
     assert np.array_equal(arrays(sample(demo, CAPTIONS[:1], seed=0).images), again)
     assert not close(arrays(sample(demo, CAPTIONS[:1], seed=1).images), again)
 
 
 @pytest.mark.parametrize("options", [{"wave_size": 1}, {"wave_size": 4}, {"micro_batch_size": 5}])
-def test_waves_and_micro_batches_change_no_picture(demo: Any, whole: Any, options: dict[str, Any]) -> None:
+def test_waves_and_micro_batches_change_no_image(demo: Any, whole: Any, options: dict[str, Any]) -> None:
     result = sample(demo, CAPTIONS, **options)
     assert close(arrays(result.images), arrays(whole.images))
     assert result.report["evaluations_run"] == whole.report["evaluations_run"]
     assert result.plan == whole.plan
 
 
-def test_an_outsider_changes_no_picture_of_a_group(demo: Any, whole: Any) -> None:
+def test_an_outsider_changes_no_image_of_a_group(demo: Any, whole: Any) -> None:
     without = sample(demo, CAPTIONS[:4])
     assert close(arrays(without.images)[[0, 2]], arrays(whole.images)[[0, 2]])
 
@@ -315,7 +315,7 @@ def test_large_waves_are_decoded_one_by_one_and_the_autoencoder_is_left_as_found
 
 
 def test_a_wave_that_the_pipeline_can_take_is_decoded_at_once(demo: Any) -> None:
-    """So that pictures equal the untouched pipeline's to the last bit, whatever the number of threads."""
+    """So that images equal the untouched pipeline's to the last bit, whatever the number of threads."""
     rows: list[int] = []
     handle = demo.vae.decoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     try:
@@ -325,7 +325,7 @@ def test_a_wave_that_the_pipeline_can_take_is_decoded_at_once(demo: Any) -> None
     assert rows == [len(CAPTIONS)]
 
 
-def test_large_pictures_are_decoded_one_by_one(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_by_one(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of them need more memory than many small ones."""
     at_once = sample(demo, CAPTIONS)
     rows: list[int] = []

@@ -13,7 +13,7 @@ import torch
 from sagediff.plan.sharing import SharePolicy
 from sagediff.serving.engine.batcher import BatchPolicy
 from sagediff.serving.engine.model_thread import Engine, Ticket, WaveReport
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
 
 STEPS = 2
@@ -26,8 +26,8 @@ CAT, DOG, LION, STAR = (
 )
 
 
-def wanted(id_: str, prompt: str = CAT, **changes: Any) -> PictureRequest:
-    return PictureRequest(**{"id": id_, "prompt": prompt, "num_inference_steps": STEPS} | changes)
+def wanted(id_: str, prompt: str = CAT, **changes: Any) -> ImageRequest:
+    return ImageRequest(**{"id": id_, "prompt": prompt, "num_inference_steps": STEPS} | changes)
 
 
 @contextmanager

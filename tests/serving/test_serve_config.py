@@ -1,4 +1,4 @@
-"""Settings, keys, and pictures kept for a while: no model needed."""
+"""Settings, keys, and images kept for a while: no model needed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sagediff.serving.config import ServeConfig
 from sagediff.serving.failures import (
     Cancelled,
     DeadlineExpired,
+    ImageFailed,
     NotReady,
     OutOfMemory,
-    PictureFailed,
     QueueFull,
 )
 from sagediff.serving.http.answers import error_answer
-from sagediff.serving.http.image_store import PictureStore
+from sagediff.serving.http.image_store import ImageStore
 from sagediff.serving.http.schema import GenerationBody, RequestProblem, read_body
 
 
@@ -56,7 +56,7 @@ def test_tenants_are_told_apart_by_key_and_do_not_tell_it() -> None:
         (NotReady("draining"), 503, True),
         (DeadlineExpired("too late"), 503, True),
         (OutOfMemory("too large"), 503, False),
-        (PictureFailed("it broke"), 500, False),
+        (ImageFailed("it broke"), 500, False),
         (Cancelled("gone"), 503, True),
         (KeyError("/secret/path"), 500, False),
     ],
@@ -77,7 +77,7 @@ def wanted(**body: Any) -> Any:
     return read_body(parsed, ServeConfig.of(), tenant="t", now=10.0, num_steps=7, size_multiple=8)
 
 
-def test_a_body_becomes_one_request_a_picture() -> None:
+def test_a_body_becomes_one_request_a_image() -> None:
     made = wanted(n=3, seed=2**63 - 2, size="16x24", output_format="webp", output_compression=0)
     assert [request.seed for request in made.requests] == [2**63 - 2, 2**63 - 1, 0]
     assert len({request.id for request in made.requests}) == 3
@@ -99,9 +99,9 @@ class Clock:
         return self.now
 
 
-def test_stored_pictures_are_their_tenants_and_bounded_in_bytes_and_time() -> None:
+def test_stored_images_are_their_tenants_and_bounded_in_bytes_and_time() -> None:
     clock = Clock()
-    store = PictureStore(10, 60.0, clock)
+    store = ImageStore(10, 60.0, clock)
     first, second = store.put(b"12345", "image/png", "one"), store.put(b"12345", "image/png", "two")
     assert store.get(first, "two") is None and store.get("no such", "one") is None
     found = store.get(first, "one")

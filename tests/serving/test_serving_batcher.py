@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sagediff.errors import InputError
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.failures import NotReady, QueueFull
 
 POLICY = BatchPolicy(window=1.0, max_batch=4, max_queue=9)
@@ -28,8 +28,8 @@ class Clock:
         return self.now
 
 
-def wanted(id_: str, **changes: Any) -> PictureRequest:
-    return PictureRequest(**{"id": id_, "prompt": f"a picture {id_}", "num_inference_steps": 4} | changes)
+def wanted(id_: str, **changes: Any) -> ImageRequest:
+    return ImageRequest(**{"id": id_, "prompt": f"an image {id_}", "num_inference_steps": 4} | changes)
 
 
 def ids(wave: Any) -> list[str]:
@@ -207,7 +207,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.batcher = Batcher(POLICY, self.clock)
-        self.model: list[tuple[PictureRequest, float]] = []
+        self.model: list[tuple[ImageRequest, float]] = []
         self.count = 0
         self.draining = False
 

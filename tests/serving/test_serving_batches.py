@@ -1,4 +1,4 @@
-"""Many prompts in one request: one window, one stream, each picture an outcome of its own."""
+"""Many prompts in one request: one window, one stream, each image an outcome of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LION = "a large lion at the top on a red background"
 
 @pytest.fixture(scope="module")
 def server(demo: Any) -> Iterator[Address]:
-    with serving(lambda: demo, max_pictures=6) as address:
+    with serving(lambda: demo, max_images=6) as address:
         assert address.engine.wait_until_loaded(60) == "ready"
         yield address
 
@@ -40,7 +40,7 @@ def completed(answer: httpx.Response) -> dict[int, dict[str, Any]]:
     return {e["index"]: e for e in events(answer) if e["type"] == "image_generation.completed"}
 
 
-def test_every_prompt_gets_its_picture_and_those_alike_say_that_they_shared(server: Address) -> None:
+def test_every_prompt_gets_its_image_and_those_alike_say_that_they_shared(server: Address) -> None:
     found = completed(post(server, prompts=[CAT, DOG, LION], num_inference_steps=4))
     assert sorted(found) == [0, 1, 2] and all(opened(e["b64_json"]).size == (64, 64) for e in found.values())
     assert len({e["group"] for e in found.values()}) == 1
@@ -73,8 +73,8 @@ def test_n_is_of_each_prompt_and_a_seed_gives_what_it_gives_alone(server: Addres
     assert [found[i]["seed"] for i in range(4)] == [7, 8, 7, 8]
     alone = server.client().images.generate(prompt=DOG, n=2, extra_body={"seed": 7}).data
     for one, other in zip((found[2], found[3]), alone, strict=True):
-        pictures = [np.asarray(opened(text), dtype=int) for text in (one["b64_json"], other.b64_json)]
-        assert np.abs(pictures[0] - pictures[1]).max() <= 2
+        images = [np.asarray(opened(text), dtype=int) for text in (one["b64_json"], other.b64_json)]
+        assert np.abs(images[0] - images[1]).max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -121,16 +121,16 @@ def test_a_prompt_that_fails_costs_the_others_nothing(demo: Any, server: Address
         0: "image_generation.completed", 1: "image_generation.failed", 2: "image_generation.completed",
     }  # fmt: skip
     error = next(e["error"] for e in found if e["index"] == 1)
-    assert error["code"] == "picture_failed" and "dogs" not in error["message"]
+    assert error["code"] == "image_failed" and "dogs" not in error["message"]
 
 
 def test_more_than_the_queue_holds_is_refused_for_good(demo: Any) -> None:
-    with serving(lambda: demo, max_queue=4, max_pictures=64) as small:
+    with serving(lambda: demo, max_queue=4, max_images=64) as small:
         small.engine.wait_until_loaded(60)
         answer = post(small, prompts=[CAT] * 5)
         assert answer.status_code == 400 and "at most 4" in answer.json()["error"]["message"]
         limits = httpx.get(f"{small.url}/v1/models").json()["data"][0]
-        assert (limits["steps"], limits["max_steps"], limits["max_pictures"]) == (2, 8, 4)
+        assert (limits["steps"], limits["max_steps"], limits["max_images"]) == (2, 8, 4)
 
 
 def test_a_key_is_needed(demo: Any) -> None:

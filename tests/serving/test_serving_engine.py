@@ -1,4 +1,4 @@
-"""The engine on the built-in model: pictures as if each had been alone, failures of one that cost nobody else."""
+"""The engine on the built-in model: images as if each had been alone, failures of one that cost nobody else."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from sagediff.prompts.embeddings import embed_prompts
 from sagediff.serving.engine.batcher import BatchPolicy
 from sagediff.serving.engine.model_thread import Engine, Preview, Ticket
 from sagediff.serving.engine.wave_runner import ModelSettings, Recipe, preview_steps
-from sagediff.serving.failures import Cancelled, DeadlineExpired, NotReady, OutOfMemory, PictureFailed
+from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady, OutOfMemory
 
 
-def test_seeded_pictures_are_the_untouched_pipelines_whoever_else_is_in_the_wave(demo: Any) -> None:
+def test_seeded_images_are_the_untouched_pipelines_whoever_else_is_in_the_wave(demo: Any) -> None:
     prompts = [CAT, DOG, CAT]
     with running(demo) as (engine, reports):
         seeded = [wanted(str(i), prompt, seed=i) for i, prompt in enumerate(prompts)]
-        pictures = results(engine.submit([*seeded, wanted("x"), wanted("y", DOG)]))
+        images = results(engine.submit([*seeded, wanted("x"), wanted("y", DOG)]))
     for i, prompt in enumerate(prompts):
         alone = demo(
             prompt, num_inference_steps=STEPS, guidance_scale=4.0, generator=torch.Generator().manual_seed(i)
         ).images[0]
-        assert close(pictures[i].image, alone)
-        assert (pictures[i].group_size, pictures[i].shared_steps, pictures[i].seed) == (1, 0, i)
-    assert pictures[3].group_size == 2 and pictures[3].shared_steps == 1
+        assert close(images[i].image, alone)
+        assert (images[i].group_size, images[i].shared_steps, images[i].seed) == (1, 0, i)
+    assert images[3].group_size == 2 and images[3].shared_steps == 1
     assert len(reports) == 1 and sorted(reports[0].group_sizes) == [1, 1, 1, 2]
 
 
 def test_sharing_is_counted_and_equal_prompts_come_out_different(demo: Any) -> None:
     with running(demo) as (engine, reports):
-        pictures = results(engine.submit([wanted("a"), wanted("b"), wanted("c", DOG)]))
+        images = results(engine.submit([wanted("a"), wanted("b"), wanted("c", DOG)]))
     report = reports[0]
-    assert report.evaluations == round(sum(p.evaluations for p in pictures)) == 1 + 2 * 3
-    assert report.evaluations_independent == 12 and report.outcomes == {"picture": 3}
-    assert not close(pictures[0].image, pictures[1].image)
+    assert report.evaluations == round(sum(p.evaluations for p in images)) == 1 + 2 * 3
+    assert report.evaluations_independent == 12 and report.outcomes == {"image": 3}
+    assert not close(images[0].image, images[1].image)
 
 
 def test_tenants_and_negative_prompts_are_never_in_one_group(demo: Any) -> None:
@@ -76,8 +76,8 @@ def test_tenants_and_negative_prompts_are_never_in_one_group(demo: Any) -> None:
 def test_the_operator_may_open_sharing_across_tenants(demo: Any) -> None:
     opened = ModelSettings(SHARING, SHARING, 4.0, across_tenants=True)
     with running(demo, opened) as (engine, _):
-        pictures = results(engine.submit([wanted("a", tenant="one"), wanted("b", tenant="two")]))
-    assert [p.group_size for p in pictures] == [2, 2]
+        images = results(engine.submit([wanted("a", tenant="one"), wanted("b", tenant="two")]))
+    assert [p.group_size for p in images] == [2, 2]
 
 
 @pytest.mark.parametrize("share", [False, None])
@@ -91,9 +91,9 @@ def test_only_the_culprit_of_a_failing_wave_gets_the_error(demo: Any, share: boo
     prompts = [CAT, DOG, STAR, LION, CAT]
     with faulty(demo, fault), running(demo) as (engine, reports):
         found = results(engine.submit([wanted(str(i), p, share=share) for i, p in enumerate(prompts)]))
-    assert isinstance(found[2], PictureFailed) and "breaks the denoiser" in str(found[2].__cause__)
-    assert all(hasattr(picture, "image") for i, picture in enumerate(found) if i != 2)
-    assert reports[0].outcomes == {"picture": 4, "PictureFailed": 1}
+    assert isinstance(found[2], ImageFailed) and "breaks the denoiser" in str(found[2].__cause__)
+    assert all(hasattr(image, "image") for i, image in enumerate(found) if i != 2)
+    assert reports[0].outcomes == {"image": 4, "ImageFailed": 1}
 
 
 def test_out_of_memory_takes_smaller_micro_batches_and_remembers_them(demo: Any) -> None:
@@ -141,7 +141,7 @@ def test_a_wave_stops_at_the_next_step_when_all_its_clients_are_gone(demo: Any) 
     assert len(calls) == 1
 
 
-def test_who_stays_gets_the_picture_though_a_neighbour_left(demo: Any) -> None:
+def test_who_stays_gets_the_image_though_a_neighbour_left(demo: Any) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def fault(rows: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ def test_who_stays_gets_the_picture_though_a_neighbour_left(demo: Any) -> None:
 
 
 @pytest.mark.parametrize("share", [False, None])
-def test_who_leaves_costs_no_more_and_gets_no_picture(demo: Any, share: bool | None) -> None:
+def test_who_leaves_costs_no_more_and_gets_no_image(demo: Any, share: bool | None) -> None:
     calls: list[int] = []
     tickets: list[Ticket] = []
 
@@ -178,7 +178,7 @@ def test_who_leaves_costs_no_more_and_gets_no_picture(demo: Any, share: bool | N
     assert calls == [*shared, 2, 2, 2]
     assert reports[0].evaluations == sum(calls)
     assert reports[0].evaluations_independent == 2 * 6 + 2 * 3
-    assert reports[0].outcomes == {"picture": 1, "Cancelled": 1}
+    assert reports[0].outcomes == {"image": 1, "Cancelled": 1}
 
 
 def test_what_waits_can_be_cancelled_and_can_expire(demo: Any) -> None:
@@ -202,7 +202,7 @@ def test_draining_finishes_what_was_taken_and_takes_no_more(demo: Any) -> None:
     engine.drain()
     with pytest.raises(NotReady, match="draining"):
         engine.submit([wanted("c")])
-    assert all(hasattr(picture, "image") for picture in results(tickets))
+    assert all(hasattr(image, "image") for image in results(tickets))
     engine.stop(60)
     assert engine.state == "stopped"
 
@@ -286,7 +286,7 @@ def test_many_requests_with_faults_are_each_answered_once_and_rightly(demo: Any)
         found = results(tickets)
     for ticket, outcome in zip(tickets, found, strict=True):
         if ticket.request.prompt == STAR:
-            assert isinstance(outcome, PictureFailed | Cancelled)
+            assert isinstance(outcome, ImageFailed | Cancelled)
         elif ticket in left:
             assert isinstance(outcome, Cancelled) or hasattr(outcome, "image")
         else:
@@ -311,7 +311,7 @@ def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
         requests = [wanted(str(i), p, seed=i, num_inference_steps=4) for i, p in enumerate((CAT, STAR))]
         tickets = engine.submit(requests, 2, lambda ticket, shown: seen.append(shown.number))
         found = results(tickets)
-    assert hasattr(found[0], "image") and isinstance(found[1], PictureFailed)
+    assert hasattr(found[0], "image") and isinstance(found[1], ImageFailed)
     assert sorted(seen) == [0, 0, 1, 1]
 
 
@@ -324,5 +324,5 @@ def test_closer_requests_stay_together_longer_where_the_policy_has_rungs(demo: A
     with running(demo, ModelSettings(Recipe(policy), Recipe(policy), 4.0)) as (engine, reports):
         requests = [wanted(str(i), prompt, num_inference_steps=4) for i, prompt in enumerate(prompts)]
         made = results(engine.submit(requests))
-    assert [picture.shared_steps for picture in made] == expected.branch_steps
+    assert [image.shared_steps for image in made] == expected.branch_steps
     assert sum(report.evaluations for report in reports) == expected.evaluations

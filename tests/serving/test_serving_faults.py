@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from servers import SETTINGS, serving
-from serving_faults import PICTURES, Clients, counters, make_faulty, requests_of, resident_mib, verdict
+from serving_faults import IMAGES, Clients, counters, make_faulty, requests_of, resident_mib, verdict
 
 from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.serving.engine.reuse import CacheUse
@@ -61,14 +61,14 @@ def test_every_good_request_is_answered_rightly_once_whatever_happens(demo: Any)
 
             clients = Clients(start, at_once=32)
             asyncio.run(clients.all(requests))
-        made = sum(counters(server.address.metrics.text().decode())[PICTURES] for server in servers)
+        made = sum(counters(server.address.metrics.text().decode())[IMAGES] for server in servers)
         told = verdict(
             clients, requests, made, demo, STEPS, worse=0.3
         )  # weights that were not trained to share
     finally:
         del demo.unet.forward
     assert clients.wrong == []
-    assert told["answers"]["picture_failed"] and told["answers"]["invalid_value"] and told["left"]
+    assert told["answers"]["image_failed"] and told["answers"]["invalid_value"] and told["left"]
     assert told["replayed"] > 0 and clients.refused + len(servers) >= 2
     memory = servers[-1].memory
     middle, end = len(memory) // 2, 3 * len(memory) // 4

@@ -1,4 +1,4 @@
-"""A fleet is an engine to its clients: pictures, previews, errors, cancelling, draining; and a replica may die."""
+"""A fleet is an engine to its clients: images, previews, errors, cancelling, draining; and a replica may die."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sagediff.serving.engine.model_thread import Preview, Ticket
 from sagediff.serving.failures import (
     Cancelled,
     DeadlineExpired,
+    ImageFailed,
     NotReady,
     OutOfMemory,
-    PictureFailed,
     QueueFull,
     ReplicaLost,
 )
@@ -53,7 +53,7 @@ def home_of(local: LocalFleet) -> int:
     return next(number for number, load in local.desk.loads().items() if load)
 
 
-def test_seeds_give_the_pictures_of_the_pipeline_whatever_the_replica(
+def test_seeds_give_the_images_of_the_pipeline_whatever_the_replica(
     local: LocalFleet, pipes: list[Any]
 ) -> None:
     made = results(local.fleet.submit([wanted(str(i), seed=7) for i in range(4)]))
@@ -61,7 +61,7 @@ def test_seeds_give_the_pictures_of_the_pipeline_whatever_the_replica(
     alone = pipes[0](
         CAT, num_inference_steps=2, guidance_scale=4.0, generator=torch.Generator().manual_seed(7)
     )
-    assert all(close(picture.image, alone.images[0]) for picture in made)
+    assert all(close(image.image, alone.images[0]) for image in made)
 
 
 def test_what_means_the_same_meets_and_shares(local: LocalFleet) -> None:
@@ -101,7 +101,7 @@ def test_the_error_of_one_request_is_its_own_with_its_cause(local: LocalFleet, p
 
     with faulty(pipes[0], fault), faulty(pipes[1], fault):
         failed, made = results(local.fleet.submit([wanted("a", STAR, seed=1), wanted("b", DOG, seed=2)]))
-    assert isinstance(failed, PictureFailed) and "stars are not for us" in str(failed.__cause__)
+    assert isinstance(failed, ImageFailed) and "stars are not for us" in str(failed.__cause__)
     assert hasattr(made, "image")
 
 
@@ -119,7 +119,7 @@ def test_deadlines_hold_in_replicas_too(local: LocalFleet) -> None:
 def test_a_full_fleet_refuses_all_of_a_submission(pipes: list[Any]) -> None:
     with fleet_of(pipes, policy=BatchPolicy(5.0, 4, 4)) as local:
         held = local.fleet.submit([wanted(str(i)) for i in range(6)])
-        with pytest.raises(QueueFull, match="6 pictures are waiting and the queue holds 8") as refused:
+        with pytest.raises(QueueFull, match="6 images are waiting and the queue holds 8") as refused:
             local.fleet.submit([wanted(f"more {i}") for i in range(3)])
         assert refused.value.retry_after >= 1
         local.fleet.cancel(held)
@@ -164,7 +164,7 @@ def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(l
     seeds = [ticket.seed for ticket in tickets]
     victim = home_of(local)
     local.replicas.kill(victim)
-    assert [picture.seed for picture in results(tickets)] == seeds
+    assert [image.seed for image in results(tickets)] == seeds
     assert set(local.watch.broken) == {victim}
     assert hasattr(results(local.fleet.submit([wanted("after")]))[0], "image")
 
@@ -238,7 +238,7 @@ def test_every_wave_is_reported_once(local: LocalFleet) -> None:
     "error",
     [
         QueueFull(3, 4, 5), NotReady("draining"), DeadlineExpired("late"), Cancelled("gone"), OutOfMemory("too large"),
-        PictureFailed("failed"), ReplicaLost("died"), InputError("bad"), PlanError("worse"),
+        ImageFailed("failed"), ReplicaLost("died"), InputError("bad"), PlanError("worse"),
     ],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
@@ -255,7 +255,7 @@ def test_an_error_that_cannot_travel_still_says_its_words() -> None:
 
 
 def test_causes_travel_as_text() -> None:
-    error = PictureFailed("failed")
+    error = ImageFailed("failed")
     try:
         raise ValueError("the reason")
     except ValueError as cause:

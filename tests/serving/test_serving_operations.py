@@ -86,7 +86,7 @@ def test_a_line_for_each_request_says_who_what_and_how_long_but_neither_key_nor_
     assert line["id"] == answer.headers["x-request-id"] and line["level"] == "info"
     assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/images/generations", 200)
     assert (line["outcome"], line["tenant"]) == ("ok", "key-2")
-    assert (line["pictures_wanted"], line["pictures"], line["group_sizes"]) == (3, 3, [3])
+    assert (line["images_wanted"], line["images"], line["group_sizes"]) == (3, 3, [3])
     assert (line["evaluations"], line["evaluations_alone"]) == (8, 12)
     assert 0 < line["queue_seconds"] < line["seconds"] and 0 < line["run_seconds"] < line["seconds"]
     assert not any(text in stderr.getvalue() for text in ("secret", CAT))
@@ -110,7 +110,7 @@ def test_streams_and_refusals_have_their_line_too(server: Address, lines: Lines)
         (400, "invalid_value", "key-1"),
         (404, "not_found", "key-1"),
     ]
-    assert [line.get("pictures") for line in found] == [2, 1, None, None, None, None]
+    assert [line.get("images") for line in found] == [2, 1, None, None, None, None]
 
 
 def test_machines_that_ask_all_the_time_are_not_logged(server: Address, lines: Lines) -> None:
@@ -132,7 +132,7 @@ def test_a_client_that_leaves_is_told_apart_from_one_that_was_answered(demo: Any
                 client.post(f"{slow.url}/v1/images/{path}", json=body)
         found = after(lines, 3)
     assert {line["outcome"] for line in found} == {"client_gone"}
-    assert {line["pictures"] for line in found} == {0}
+    assert {line["images"] for line in found} == {0}
 
 
 def test_a_failures_traceback_carries_the_requests_name_and_clients_learn_nothing_of_it(
@@ -145,7 +145,7 @@ def test_a_failures_traceback_carries_the_requests_name_and_clients_learn_nothin
         answer = server.post(KEYS[0], prompt=CAT)
     assert answer.status_code == 500 and "denoiser" not in answer.text
     (line,) = after(lines, 1)
-    assert line["outcome"] == "picture_failed"
+    assert line["outcome"] == "image_failed"
     told = [json.loads(text) for text in stderr.getvalue().splitlines()]
     (failure,) = [entry for entry in told if "exception" in entry]
     assert failure["id"] == answer.headers["x-request-id"] and "a secret of" in failure["exception"]
@@ -221,7 +221,7 @@ def test_the_figures_cover_a_request_from_the_queue_to_the_file(demo: Any) -> No
         server.post(None, prompt=CAT)
         found = samples(server)
     assert found["sagediff_waiting", ()] == 0
-    assert found["sagediff_pictures_total", (("outcome", "picture"),)] == 4
+    assert found["sagediff_images_total", (("outcome", "image"),)] == 4
     assert found["sagediff_evaluations_total", ()] == 1 + 4 * 1
     assert found["sagediff_evaluations_saved_total", ()] == 3  # of 4 x 2 rows without guidance
     assert found["sagediff_wave_size_sum", ()] == found["sagediff_group_size_sum", ()] == 4
@@ -241,7 +241,7 @@ def test_the_series_of_a_replica_that_has_gone_end_and_the_sums_stay() -> None:
     metrics = Metrics()
     fleet = FleetMetrics(metrics, lambda: loads, ("home",))
     fleet.replicas(frozenset({0, 1}))
-    wave = WaveReport((0.1,), 1.0, (1,), 6, 10, {"picture": 1}, 0)
+    wave = WaveReport((0.1,), 1.0, (1,), 6, 10, {"image": 1}, 0)
     for replica in (0, 1, 7, None):  # of the last two nothing is known; their waves count all the same
         fleet.waved(replica, wave, 100)
     assert fleet.cache_bytes() == 200

@@ -71,29 +71,29 @@ def visit(browser: Any, server: Address) -> Iterator[Visit]:
 
 
 def ask(visit: Visit, prompts: list[str] = PROMPTS, steps: int = 4) -> None:
-    visit.page.get_by_label("Prompts, one a line").fill("\n".join(prompts))
+    visit.page.get_by_label("Prompts, one per line").fill("\n".join(prompts))
     visit.page.get_by_label("Steps", exact=True).fill(str(steps))
-    visit.page.get_by_role("button", name="Make pictures").click()
+    visit.page.get_by_role("button", name="Make images").click()
 
 
-def test_prompts_become_pictures_with_their_groups_saving_and_tree(visit: Visit, server: Address) -> None:
+def test_prompts_become_images_with_their_groups_saving_and_tree(visit: Visit, server: Address) -> None:
     visit.page.evaluate(
         """() => { window.shown = new Set();
         new MutationObserver(() => document.querySelectorAll('.frame img').forEach((i) => window.shown.add(i.src)))
             .observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ['src']}); }"""
     )
     ask(visit)
-    visit.says(r"Done: 3 pictures, 1 group shared steps, 33 % saved")
+    visit.says(r"Done: 3 images, 1 group shared steps, 33 % saved")
     page = visit.page
     for prompt in PROMPTS:
         assert page.get_by_role("img", name=prompt, exact=True).evaluate("image => image.naturalWidth") == 64
-    # pictures on their way were seen too: two or more of each, of which those of shared steps are alike
+    # images on their way were seen too: two or more of each, of which those of shared steps are alike
     assert page.evaluate("window.shown.size") > 2 * len(PROMPTS)
-    assert page.get_by_text("8 denoiser evaluations instead of 12, for 3 pictures").is_visible()
-    assert page.get_by_text("3 pictures shared the first 2 of 4 steps.").is_visible()
+    assert page.get_by_text("8 denoiser evaluations instead of 12, for 3 images").is_visible()
+    assert page.get_by_text("3 images shared the first 2 of 4 steps.").is_visible()
     tree = page.get_by_role("img", name="Plan as a tree")
     assert tree.get_attribute("aria-label") == (
-        "Plan as a tree. Pictures 1, 2, 3 share the first 2 of 4 steps."
+        "Plan as a tree. Images 1, 2, 3 share the first 2 of 4 steps."
     )
     assert tree.locator(".trunk").count() == 1 and tree.locator(".branch").count() == 3
     assert tree.locator("image").count() == 3
@@ -110,10 +110,10 @@ def test_nothing_is_asked_of_anyone_else_and_nothing_is_complained_of(visit: Vis
     assert refused == "refused" and "Content Security Policy" in " ".join(visit.complaints)
 
 
-def test_pictures_that_may_not_share_are_drawn_alone(visit: Visit) -> None:
+def test_images_that_may_not_share_are_drawn_alone(visit: Visit) -> None:
     visit.page.get_by_label("Share steps").uncheck()
     ask(visit)
-    visit.says(r"Done: 3 pictures, 0 % saved")
+    visit.says(r"Done: 3 images, 0 % saved")
     assert visit.page.locator("svg .trunk:visible").count() == 0
     assert visit.page.locator("#tree .branch.alone").count() == 3
     assert visit.page.get_by_role("heading", name="Alone").is_visible()
@@ -129,7 +129,7 @@ def test_the_keyboard_alone_is_enough(visit: Visit) -> None:
     assert outline == "solid"  # where the focus is, is seen
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the first example
-    assert page.get_by_label("Prompts, one a line").input_value().count("\n") == 4
+    assert page.get_by_label("Prompts, one per line").input_value().count("\n") == 4
     for _ in range(3):
         page.keyboard.press("Tab")
     assert page.evaluate(focused) == "steps"
@@ -138,11 +138,11 @@ def test_the_keyboard_alone_is_enough(visit: Visit) -> None:
         page.keyboard.press("Tab")
     assert page.evaluate(focused) == "go"
     page.keyboard.press("Enter")
-    visit.says("Done: 5 pictures")
-    page.get_by_label("Prompts, one a line").focus()
+    visit.says("Done: 5 images")
+    page.get_by_label("Prompts, one per line").focus()
     page.keyboard.press("Control+Enter")
-    visit.says("5 prompts sent|of 5 pictures")
-    visit.says("Done: 5 pictures")
+    visit.says("5 prompts sent|of 5 images")
+    visit.says("Done: 5 images")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -151,7 +151,7 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Any, server: Address, sc
     visit = Visit(browser, server.url, viewport=size, color_scheme=scheme, has_touch=True, is_mobile=True)
     assert not visit.overflows()
     ask(visit, [*PROMPTS, "x" * 300])
-    visit.says("Done: 4 pictures")
+    visit.says("Done: 4 images")
     assert not visit.overflows()
     ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = sum(map(int, re.findall(r"\d+", ground)[:3])) > 3 * 128
@@ -159,7 +159,7 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Any, server: Address, sc
     visit.page.context.close()
 
 
-def test_cancelling_takes_the_pictures_out_of_the_queue(browser: Any, demo: Any) -> None:
+def test_cancelling_takes_the_images_out_of_the_queue(browser: Any, demo: Any) -> None:
     with serving(lambda: demo, window_ms=30_000.0) as server:
         server.engine.wait_until_loaded(60)
         visit = Visit(browser, server.url)
@@ -185,20 +185,20 @@ def test_members_of_other_requests_are_counted_and_not_shown(browser: Any, demo:
         while server.engine.waiting < 1:
             visit.page.wait_for_timeout(20)
         server.post(prompt=PROMPTS[1], n=2, num_inference_steps=4)  # closes the window by size
-        visit.says("Done: 1 picture, 1 group shared steps, 33 % saved")
+        visit.says("Done: 1 image, 1 group shared steps, 33 % saved")
         assert visit.page.get_by_text(
-            "1 picture with 2 of other requests shared the first 2 of 4 steps."
+            "1 image with 2 of other requests shared the first 2 of 4 steps."
         ).count()
         tree = visit.page.get_by_role("img", name="Plan as a tree")
         assert tree.locator(".branch.others").count() == 1 and tree.locator("image").count() == 1
         assert tree.get_attribute("aria-label") == (
-            "Plan as a tree. Picture 1 and 2 of other requests share the first 2 of 4 steps."
+            "Plan as a tree. Image 1 and 2 of other requests share the first 2 of 4 steps."
         )
         assert PROMPTS[1] not in visit.page.locator("main").inner_text()
         visit.page.context.close()
 
 
-def test_a_picture_that_fails_is_said_and_the_others_are_shown(visit: Visit, demo: Any) -> None:
+def test_a_image_that_fails_is_said_and_the_others_are_shown(visit: Visit, demo: Any) -> None:
     culprit = condition_of(demo, PROMPTS[1])
 
     def fault(conditions: Any) -> None:
@@ -208,7 +208,7 @@ def test_a_picture_that_fails_is_said_and_the_others_are_shown(visit: Visit, dem
     visit.page.get_by_label("Share steps").uncheck()
     with faulty(demo, fault):
         ask(visit)
-        visit.says("Done: 2 pictures")
+        visit.says("Done: 2 images")
     assert visit.page.get_by_role("heading", name="Not made").is_visible()
     assert visit.page.get_by_text("the pipeline failed on this request").is_visible()
     assert visit.page.locator("#groups img").count() == 2
@@ -216,7 +216,7 @@ def test_a_picture_that_fails_is_said_and_the_others_are_shown(visit: Visit, dem
 
 def test_errors_are_said_in_words(visit: Visit) -> None:
     error = visit.page.get_by_role("alert")
-    visit.page.get_by_role("button", name="Make pictures").click()
+    visit.page.get_by_role("button", name="Make images").click()
     assert error.inner_text() == "Write at least one prompt, or choose an example."
     ask(visit, [PROMPTS[0], "x" * 5000])
     error.filter(has_text="Prompt 2 has 5000 characters; at most 4000 are taken").wait_for()
@@ -248,7 +248,7 @@ def test_a_key_is_asked_for_only_if_needed_and_kept_in_the_tab_only(
         visit.page.keyboard.press("Enter")
         visit.page.get_by_text("model: demo").wait_for()
         ask(visit)
-        visit.says("Done: 3 pictures")
+        visit.says("Done: 3 images")
         assert visit.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
         assert not any("secret" in url for url in visit.asked)
         visit.page.context.close()

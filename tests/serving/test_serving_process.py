@@ -70,7 +70,7 @@ def test_the_server_starts_answers_and_drains_when_told_to_end() -> None:
         json.loads(line) for line in told.splitlines()
     ]  # every one of them: no terminal, so for machines
     (request,) = [line for line in lines if line.get("path") == "/v1/images/generations"]
-    assert (request["status"], request["tenant"], request["pictures"]) == (200, "key-1", 1)
+    assert (request["status"], request["tenant"], request["images"]) == (200, "key-1", 1)
 
 
 def until(happened: object) -> None:

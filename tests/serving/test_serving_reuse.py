@@ -1,4 +1,4 @@
-"""Replays between waves: the picture that a member of the recorded group gets, and nothing across keys."""
+"""Replays between waves: the image that a member of the recorded group gets, and nothing across keys."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import SharePolicy
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.sampler import FRESH_NOISE
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.reuse import CacheUse
 from sagediff.serving.engine.trajectory_cache import TrajectoryCache
 from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
-from sagediff.serving.failures import PictureFailed
+from sagediff.serving.failures import ImageFailed
 
 STEPS = 4  # half of them shared
 PLAIN = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5, unguided=1.0))
@@ -39,12 +39,12 @@ def cache() -> TrajectoryCache:
     return TrajectoryCache(1 << 20)
 
 
-def ask(id_: str, prompt: str = CAT, **changes: Any) -> PictureRequest:
+def ask(id_: str, prompt: str = CAT, **changes: Any) -> ImageRequest:
     return wanted(id_, prompt, **{"num_inference_steps": STEPS} | changes)
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, RENEWED, SHARING], ids=["plain", "renewed", "guided"])
-def test_a_replay_is_the_picture_of_a_member(demo: Any, cache: TrajectoryCache, recipe: Recipe) -> None:
+def test_a_replay_is_the_image_of_a_member(demo: Any, cache: TrajectoryCache, recipe: Recipe) -> None:
     with running(demo, caching(cache, recipe)) as (engine, reports):
         seeds = {"first": (CAT, 5), "second": (DOG, 6), "later": (DOG, 7)}
         made = {name: ask(name, prompt, seed=seed, share=True) for name, (prompt, seed) in seeds.items()}
@@ -89,12 +89,12 @@ def test_one_who_was_alone_is_replayed_too(demo: Any, cache: TrajectoryCache) ->
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, RENEWED])
-def test_people_with_one_prompt_do_not_get_one_picture(
+def test_people_with_one_prompt_do_not_get_one_image(
     demo: Any, cache: TrajectoryCache, recipe: Recipe
 ) -> None:
     with running(demo, caching(cache, recipe)) as (engine, _):
         made = [results(engine.submit([ask(str(i))]))[0] for i in range(3)]
-    assert [picture.replayed_steps for picture in made] == [0, 2, 2]
+    assert [image.replayed_steps for image in made] == [0, 2, 2]
     assert not any(close(made[i].image, made[j].image) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
@@ -149,12 +149,12 @@ def test_two_tenants_cost_the_same_whoever_came_first(demo: Any, cache: Trajecto
             for prompt in (CAT, CAT, DOG):
                 results(engine.submit([ask(f"{tenant} {len(reports)}", prompt, tenant=tenant)]))
         together = [ask(tenant, "a small star at the left", tenant=tenant) for tenant in ("one", "two")]
-        pictures = results(engine.submit(together))
+        images = results(engine.submit(together))
     one, two = (
         [(r.evaluations, r.cache_hits, r.cache_misses) for r in half] for half in (reports[:3], reports[3:6])
     )
     assert one == two and one[0][1] == 0 and one[1][1] == 1
-    assert [(p.group_size, p.replayed_steps) for p in pictures] == [(1, 0), (1, 0)]
+    assert [(p.group_size, p.replayed_steps) for p in images] == [(1, 0), (1, 0)]
 
 
 def test_the_operator_may_open_the_cache_across_tenants(demo: Any, cache: TrajectoryCache) -> None:
@@ -174,7 +174,7 @@ def test_a_wave_that_fails_leaves_nothing(demo: Any, cache: TrajectoryCache) -> 
                 raise ValueError("breaks at its last step")
 
     with faulty(demo, fault), running(demo, caching(cache)) as (engine, _):
-        assert isinstance(results(engine.submit([ask("a", STAR)]))[0], PictureFailed)
+        assert isinstance(results(engine.submit([ask("a", STAR)]))[0], ImageFailed)
         assert len(cache) == 0
 
 
@@ -190,13 +190,13 @@ def spoiled(cache: TrajectoryCache) -> TrajectoryCache:
     return cache
 
 
-def test_what_cannot_be_replayed_costs_nobody_a_picture(demo: Any, spoiled: TrajectoryCache) -> None:
+def test_what_cannot_be_replayed_costs_nobody_a_image(demo: Any, spoiled: TrajectoryCache) -> None:
     with running(demo, caching(spoiled)) as (engine, reports):
         results(engine.submit([ask("a")]))
         (broken,) = spoiled._entries[next(iter(spoiled._entries))]
         made = results(engine.submit([ask("b"), ask("c", DOG), ask("d", seed=1)]))
-    assert all(hasattr(picture, "image") for picture in made)
-    assert reports[1].outcomes == {"picture": 3}
+    assert all(hasattr(image, "image") for image in made)
+    assert reports[1].outcomes == {"image": 3}
     assert broken not in {name for of_key in spoiled._entries.values() for name in of_key}
 
 
@@ -216,7 +216,7 @@ def test_without_steps_to_share_there_is_nothing_to_keep(demo: Any, cache: Traje
         assert reports[0].cache_misses == 0 and len(cache) == 0
 
 
-def test_the_cache_changes_no_other_picture(demo: Any, cache: TrajectoryCache) -> None:
+def test_the_cache_changes_no_other_image(demo: Any, cache: TrajectoryCache) -> None:
     """Of a wave in which one replays, the others are as in a wave of their own."""
     with running(demo, caching(cache)) as (engine, _):
         results(engine.submit([ask("a")]))

@@ -45,7 +45,7 @@ def test_every_operation_answers_as_it_says(server: Address, mode: GenerationMod
         def check(case: Any) -> None:
             answer = case.call_and_validate(timeout=60, excluded_checks=[UNSAYABLE])
             if mode is GenerationMode.POSITIVE and answer.status_code == 400:
-                # sides and their multiples, which two fields go together, and how many pictures n of each prompt make
+                # sides and their multiples, which two fields go together, and how many images n of each prompt make
                 # are beyond a schema
                 told = answer.json()["error"]
                 assert told["param"] in ("size", "response_format", "prompts"), (told, case.body)

@@ -33,21 +33,21 @@ def opened(text: str | None) -> Any:
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
-def test_the_client_generates_a_picture(server: Address) -> None:
+def test_the_client_generates_a_image(server: Address) -> None:
     answer = server.client().images.generate(model="demo", prompt=CAT)
     assert len(answer.data) == 1 and opened(answer.data[0].b64_json).size == (64, 64)
     assert answer.output_format == "png" and abs(answer.created - time.time()) < 60
 
 
-def test_four_pictures_of_a_prompt_share_and_differ(server: Address) -> None:
+def test_four_images_of_a_prompt_share_and_differ(server: Address) -> None:
     answer = server.client().images.generate(model="demo", prompt=CAT, n=4)
-    pictures = [np.asarray(opened(entry.b64_json), dtype=int) for entry in answer.data]
-    assert len(pictures) == 4
-    assert all(np.abs(pictures[0] - other).max() > 10 for other in pictures[1:])
+    images = [np.asarray(opened(entry.b64_json), dtype=int) for entry in answer.data]
+    assert len(images) == 4
+    assert all(np.abs(images[0] - other).max() > 10 for other in images[1:])
     assert {entry.model_extra["group_size"] for entry in answer.data} == {4}
 
 
-def test_a_seed_gives_the_same_picture_again_and_another_for_each_of_n(server: Address) -> None:
+def test_a_seed_gives_the_same_image_again_and_another_for_each_of_n(server: Address) -> None:
     client = server.client()
     once, again = (
         client.images.generate(prompt=CAT, n=2, extra_body={"seed": 5, "num_inference_steps": 3}).data
@@ -63,12 +63,12 @@ def test_a_seed_gives_the_same_picture_again_and_another_for_each_of_n(server: A
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-def test_pictures_come_in_the_format_asked_for(server: Address, form: Any) -> None:
+def test_images_come_in_the_format_asked_for(server: Address, form: Any) -> None:
     answer = server.client().images.generate(prompt=CAT, output_format=form, size="64x64", user="somebody")
     assert opened(answer.data[0].b64_json).format == form.upper()
 
 
-def test_pictures_come_by_url(server: Address) -> None:
+def test_images_come_by_url(server: Address) -> None:
     answer = server.client().images.generate(prompt=CAT, response_format="url")
     url = answer.data[0].url
     assert url is not None
@@ -78,7 +78,7 @@ def test_pictures_come_by_url(server: Address) -> None:
     assert httpx.get(f"{url}x").status_code == 404
 
 
-def test_a_stream_brings_previews_and_then_the_picture(server: Address) -> None:
+def test_a_stream_brings_previews_and_then_the_image(server: Address) -> None:
     stream = server.client().images.generate(
         model="demo", prompt=CAT, stream=True, partial_images=2, extra_body={"num_inference_steps": 4}
     )
@@ -92,7 +92,7 @@ def test_a_stream_brings_previews_and_then_the_picture(server: Address) -> None:
     assert all(opened(event.b64_json).size == (64, 64) for event in events)
 
 
-def test_a_stream_of_several_pictures_names_each(server: Address) -> None:
+def test_a_stream_of_several_images_names_each(server: Address) -> None:
     events = list(server.client().images.generate(prompt=CAT, n=3, stream=True))
     assert {event.type for event in events} == {"image_generation.completed"}
     assert sorted(event.model_extra["index"] for event in events) == [0, 1, 2]
@@ -171,7 +171,7 @@ def test_models_health_readiness_and_metrics(server: Address) -> None:
     assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
     server.client().images.generate(prompt=CAT, n=2)
     text = httpx.get(f"{server.url}/metrics").text
-    assert 'sagediff_pictures_total{outcome="picture"}' in text and "sagediff_evaluations_saved_total" in text
+    assert 'sagediff_images_total{outcome="image"}' in text and "sagediff_evaluations_saved_total" in text
 
 
 def test_a_guidance_scale_of_the_clients_own_is_applied(server: Address) -> None:

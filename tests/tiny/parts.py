@@ -112,7 +112,7 @@ def masked_inputs(prompts: Sequence[int], guided: bool, **options: Any) -> dict[
 
 
 def louder(model: Any, factor: float) -> Any:
-    """Weights made larger, where what a prompt says would else hardly reach the picture."""
+    """Weights made larger, where what a prompt says would else hardly reach the image."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -13,12 +13,12 @@ from PIL import Image
 
 from sagediff.errors import InputError
 from sagediff.training.batches import GroupSchedule
-from sagediff.training.captioned_images import load_pictures
+from sagediff.training.captioned_images import load_images
 
 
-def imagefolder(folder: Path, records: list[Any], pictures: int = 3) -> Path:
+def imagefolder(folder: Path, records: list[Any], images: int = 3) -> Path:
     folder.mkdir()
-    for number in range(pictures):
+    for number in range(images):
         shade = np.full((20, 30, 3), 40 * number, np.uint8)
         Image.fromarray(shade).save(folder / f"{number}.png")
     lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
@@ -29,10 +29,10 @@ def imagefolder(folder: Path, records: list[Any], pictures: int = 3) -> Path:
 GOOD = [{"file_name": f"{n}.png", "text": f"caption {n}"} for n in range(3)]
 
 
-def test_pictures_come_with_their_captions(tmp_path: Path) -> None:
-    data = load_pictures(str(imagefolder(tmp_path / "data", [GOOD[2], GOOD[0]])))
+def test_images_come_with_their_captions(tmp_path: Path) -> None:
+    data = load_images(str(imagefolder(tmp_path / "data", [GOOD[2], GOOD[0]])))
     assert data.captions == ["caption 2", "caption 0"]
-    rows = data.pictures([0, 1], (16, 16))
+    rows = data.images([0, 1], (16, 16))
     assert rows.shape == (2, 3, 16, 16)
     torch.testing.assert_close(rows[0], torch.full((3, 16, 16), 80 / 127.5 - 1))
 
@@ -43,37 +43,37 @@ def test_pictures_come_with_their_captions(tmp_path: Path) -> None:
         ([GOOD[0], {"file_name": "missing.png", "text": "x"}], r"line 2.*missing\.png"),
         ([GOOD[0], {"file_name": "1.png", "text": "  "}], "line 2: no caption"),
         ([{"file_name": "1.png"}], "line 1: no caption"),
-        ([{"text": "x"}], "line 1: no such picture"),
+        ([{"text": "x"}], "line 1: no such image"),
         (["{"], "line 1: not JSON"),
-        ([], "names no pictures"),
+        ([], "names no images"),
     ],
 )
 def test_bad_metadata_is_named(tmp_path: Path, records: list[Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        load_pictures(str(imagefolder(tmp_path / "data", records)))
+        load_images(str(imagefolder(tmp_path / "data", records)))
 
 
 def test_folders_and_names_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metadata\.jsonl"):
-        load_pictures(str(tmp_path))
+        load_images(str(tmp_path))
     with pytest.raises(InputError, match="no such data"):
-        load_pictures(str(tmp_path / "nothing"))
+        load_images(str(tmp_path / "nothing"))
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     folder = imagefolder(tmp_path / "data", GOOD)
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
     with pytest.raises(InputError, match=r"1\.png"):
-        load_pictures(str(folder)).pictures([0, 1], (16, 16))
+        load_images(str(folder)).images([0, 1], (16, 16))
 
 
 def schedule(batch_size: int = 8, **options: Any) -> GroupSchedule:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(10, 6))[rng.integers(10, size=60)] + 0.3 * rng.normal(size=(60, 6))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    pictures = [[2 * i, 2 * i + 1] for i in range(60)]
+    images = [[2 * i, 2 * i + 1] for i in range(60)]
     settings = {"threshold": 0.6, "group_size": (1, 5), "pool_size": 40, "seed": 3} | options
-    return GroupSchedule(vectors, pictures, batch_size=batch_size, **settings)
+    return GroupSchedule(vectors, images, batch_size=batch_size, **settings)
 
 
 def test_batches_are_cliques_of_distinct_captions_and_full() -> None:

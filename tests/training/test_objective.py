@@ -47,7 +47,7 @@ def a_batch(sizes: list[int] = [3, 1, 2]) -> GroupBatch:  # noqa: B006
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_state_and_target_give_back_picture_and_noise(kind: str) -> None:
+def test_state_and_target_give_back_image_and_noise(kind: str) -> None:
     process = process_of(kind)
     z, e = torch.randn(4, 2, 3, 3), torch.randn(4, 2, 3, 3)
     t = process.timesteps(torch.tensor([0.05, 0.3, 0.6, 0.9]))
@@ -98,11 +98,11 @@ def test_dynamic_shifting_needs_the_number_of_tokens() -> None:
 
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     few, many = (ForwardProcess.of(scheduler, tokens).grid for tokens in (256, 4096))
-    assert (many[1:] > few[1:]).all()  # larger pictures spend more of their steps at high noise
+    assert (many[1:] > few[1:]).all()  # larger images spend more of their steps at high noise
 
 
 class Oracle:
-    """Predicts the target exactly, for states whose picture and noise it was told; asked in the order of rows."""
+    """Predicts the target exactly, for states whose image and noise it was told; asked in the order of rows."""
 
     def __init__(self, process: ForwardProcess, batch: GroupBatch) -> None:
         self.process, self.batch, self.asked = process, batch, 0
@@ -125,7 +125,7 @@ def test_a_perfect_model_has_no_loss(kind: str) -> None:
     weights = SageWeights(shared=0.3, rollout_rate=0.0)
     terms = sage_terms(oracle, oracle, process, batch, weights, (0.3, 0.6), torch.Generator().manual_seed(1))
     assert set(terms) == {"shared", "branch", "handover"}
-    assert oracle.asked == 3 + 6  # a row a group, a row a member
+    assert oracle.asked == 3 + 6  # a row per group, a row per member
     assert all(float(term) < 1e-4 for term in terms.values())
     assert float(standard_terms(oracle, process, batch, torch.Generator().manual_seed(1))["standard"]) < 1e-4
 
@@ -141,7 +141,7 @@ def test_a_model_that_knows_the_mean_rolls_out_to_the_state_made_from_it(kind: s
 
     branch = torch.tensor([0.2, 0.4, 0.6])
     state = roll_out(model, process, {}, e, branch, steps)
-    # sampling starts from noise alone, where the process has a little of the picture left
+    # sampling starts from noise alone, where the process has a little of the image left
     start = process.timesteps(torch.zeros(3))
     seen = process.handover_noise(mean, process.state(torch.zeros_like(e), e, start), start)
     expected = process.state(mean, seen, process.timesteps(branch))

@@ -17,7 +17,7 @@ from sagediff.cli import main
 from sagediff.errors import InputError
 from sagediff.pipelines.lora import lora_file, sharing_record, sharing_warnings
 from sagediff.training.adapter import target_modules
-from sagediff.training.captioned_images import load_pictures
+from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train
 from sagediff.training.train_config import TrainConfig
 from sagediff.training.trainable import TrainableDenoiser, pack
@@ -123,10 +123,10 @@ def test_layers_that_get_an_adapter() -> None:
 def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str) -> None:
     def run(out: Path, steps_before_stop: int | None = None, resume: bool = False) -> Path:
         config = TrainConfig(out, objective, steps=6, resume=resume, **SMALL)
-        pictures = load_pictures(str(data))
+        images = load_images(str(data))
         pipe = fresh_pipeline()
         if steps_before_stop is None:
-            return train(pipe, pictures, config)
+            return train(pipe, images, config)
 
         class Stopped(Exception):
             pass
@@ -143,7 +143,7 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
         loop._Run._step = step  # type: ignore[method-assign]
         try:
             with pytest.raises(Stopped):
-                train(pipe, pictures, config)
+                train(pipe, images, config)
         finally:
             loop._Run._step = kept  # type: ignore[method-assign]
         return out
@@ -162,7 +162,7 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 2
     with pytest.raises(InputError, match=r"other settings \(learning_rate\)"):
         train(
-            fresh_pipeline(), load_pictures(str(data)),
+            fresh_pipeline(), load_images(str(data)),
             TrainConfig(tmp_path / "whole", objective, steps=6, resume=True, **SMALL | {"learning_rate": 1e-3}),
         )  # fmt: skip
 
@@ -202,14 +202,14 @@ def test_the_command_line_trains_a_lora_that_generate_takes(
     assert (out / "README.md").read_text(encoding="utf-8").startswith("---\nbase_model: demo")
     assert len(list((out / "validation").glob("*.png"))) == 1
 
-    pictures = tmp_path / "pictures"
+    images = tmp_path / "images"
     code = main(
         ["generate", *CAPTIONS[:2], "--lora", str(out), "--steps", "2", "--share-ratio", "0.9", "--threshold", "0.0",
-         "--out", str(pictures)]
+         "--out", str(images)]
     )  # fmt: skip
     words = capsys.readouterr().err
     assert code == 0 and "share ratios up to 0.4" in words
-    assert len(list((pictures / "images").iterdir())) == 2
+    assert len(list((images / "images").iterdir())) == 2
     assert main([*arguments, "0.01"]) == 2  # the folder is in use
     assert "in use" in capsys.readouterr().err
 

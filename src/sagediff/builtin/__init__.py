@@ -1,1 +1,1 @@
-"""The models that come along: one folder a world, one code of training. Never used by the core."""
+"""The models that come along: one folder per world, one code of training. Never used by the core."""

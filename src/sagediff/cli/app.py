@@ -21,7 +21,7 @@ _UsageError: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name_
 
 app = typer.Typer(
     name="sagediff",
-    help="Generate many pictures from text, sharing the early denoising steps of prompts that mean nearly the same.",
+    help="Generate many images from text, sharing the early denoising steps of prompts that mean nearly the same.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -32,7 +32,7 @@ from sagediff.evaluation.reference import Reference, file_features
 from sagediff.evaluation.report_table import csv_text, json_text, markdown
 from sagediff.evaluation.result_store import CellStore
 from sagediff.evaluation.summary import Row, row
-from sagediff.files.imagefolder import list_pictures, read_imagefolder
+from sagediff.files.imagefolder import list_images, read_imagefolder
 from sagediff.files.output_folder import fingerprint
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.placement import open_pipeline, placement
@@ -80,8 +80,8 @@ class Material:
     """What is drawn and what it is compared with.
 
     Attributes:
-        prompts: one picture each.
-        real: files of real pictures; None where there are none, or those of the built-in world.
+        prompts: one image each.
+        real: files of real images; None where there are none, or those of the built-in world.
         paired: whether file i shows prompt i.
     """
 
@@ -125,7 +125,7 @@ def run_bench_command(request: BenchRequest) -> None:
     measure_by = yardstick(bench, vectors, perception, reference)
     if reference is None:
         print(
-            "no real pictures (--data or --reference): Frechet and kernel distance are left out",
+            "no real images (--data or --reference): Frechet and kernel distance are left out",
             file=sys.stderr,
         )
     store.begin(manifest)
@@ -181,7 +181,7 @@ def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple
 def _material(request: BenchRequest) -> Material:
     if request.prompts is not None and request.data is not None:
         raise InputError("give --prompts or --data, not both")
-    real = None if request.reference is None else list_pictures(request.reference)
+    real = None if request.reference is None else list_images(request.reference)
     if request.data is not None:
         folder = read_imagefolder(request.data)
         prompts = first_of(folder.captions, request.captions)
@@ -204,12 +204,12 @@ def first_of(prompts: list[str], count: int | None) -> list[str]:
 
 
 def _is_world(request: BenchRequest) -> bool:
-    """Whether the built-in judge looks at the pictures."""
+    """Whether the built-in judge looks at the images."""
     return request.model == "demo" and request.features is None and request.clip is None
 
 
 def open_perception(model: str, features: str | None, clip: str | None, device: str) -> Perception:
-    """What looks at the pictures: the built-in judge at those of its world, unless networks are named."""
+    """What looks at the images: the built-in judge at those of its world, unless networks are named."""
     if model == "demo" and features is None and clip is None:
         from sagediff.builtin.scenes.scene_perception import WorldPerception
 
@@ -220,15 +220,15 @@ def open_perception(model: str, features: str | None, clip: str | None, device: 
 def _reference(
     request: BenchRequest, material: Material, perception: Perception, pipe: Any
 ) -> Reference | None:
-    """Features of the real pictures, scaled to the size that the model makes; else of the world's renders."""
+    """Features of the real images, scaled to the size that the model makes; else of the world's renders."""
     if material.real is None:
         return _world_reference(material.prompts) if _is_world(request) else None
     probe = pipe(prompt=material.prompts[:1], num_inference_steps=2, output_type="pil").images
     height, width = as_tensor(probe).shape[-2:]
-    with stderr_progress("real pictures") as progress:
+    with stderr_progress("real images") as progress:
         task = progress.add_task("", total=len(material.real))
         features = file_features(
-            material.real, perception, (height, width), on_pictures=lambda n: progress.advance(task, n)
+            material.real, perception, (height, width), on_images=lambda n: progress.advance(task, n)
         )
     return Reference(features, material.paired)
 
@@ -254,7 +254,7 @@ def _manifest(
         "baseline_lora": _digest(request.baseline_lora),
         "prompts": fingerprint(material.prompts),
         "num_prompts": len(material.prompts),
-        "real_pictures": None if material.real is None else fingerprint([str(f) for f in material.real]),
+        "real_images": None if material.real is None else fingerprint([str(f) for f in material.real]),
         "steps": grid.steps,
         "share_ratios": grid.share_ratios,
         "thresholds": grid.thresholds,

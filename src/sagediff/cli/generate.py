@@ -1,4 +1,4 @@
-"""`sagediff generate`: prompts in, a folder of pictures out, that a kill at any moment leaves resumable."""
+"""`sagediff generate`: prompts in, a folder of images out, that a kill at any moment leaves resumable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from sagediff.cli.scale import ScaleOptions, plan_at_scale
 from sagediff.cli.settings import RunSettings, quiet_libraries
-from sagediff.cli.waves import MadeWave, PictureTask, WaveMaker
+from sagediff.cli.waves import ImageTask, MadeWave, WaveMaker
 from sagediff.denoiser.micro_batch import MicroBatch
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.distributed.pool import Pool
@@ -34,7 +34,7 @@ from sagediff.sampling.sampler import SharedSampler
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to make and where to; `settings` and the prompts decide the pictures, the rest only how."""
+    """What to make and where to; `settings` and the prompts decide the images, the rest only how."""
 
     prompts: list[str]
     settings: RunSettings
@@ -48,7 +48,7 @@ class GenerateRequest:
     scale: ScaleOptions | None = None  # None: planned in memory
     pool: PoolOptions | None = None  # None: made in this process
     shard_size: int | None = (
-        None  # pictures a shard, where there are more prompts than that; None: a file each
+        None  # images per shard, where there are more prompts than that; None: a file each
     )
 
     @property
@@ -116,7 +116,7 @@ def run_generate(request: GenerateRequest) -> None:
     print(
         f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
         f"{plan.evaluations_independent} ({plan.cost_saving:.1%} saved)"
-        + (f"; {len(done)} pictures are there already" if done else ""),
+        + (f"; {len(done)} images are there already" if done else ""),
         file=sys.stderr,
     )
     sampling_start = time.perf_counter()
@@ -129,7 +129,7 @@ def run_generate(request: GenerateRequest) -> None:
     sampling_seconds = time.perf_counter() - sampling_start
     _finish(request, plan, folder, shards, {
         "evaluations_run": run,
-        "pictures_made": made,
+        "images_made": made,
         "seconds": time.perf_counter() - start,
         "images_per_second": made / sampling_seconds if made else 0.0,
     })  # fmt: skip
@@ -161,16 +161,16 @@ def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:
     record = sharing_record(file)
     if record is not None:
         for words in sharing_warnings(record, policy.ladder[-1].share_ratio, max(map(len, plan.groups))):
-            print(f"warning: {words}; pictures may suffer", file=sys.stderr)
+            print(f"warning: {words}; images may suffer", file=sys.stderr)
 
 
-MakeAll = Callable[[Callable[[int], PictureTask], Waves, Callable[[int], None]], Iterator[MadeWave]]
+MakeAll = Callable[[Callable[[int], ImageTask], Waves, Callable[[int], None]], Iterator[MadeWave]]
 """Makes every wave, given how to put its task together; tells the prompts' steps as they are taken."""
 
 
 def _here(sampler: SharedSampler, guidance: float) -> MakeAll:
     def make(
-        task: Callable[[int], PictureTask], waves: Waves, on_steps: Callable[[int], None]
+        task: Callable[[int], ImageTask], waves: Waves, on_steps: Callable[[int], None]
     ) -> Iterator[MadeWave]:
         maker = WaveMaker(sampler, guidance, on_steps)
         return (maker(task(number)) for number in range(len(waves)))
@@ -183,7 +183,7 @@ def _elsewhere(request: GenerateRequest, guidance: float) -> MakeAll:
     pool = Pool(_WorkerFactory(request, guidance), request.pool, lambda words: print(words, file=sys.stderr))
 
     def make(
-        task: Callable[[int], PictureTask], waves: Waves, on_steps: Callable[[int], None]
+        task: Callable[[int], ImageTask], waves: Waves, on_steps: Callable[[int], None]
     ) -> Iterator[MadeWave]:
         for number, made in pool.run(task, waves.costs()):
             on_steps(len(waves.members[number]) * request.settings.num_steps)
@@ -216,21 +216,21 @@ def _sample(
     save: Callable[[int, bytes], None],
     done: list[int],
 ) -> tuple[int, int]:
-    """Run what is missing, save each picture as its wave ends; returns (pictures made, denoiser rows run)."""
+    """Run what is missing, save each image as its wave ends; returns (images made, denoiser rows run)."""
     finished = set(done)
     made = run = 0
 
-    def task(number: int) -> PictureTask:
+    def task(number: int) -> ImageTask:
         wave = waves.task(number)
         texts = [None if i in finished else _texts(request, plan, waves, i) for i in wave.members]
-        return PictureTask(wave, texts)
+        return ImageTask(wave, texts)
 
     total = sum(map(len, waves.members)) * plan.num_steps
-    with stderr_progress("pictures", "steps") as progress:
-        bar = progress.add_task("pictures", total=total)
+    with stderr_progress("images", "steps") as progress:
+        bar = progress.add_task("images", total=total)
         for wave in make_all(task, waves, lambda count: progress.advance(bar, count)):
             run += wave.evaluations
-            for index, data in wave.pictures:
+            for index, data in wave.images:
                 save(index, data)
                 made += 1
         progress.update(bar, completed=total)
@@ -238,15 +238,15 @@ def _sample(
 
 
 def _texts(request: GenerateRequest, plan: SharePlan, waves: Waves, index: int) -> dict[str, str]:
-    """What stands in a picture's text chunks."""
+    """What stands in an image's text chunks."""
     return {
         "prompt": request.prompts[index],
         "seed": str(waves.noise_seeds[index]),
-        "plan": json.dumps(_picture_plan(plan, index)),
+        "plan": json.dumps(_image_plan(plan, index)),
     }
 
 
-def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
+def _image_plan(plan: SharePlan, index: int) -> dict[str, Any]:
     node = plan.levels[0][1][index]
     return {
         "num_steps": plan.num_steps,
@@ -259,7 +259,7 @@ def _picture_plan(plan: SharePlan, index: int) -> dict[str, Any]:
 
 
 def _record(request: GenerateRequest, plan: SharePlan, seeds: Sequence[int], index: int) -> dict[str, Any]:
-    """A picture's metadata, but for where it is."""
+    """An image's metadata, but for where it is."""
     return {
         "prompt": request.prompts[index],
         "seed": seeds[index],
@@ -278,7 +278,7 @@ def _finish(
 ) -> None:
     """Metadata, contact sheet and report; the report last, so that its presence means a finished run."""
     if shards is None:
-        seen = f"pictures in {folder.path / 'images'}, seen at once in {_show(request, plan, folder)}"
+        seen = f"images in {folder.path / 'images'}, seen at once in {_show(request, plan, folder)}"
     else:
         folder.write_lines("shards.jsonl", shards.summary())
         figures = figures | {"shards": len(shards)}
@@ -290,7 +290,7 @@ def _finish(
 
 
 def _show(request: GenerateRequest, plan: SharePlan, folder: OutputFolder) -> Path:
-    """Metadata and contact sheet of pictures that are files."""
+    """Metadata and contact sheet of images that are files."""
     prompts = request.prompts
     seeds = noise_seeds(prompts, plan, request.seed)
     names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
@@ -300,5 +300,5 @@ def _show(request: GenerateRequest, plan: SharePlan, folder: OutputFolder) -> Pa
         f"{plan.num_prompts} prompts, {len(plan.groups)} groups, {plan.num_steps} steps: "
         f"{plan.cost_saving:.1%} of the model evaluations saved"
     )
-    pictures = [folder.image_path(i) for i in range(len(prompts))]
-    return folder.save_sheet(contact_sheet(pictures, prompts, plan.groups, title))
+    images = [folder.image_path(i) for i in range(len(prompts))]
+    return folder.save_sheet(contact_sheet(images, prompts, plan.groups, title))

@@ -12,7 +12,7 @@ PromptFile = Annotated[
     Path | None,
     typer.Option(
         "--prompts",
-        help="File of prompts: .txt (one a line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
+        help="File of prompts: .txt (one per line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
         "or .parquet.",
     ),
 ]
@@ -35,7 +35,7 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         help="Least cosine between any two prompts of a group [default: the model's own, else 0.8]. "
-        "Higher: smaller groups, safer pictures.",
+        "Higher: smaller groups, safer images.",
         show_default=False,
     ),
 ]
@@ -65,7 +65,7 @@ EarlyGuidanceOff = Annotated[
     ),
 ]
 _HANDOVER_NOISE = (
-    "Part, 0 to 1, of what is not yet a prompt's own picture that is drawn anew after its first step past "
+    "Part, 0 to 1, of what is not yet a prompt's own image that is drawn anew after its first step past "
     "the branch point. 1 with weights trained to share and --unguided 1"
 )
 HandoverNoise = Annotated[
@@ -116,12 +116,12 @@ Work = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option(help="Processes that group, with --work [default: one a core]", show_default=False),
+    typer.Option(help="Processes that group, with --work [default: one per core]", show_default=False),
 ]
 Ray = Annotated[
     str | None,
     typer.Option(
-        help="Make the pictures on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the "
+        help="Make the images on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the "
         "cluster that it belongs to, else the address of one [default: this process makes them]",
         show_default=False,
     ),
@@ -141,7 +141,7 @@ ServeRay = Annotated[
     str | None,
     typer.Option(
         "--ray",
-        help="Make the pictures on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
+        help="Make the images on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
         "cluster that it belongs to, else the address of one [default: this process makes them]",
         show_default=False,
     ),
@@ -165,7 +165,7 @@ ReplicaGpus = Annotated[float, typer.Option(help="GPUs of a replica; by a fracti
 ShardSize = Annotated[
     int | None,
     typer.Option(
-        help="Beyond so many prompts write webdataset shards of so many pictures, with parquet metadata "
+        help="Beyond so many prompts write webdataset shards of so many images, with parquet metadata "
         "[default: a file each]",
         show_default=False,
     ),

@@ -104,7 +104,7 @@ def _front(
     failed: Callable[[Exception], None],
     stack: ExitStack,
 ) -> tuple[EngineFront, Callable[[], int]]:
-    """What makes the pictures, not started yet, and what says how many bytes its caches hold.
+    """What makes the images, not started yet, and what says how many bytes its caches hold.
 
     Args:
         stack: ends what must be ended with the server.

@@ -16,7 +16,7 @@ from sagediff.plan.sharing import SharePolicy
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that decides which pictures come out, the prompts excepted."""
+    """Everything that decides which images come out, the prompts excepted."""
 
     model: str
     policy: SharePolicy

@@ -28,7 +28,7 @@ def run_train(request: TrainRequest) -> None:
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'") from error
     quiet_libraries()
     from sagediff.pipelines.loading import load_pipeline
-    from sagediff.training.captioned_images import load_pictures
+    from sagediff.training.captioned_images import load_images
     from sagediff.training.loop import check_output, train
     from sagediff.training.objective import SageWeights
     from sagediff.training.train_config import TrainConfig
@@ -36,7 +36,7 @@ def run_train(request: TrainRequest) -> None:
     chosen = {k: v for k, v in request.options.items() if v is not None}
     config = TrainConfig(**chosen, weights=SageWeights(**request.weights))  # type: ignore[arg-type]
     check_output(config)
-    data = load_pictures(request.data)
+    data = load_images(request.data)
     pipe = load_pipeline(request.model)
     pipe.set_progress_bar_config(disable=True)
     path = train(pipe, data, config, request.model)

@@ -11,8 +11,8 @@ from sagediff.sampling.sampler import SharedSampler
 
 
 @dataclass(frozen=True)
-class PictureTask:
-    """A wave, and for each member what to write into its picture; None for one that is finished already."""
+class ImageTask:
+    """A wave, and for each member what to write into its image; None for one that is finished already."""
 
     wave: WaveTask
     texts: list[dict[str, str] | None]
@@ -20,9 +20,9 @@ class PictureTask:
 
 @dataclass(frozen=True)
 class MadeWave:
-    """pictures: (prompt number, PNG); evaluations: denoiser rows run."""
+    """images: (prompt number, PNG); evaluations: denoiser rows run."""
 
-    pictures: list[tuple[int, bytes]]
+    images: list[tuple[int, bytes]]
     evaluations: int
 
 
@@ -34,11 +34,11 @@ class WaveMaker:
     guidance: float
     on_step: Callable[[int], None] | None = None
 
-    def __call__(self, task: PictureTask) -> MadeWave:
+    def __call__(self, task: ImageTask) -> MadeWave:
         wave = self.sampler.run(task.wave, self.guidance, self.on_step)
-        pictures = [
+        images = [
             (index, png_bytes(image, texts))
             for index, image, texts in zip(wave.prompts, wave.images, task.texts, strict=True)
             if texts is not None
         ]
-        return MadeWave(pictures, wave.evaluations)
+        return MadeWave(images, wave.evaluations)

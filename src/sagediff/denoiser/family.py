@@ -1,6 +1,6 @@
 """What a denoiser's call looks like, as data: `Family`, one row of the table in `family_table.py`.
 
-A family turns the arguments of a call into one tensor each with a row a sample, and back.  Lists of tensors
+A family turns the arguments of a call into one tensor each with a row per sample, and back.  Lists of tensors
 are padded into one on the way; which tokens are words and which are padding is told with them.  It knows no
 model and no pipeline.
 """
@@ -34,10 +34,10 @@ class Family:
         masks: for every mask the condition whose tokens it marks, entry i the token i; it may be longer than
             the condition. 1 or True shows a token (or 0, in a mask that hides by a negative number).
         zero_padded: conditions that come without a mask, padded with tokens that are all zero.
-        lists: arguments that are a list with one entry a row. Tensors of a condition may differ in their number
+        lists: arguments that are a list with one entry per row. Tensors of a condition may differ in their number
             of tokens; entries that hold no tensor (sizes) must be equal.
-        parts: arguments that may be a list or tuple of tensors, each with a row a sample (ControlNet's residuals, one
-            tensor a block); the part i is named with a dot, `name.i`, and has the role of the whole.
+        parts: arguments that may be a list or tuple of tensors, each with a row per sample (ControlNet's residuals, one
+            tensor per block); the part i is named with a dot, `name.i`, and has the role of the whole.
         scale: the pipeline's argument for the scale of classifier-free guidance.
         unguided_scale: the value of that argument at which the prediction is the conditional one: 1 where
             pipelines compute u + s (c - u), 0 where c + s (c - u).
@@ -57,7 +57,7 @@ class Family:
     parts: frozenset[str] = frozenset()
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
-    makes: Literal["pictures", "videos"] = "pictures"
+    makes: Literal["images", "videos"] = "images"
 
     def __post_init__(self) -> None:
         if self.guidance == "two calls" and self.first == "negative":
@@ -74,7 +74,7 @@ class Family:
             raise ValueError(f"{', '.join(wrong)}: only rows and conditions can be lists")
         if self.parts - set(self.arguments) or self.parts & self.lists:
             raise ValueError(
-                f"{', '.join(sorted(self.parts))}: parts need a role, and are no lists with an entry a row"
+                f"{', '.join(sorted(self.parts))}: parts need a role, and are no lists with an entry per row"
             )
 
     def role(self, name: str) -> Role:

@@ -14,7 +14,7 @@ __all__ = ["FAMILIES", "Family", "GuidanceKind", "Role", "denoiser_of", "denoise
 
 
 def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
-    """The modules that a pipeline calls at its steps, one a step: its `unet`, or else its `transformer`, and
+    """The modules that a pipeline calls at its steps, one per step: its `unet`, or else its `transformer`, and
     a `transformer_2` that takes over from it on the way.
 
     Raises:

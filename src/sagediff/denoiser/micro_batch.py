@@ -13,7 +13,7 @@ _WORSE = 1.05  # a size this much slower than the best one ends the search for s
 
 
 class MicroBatches:
-    """Finds the size that takes least time a row, over the calls of a run or of many.
+    """Finds the size that takes least time per row, over the calls of a run or of many.
 
     The first call tries all rows, the next ones half as many each time, as long as that is not slower; then the
     fastest stays. Every size is run twice and its faster time counts, as a first run may compile or allocate. A size

@@ -3,7 +3,7 @@
 How to add a model family: put one `Family` under the denoiser's class name into `FAMILIES`.  Go through the
 parameters of its `forward` and name every tensor:
 
-    row        one entry a sample (latents, timesteps, sizes); equal among members, the first's is taken
+    row        one entry per sample (latents, timesteps, sizes); equal among members, the first's is taken
     condition  what differs between prompts; merged over the members by the group condition
     mask       belongs to a condition; merged with it
     neither    has no row for each sample, even if its size equals the batch's by chance (FLUX: `txt_ids`)
@@ -117,7 +117,7 @@ FAMILIES: dict[str, Family] = {
             "hidden_states": "row",
             "timestep": "row",
             "encoder_hidden_states": "condition",
-            "attention_mask": "mask",  # of the text's tokens, then the picture's
+            "attention_mask": "mask",  # of the text's tokens, then the image's
             "txt_ids": "neither",
             "img_ids": "neither",
         },

@@ -1,7 +1,7 @@
 """A pool of Ray actors that each build one worker and run tasks on it.
 
 Tasks are tried again if the worker that had them in hand died; what it had finished was handed over before. Workers
-keep nothing, so who runs a task does not matter. Knows neither prompts nor pictures.
+keep nothing, so who runs a task does not matter. Knows neither prompts nor images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which worker takes which wave. Pure: knows neither Ray nor pictures.
+"""Which worker takes which wave. Pure: knows neither Ray nor images.
 
-Waves are whole groups and are formed before this, so where a border between workers runs changes no picture.
+Waves are whole groups and are formed before this, so where a border between workers runs changes no image.
 """
 
 from __future__ import annotations

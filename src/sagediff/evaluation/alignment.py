@@ -1,4 +1,4 @@
-"""CLIP score: how well pictures fit their prompts (Hessel et al., arXiv 2104.08718), here the plain cosine.
+"""CLIP score: how well images fit their prompts (Hessel et al., arXiv 2104.08718), here the plain cosine.
 
 The paper's score is 2.5 times the cosine, cut at 0; other libraries show 100 times. Multiply to compare.
 """
@@ -14,7 +14,7 @@ from sagediff.evaluation.arrays import Floats, unit_rows
 
 
 def clip_scores(image_vectors: Any, text_vectors: Any) -> Floats:
-    """Cosine of each picture with its prompt, (N,), from two arrays (N, D).
+    """Cosine of each image with its prompt, (N,), from two arrays (N, D).
 
     Raises:
         InputError: the shapes differ.
@@ -29,9 +29,9 @@ def clip_score(image_vectors: Any, text_vectors: Any) -> float:
     """Mean of `clip_scores`.
 
     Raises:
-        InputError: the shapes differ, or there are no pictures.
+        InputError: the shapes differ, or there are no images.
     """
     scores = clip_scores(image_vectors, text_vectors)
     if not len(scores):
-        raise InputError("the CLIP score needs at least one picture")
+        raise InputError("the CLIP score needs at least one image")
     return float(scores.mean())

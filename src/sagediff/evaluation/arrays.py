@@ -52,7 +52,7 @@ def pair_of_rows(features: Any, reference: Any) -> tuple[Floats, Floats]:
     if x.shape[1] != y.shape[1]:
         raise InputError(f"features are {x.shape[1]} wide, the reference's {y.shape[1]}")
     if min(len(x), len(y)) < 2:
-        raise InputError(f"a distance needs two pictures on each side, got {len(x)} and {len(y)}")
+        raise InputError(f"a distance needs two images on each side, got {len(x)} and {len(y)}")
     return x, y
 
 

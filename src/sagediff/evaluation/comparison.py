@@ -28,7 +28,7 @@ from sagediff.plan.share_plan import SharePlan
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.sampling.sampler import SharedSampler
 
-STRIP_GROUPS = 6  # groups whose pictures are kept for the strip
+STRIP_GROUPS = 6  # groups whose images are kept for the strip
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Bench:
     """All that a bench is made of.
 
     Attributes:
-        prompts: one picture each, the same for every setting.
+        prompts: one image each, the same for every setting.
         settings: in the order of the table.
         seeds: at least one; every figure is a mean over them.
         guidance: guidance scale of every setting, None for the pipeline's own.
@@ -113,9 +113,9 @@ def run_bench(
             pipe = None  # freed before the next is loaded
             pipe, loaded = bench.pipelines(setting.weights), setting.weights
         start = time.perf_counter()
-        plan, pictures, run = _sample(bench, setting, seed, pipe, known, on_step)
+        plan, made, run = _sample(bench, setting, seed, pipe, known, on_step)
         seconds = time.perf_counter() - start
-        images = as_tensor(pictures)
+        images = as_tensor(made)
         figures, bands = measure(images, bench.prompts, setting.threshold, measure_by)
         for band in bands:
             chosen = band.pop("prompts")
@@ -124,14 +124,14 @@ def run_bench(
         if seed == bench.seeds[0]:
             for group in strip_groups(bench, measure_by):
                 members = measure_by.groups[bench.settings[0].threshold][group]
-                store.save_strip(setting, group, [pictures[i] for i in members])
+                store.save_strip(setting, group, [made[i] for i in members])
         store.write(setting, seed, {
             "setting": asdict(setting),
             "seed": seed,
-            "num_prompts": len(pictures),
+            "num_prompts": len(made),
             "num_groups": len(plan.groups),
             "figures": {
-                "evaluations_per_image": run / len(pictures),
+                "evaluations_per_image": run / len(made),
                 "cost_saving": plan.cost_saving,
                 "seconds": seconds,
                 **figures,
@@ -148,9 +148,9 @@ def strip_groups(bench: Bench, measure_by: Yardstick) -> list[int]:
     return sorted(order[:STRIP_GROUPS])
 
 
-def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """PIL pictures of equal size -> (N, 3, H, W) in [0, 1]."""
-    stack = np.stack([np.asarray(picture.convert("RGB"), np.float32) for picture in pictures])
+def as_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """PIL images of equal size -> (N, 3, H, W) in [0, 1]."""
+    stack = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous() / 255
 
 
@@ -162,7 +162,7 @@ def _sample(
     known: Mapping[str, npt.NDArray[np.float32]],
     on_step: Callable[[int], None] | None,
 ) -> tuple[SharePlan, list[Image.Image], int]:
-    """(plan, one picture a prompt in their order, denoiser rows run)."""
+    """(plan, one image per prompt in their order, denoiser rows run)."""
     sampler = SharedSampler(
         pipe,
         setting.threshold,
@@ -178,9 +178,9 @@ def _sample(
         parting=setting.parting,
     )
     plan = sampler.plan(bench.prompts, setting.num_steps, bench.guidance)
-    pictures: dict[int, Image.Image] = {}
+    made: dict[int, Image.Image] = {}
     run = 0
     for wave in sampler.waves(bench.prompts, plan, bench.guidance, seed, on_step=on_step):
         run += wave.evaluations
-        pictures.update(zip(wave.prompts, wave.images, strict=True))
-    return plan, [pictures[i] for i in range(len(bench.prompts))], run
+        made.update(zip(wave.prompts, wave.images, strict=True))
+    return plan, [made[i] for i in range(len(bench.prompts))], run

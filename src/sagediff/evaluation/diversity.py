@@ -1,4 +1,4 @@
-"""Diversity within groups: how far apart the pictures of prompts that shared steps are."""
+"""Diversity within groups: how far apart the images of prompts that shared steps are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def group_diversity(features: Any, groups: Sequence[Sequence[int]]) -> float | N
     """Mean over groups of the members' mean pairwise cosine distance, 0 (alike) to 2; None without any pair.
 
     Args:
-        features: (N, D), one row a picture, none of zeros.
+        features: (N, D), one row per image, none of zeros.
         groups: row numbers; groups of one member count for nothing.
     """
     vectors = unit_rows(features)

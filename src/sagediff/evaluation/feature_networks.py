@@ -29,7 +29,7 @@ def open_features(name: str, device: str = "cpu") -> Features:
 
 
 class VisionFeatures:
-    """The pooled output of a vision model such as DINOv2, with the model's own preparation of pictures.
+    """The pooled output of a vision model such as DINOv2, with the model's own preparation of images.
 
     Raises:
         InputError: no such model, or one whose weights are not safetensors.
@@ -50,7 +50,7 @@ class VisionFeatures:
 
 
 class Clip:
-    """A CLIP model's projected vectors of pictures (by calling it) and of texts; one space for both.
+    """A CLIP model's projected vectors of images (by calling it) and of texts; one space for both.
 
     Raises:
         InputError: no such model, one that is no CLIP, or one whose weights are not safetensors.
@@ -134,9 +134,9 @@ def _kind(name: str) -> str:
 
 def _prepared(processor: Any, images: Tensor) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> what the model takes, by its own processor."""
-    pictures = [image.permute(1, 2, 0).numpy() for image in _bytes(images)]
+    arrays = [image.permute(1, 2, 0).numpy() for image in _bytes(images)]
     pixels: Tensor = processor(
-        images=pictures, input_data_format="channels_last", return_tensors="pt"
+        images=arrays, input_data_format="channels_last", return_tensors="pt"
     ).pixel_values
     return pixels
 
@@ -148,5 +148,5 @@ def _projected(output: Any) -> Tensor:
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """[0, 1] -> 0..255: what a picture on disk would hold, and what the networks' preparation expects."""
+    """[0, 1] -> 0..255: what an image on disk would hold, and what the networks' preparation expects."""
     return images.detach().cpu().float().clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""From one setting's pictures to its figures: every metric called once, for all prompts and band by band."""
+"""From one setting's images to its figures: every metric called once, for all prompts and band by band."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What pictures are measured by, the same for every setting of a bench.
+    """What images are measured by, the same for every setting of a bench.
 
     Attributes:
         perception: what looks at them.
-        reference: real pictures; None leaves the distances out.
+        reference: real images; None leaves the distances out.
         groups: for each threshold, the groups that diversity is measured in, also for independent sampling.
         bands: for each threshold, its groups by similarity.
     """
@@ -40,10 +40,10 @@ class Yardstick:
 def measure(
     images: Tensor, prompts: Sequence[str], threshold: float, yardstick: Yardstick
 ) -> tuple[Figures, list[dict[str, Any]]]:
-    """The figures of all pictures, and those of each band.
+    """The figures of all images, and those of each band.
 
     Args:
-        images: (N, 3, H, W) in [0, 1], one a prompt.
+        images: (N, 3, H, W) in [0, 1], one per prompt.
         threshold: whose groups diversity and bands are taken from.
     """
     look = yardstick.perception
@@ -64,7 +64,7 @@ def measure(
             [[place[i] for i in group] for group in band.groups],
             real,
         )
-        # a band's few pictures would raise the Frechet distance by their number alone
+        # a band's few images would raise the Frechet distance by their number alone
         part.pop("frechet", None)
         bands.append({"low": band.low, "high": band.high, "prompts": chosen, **part})
     return figures, bands

@@ -2,7 +2,7 @@
 
 The term tr (S1 S2)^(1/2) is computed as the sum of the singular values of A1 A2^T with S = A^T A. No square
 root of a product that is not symmetric is taken, so nothing turns complex or fails where covariances are
-singular, as they are with fewer pictures than dimensions. It is biased upwards for few samples; compare only
+singular, as they are with fewer images than dimensions. It is biased upwards for few samples; compare only
 sets of equal size, and see `kernel.py`.
 """
 

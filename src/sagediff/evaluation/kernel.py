@@ -1,6 +1,6 @@
 """Kernel distance: squared maximum mean discrepancy under a polynomial kernel (Binkowski et al., arXiv 1801.01401).
 
-Unbiased, so it may be compared between sets of different size and is the one to trust with few pictures; it
+Unbiased, so it may be compared between sets of different size and is the one to trust with few images; it
 may fall a little below 0 for sets that are alike.
 """
 

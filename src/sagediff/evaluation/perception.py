@@ -1,4 +1,4 @@
-"""What looks at pictures: the protocol that the bench asks for, and the networks of users with a hub or folders."""
+"""What looks at images: the protocol that the bench asks for, and the networks of users with a hub or folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_CLIP = "openai/clip-vit-base-patch16"
 
 
 class Perception(Protocol):
-    """Turns pictures into what the metrics measure. No result may depend on how pictures are batched."""
+    """Turns images into what the metrics measure. No result may depend on how images are batched."""
 
     @property
     def name(self) -> str:
@@ -28,7 +28,7 @@ class Perception(Protocol):
         ...
 
     def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N prompts -> (N,) cosines of picture and prompt."""
+        """(N, 3, H, W) in [0, 1] and N prompts -> (N,) cosines of image and prompt."""
         ...
 
 
@@ -49,7 +49,7 @@ class NetworkPerception:
             AutoModel gives a pooled output of).
         clip: folder or hub id of a CLIP model.
         device: where the networks run.
-        batch_size: pictures looked at together; changes no result beyond rounding.
+        batch_size: images looked at together; changes no result beyond rounding.
 
     Raises:
         InputError: a model that is not there, or a package that is missing; the message names the command.

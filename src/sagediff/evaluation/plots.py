@@ -1,4 +1,4 @@
-"""The plots: the frontier of quality against cost, and a strip of pictures. The only importer of matplotlib."""
+"""The plots: the frontier of quality against cost, and a strip of images. The only importer of matplotlib."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARKS = "osD^vP*X"
 
 
 def frontier(rows: Sequence[Row]) -> bytes:
-    """Quality against evaluations an image, as PNG: a line a method through its undominated settings.
+    """Quality against evaluations per image, as PNG: a line a method through its undominated settings.
 
     Settings that another one of the same method beats at no higher cost are drawn as faint points. Error bars
     are the spread over the seeds.
@@ -40,7 +40,7 @@ def frontier(rows: Sequence[Row]) -> bytes:
         for number, method in enumerate(methods):
             mine = [row for row in rows if row.setting.method == method and name in row.figures]
             _line(axes, mine, name, method, number)
-        axes.set_xlabel("denoiser evaluations an image")
+        axes.set_xlabel("denoiser evaluations per image")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         if place == 1:
@@ -62,12 +62,12 @@ def undominated(costs: Sequence[float], values: Sequence[float], higher_is_bette
 def strip(
     settings: Sequence[Setting], groups: Sequence[int], titles: Sequence[str], files: Sequence[Sequence[Path]]
 ) -> bytes:
-    """Pictures as PNG, one group a row, one setting a column.
+    """Images as PNG, one group per row, one setting a column.
 
     Args:
-        groups: numbers of the groups, one a row.
+        groups: numbers of the groups, one per row.
         titles: the first prompt of each group.
-        files: for each group, one file a setting: its members side by side.
+        files: for each group, one file per setting: its members side by side.
     """
     from matplotlib.image import imread
 

@@ -12,7 +12,7 @@ from typing import Any
 from sagediff.evaluation.summary import Figure, Row
 
 HEADS = {  # figure -> (heading, format); accuracies follow, by their own names
-    "evaluations_per_image": ("evaluations an image", ".1f"),
+    "evaluations_per_image": ("evaluations per image", ".1f"),
     "cost_saving": ("saving", ".1%"),
     "seconds": ("seconds", ".1f"),
     "clip_score": ("CLIP score", ".4f"),
@@ -21,7 +21,7 @@ HEADS = {  # figure -> (heading, format); accuracies follow, by their own names
     "diversity": ("diversity in groups", ".4f"),
     "vendi": ("Vendi in groups", ".3f"),
 }
-_BAND_HEADS = {"num_prompts": ("prompts", ".0f"), "evaluations_per_image": ("evaluations an image", ".1f")}
+_BAND_HEADS = {"num_prompts": ("prompts", ".0f"), "evaluations_per_image": ("evaluations per image", ".1f")}
 _NUMBERS = ("num_steps", "share_ratio", "threshold", "shared_guidance", "unguided")
 
 
@@ -53,7 +53,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """A line a setting; each figure has a column and one with `_spread`, empty where there is none."""
+    """A line per setting; each figure has a column and one with `_spread`, empty where there is none."""
     names = _names([row.figures for row in rows])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -1,8 +1,8 @@
-"""The bench's folder: one JSON file a setting and seed, each written whole or not at all, so that a kill loses one.
+"""The bench's folder: one JSON file per setting and seed, each written whole or not at all, so that a kill loses one.
 
 OUT/run.json            what the bench is; a resumed one must be the same
 OUT/cells/KEY-seedN.json
-OUT/pictures/KEY/G.png  members of a few groups side by side, for the strip
+OUT/images/KEY/G.png  members of a few groups side by side, for the strip
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class CellStore:
             raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
 
     def strip_path(self, setting: Setting, group: int) -> Path:
-        return self.path / "pictures" / setting.key / f"{group}.png"
+        return self.path / "images" / setting.key / f"{group}.png"
 
-    def save_strip(self, setting: Setting, group: int, pictures: Sequence[Image.Image]) -> None:
-        """Pictures of equal size, side by side."""
-        width, height = pictures[0].size
-        row = Image.new("RGB", (width * len(pictures), height))
-        for place, picture in enumerate(pictures):
-            row.paste(picture, (place * width, 0))
+    def save_strip(self, setting: Setting, group: int, images: Sequence[Image.Image]) -> None:
+        """Images of equal size, side by side."""
+        width, height = images[0].size
+        row = Image.new("RGB", (width * len(images), height))
+        for place, image in enumerate(images):
+            row.paste(image, (place * width, 0))
         target = self.strip_path(setting, group)
         self._make(target.parent)
         encoded = io.BytesIO()

@@ -7,7 +7,7 @@ the longest fixed split of each size and threshold is found, unless even the lon
 what is there; then ascents from them, the best first: of all profiles that share one step of the grid more, the one
 that saves most is run, and where it keeps within the budget, it goes on from there.
 
-Where prompts repeat, their pictures must stay apart too: that one is like the other does not show in its quality.
+Where prompts repeat, their images must stay apart too: that one is like the other does not show in its quality.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _Start: TypeAlias = "tuple[Profile, int, Trial]"  # a fixed split within the bud
 
 @dataclass(frozen=True)
 class Measured:
-    """What a policy's pictures are like, one number a seed.
+    """What a policy's images are like, one number per seed.
 
     Attributes:
         quality: mean over prompts; higher is better.
-        apart: mean distance between the pictures of equal prompts; empty where no prompt repeats.
+        apart: mean distance between the images of equal prompts; empty where no prompt repeats.
     """
 
     quality: tuple[float, ...]
@@ -55,7 +55,7 @@ class Trial:
 
     @property
     def apart(self) -> float | None:
-        """How far apart equal prompts' pictures are, over the seeds; None where no prompt repeats."""
+        """How far apart equal prompts' images are, over the seeds; None where no prompt repeats."""
         return _mean(self.measured.apart) if self.measured.apart else None
 
 
@@ -66,7 +66,7 @@ class Tuned:
     Attributes:
         best: saves most within the budget; sharing nothing if nothing else does.
         least: the quality that had to be kept.
-        least_apart: how far apart equal prompts' pictures had to stay; None where no prompt repeats.
+        least_apart: how far apart equal prompts' images had to stay; None where no prompt repeats.
         trials: all that was run, independent sampling first.
     """
 
@@ -93,7 +93,7 @@ class Search:
         families: "fixed" (one threshold, one ratio), "together", "tree" (`SharePolicy.parting`).
         max_trials: of profiles beyond the fixed ones, for each family.
         sizes: grid of the most members of a group, growing; empty for the base's own.
-        apart: part of independent sampling's distance between the pictures of equal prompts that has to stay,
+        apart: part of independent sampling's distance between the images of equal prompts that has to stay,
             in [0, 1].
 
     Raises:

@@ -42,7 +42,7 @@ class Row:
 
 
 def row(setting: Setting, cells: Sequence[Mapping[str, Any]]) -> Row:
-    """One row from the cells of one setting, one a seed. A figure that any cell lacks is left out."""
+    """One row from the cells of one setting, one per seed. A figure that any cell lacks is left out."""
     bands = zip(*(cell["bands"] for cell in cells), strict=True)
     return Row(
         setting,

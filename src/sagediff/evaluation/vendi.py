@@ -1,4 +1,4 @@
-"""Vendi score: how many different pictures a set effectively holds (Friedman and Dieng, arXiv 2210.02410)."""
+"""Vendi score: how many different images a set effectively holds (Friedman and Dieng, arXiv 2210.02410)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def vendi_score(features: Any) -> float:
     vectors = unit_rows(features)
     count, width = vectors.shape
     if not count:
-        raise InputError("the Vendi score needs at least one picture")
+        raise InputError("the Vendi score needs at least one image")
     # K and its dual have the same eigenvalues but for zeros, which add nothing: take the smaller
     matrix = vectors @ vectors.T if count <= width else vectors.T @ vectors
     values = np.linalg.eigvalsh(matrix / count)
@@ -35,7 +35,7 @@ def group_vendi(features: Any, groups: Sequence[Sequence[int]]) -> float | None:
     """Mean Vendi score of the groups of two or more members; None where there is none.
 
     Args:
-        features: (N, D), one row a picture.
+        features: (N, D), one row per image.
         groups: row numbers.
     """
     vectors = unit_rows(features)

@@ -1,4 +1,4 @@
-"""One picture of a whole run: a row for each group, its prompts beneath the pictures."""
+"""One image of a whole run: a row for each group, its prompts beneath the images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN, _GAP, _LABEL = 16, 10, 92  # pixels; _LABEL is the column that names the group
-_MAX_PICTURES = 512  # a sheet of more could not be looked at, nor opened by every viewer
+_MAX_IMAGES = 512  # a sheet of more could not be looked at, nor opened by every viewer
 
 
 def contact_sheet(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     prompts: Sequence[str],
     groups: Sequence[Sequence[int]],
     title: str,
@@ -22,9 +22,9 @@ def contact_sheet(
     """Draw the sheet; larger groups first, single prompts packed together at the end.
 
     Args:
-        pictures: files, one a prompt.
+        images: files, one per prompt.
         groups: prompt numbers, as in the plan.
-        cell: side of a picture on the sheet, in pixels.
+        cell: side of an image on the sheet, in pixels.
     """
     font, small = ImageFont.load_default(14), ImageFont.load_default(11)
     columns = max(4, min(8, max(map(len, groups))))
@@ -40,10 +40,10 @@ def contact_sheet(
         draw.text((_MARGIN, y + 4), label, fill=(60, 60, 60), font=font)
         for column, index in enumerate(members):
             x = _MARGIN + _LABEL + column * (cell + _GAP)
-            with Image.open(pictures[index]) as picture:
-                whole = picture.convert("RGB")
+            with Image.open(images[index]) as image:
+                whole = image.convert("RGB")
             whole.thumbnail((cell, cell)) if max(whole.size) > cell else None
-            if max(whole.size) < cell:  # small pictures are enlarged without smoothing by whole factors
+            if max(whole.size) < cell:  # small images are enlarged without smoothing by whole factors
                 factor = cell // max(whole.size)
                 whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
             sheet.paste(whole, (x + (cell - whole.width) // 2, y + (cell - whole.height) // 2))
@@ -58,7 +58,7 @@ def contact_sheet(
 def _rows(groups: Sequence[Sequence[int]], columns: int) -> list[tuple[str, list[int]]]:
     rows: list[tuple[str, list[int]]] = []
     alone: list[int] = []
-    left = _MAX_PICTURES
+    left = _MAX_IMAGES
     for number, group in enumerate(groups):
         if left <= 0:
             break

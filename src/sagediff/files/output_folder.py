@@ -1,4 +1,4 @@
-"""The output folder: pictures, metadata, report; written so that a kill at any moment loses nothing finished."""
+"""The output folder: images, metadata, report; written so that a kill at any moment loses nothing finished."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANIFEST = "run.json"
 
 
 class OutputFolder:
-    """One run's folder. `run.json` is written first and says what the run is; pictures follow one by one."""
+    """One run's folder. `run.json` is written first and says what the run is; images follow one by one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,15 +70,15 @@ class OutputFolder:
             (self.path / "images").mkdir(exist_ok=True)
 
     def finished(self, count: int) -> list[int]:
-        """Prompts whose pictures are there. A file under its final name is whole: it was renamed to it."""
+        """Prompts whose images are there. A file under its final name is whole: it was renamed to it."""
         return [index for index in range(count) if self.image_path(index).is_file()]
 
     def save_image(self, index: int, image: Image.Image, texts: Mapping[str, str]) -> None:
-        """Write one picture with `texts` in its PNG text chunks."""
+        """Write one image with `texts` in its PNG text chunks."""
         self.save_png(index, png_bytes(image, texts))
 
     def save_png(self, index: int, data: bytes) -> None:
-        """Write one picture that is a PNG already."""
+        """Write one image that is a PNG already."""
         target = self.image_path(index)
         partial = target.with_name(target.name + ".partial")
         with written(target):
@@ -93,7 +93,7 @@ class OutputFolder:
             os.replace(partial, target)
 
     def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """One JSON object a line."""
+        """One JSON object per line."""
         self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def save_sheet(self, sheet: Image.Image) -> Path:
@@ -106,7 +106,7 @@ class OutputFolder:
 
 
 def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
-    """A picture as PNG, with `texts` in its text chunks."""
+    """An image as PNG, with `texts` in its text chunks."""
     info = PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, value)

@@ -1,8 +1,8 @@
-"""Pictures of a large run: webdataset shards and parquet metadata in place of a file each.
+"""Images of a large run: webdataset shards and parquet metadata in place of a file each.
 
-A picture is kept as a file of its own until its shard is full; then the shard is written, and the files go away. What
-belongs to a shard follows from the plan: prompts in the order of their groups, `size` a shard. So a killed run goes on,
-whoever makes which picture. A shard is there once its parquet file is: that one is written last.
+An image is kept as a file of its own until its shard is full; then the shard is written, and the files go away. What
+belongs to a shard follows from the plan: prompts in the order of their groups, `size` per shard. So a killed run goes
+on, whoever makes which image. A shard is there once its parquet file is: that one is written last.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Record = Mapping[str, Any]
 
 
 class ShardStore:
-    """Pictures of one run, in shards.
+    """Images of one run, in shards.
 
     Args:
         folder: of the run; shards go to `shards/`.
         order: prompt numbers, whole groups one after the other.
-        size: pictures a shard.
+        size: images per shard.
         record: a prompt's metadata, with `group` and `evaluations` among it; the same keys for each.
 
     Raises:
@@ -54,7 +54,7 @@ class ShardStore:
         return self.tar_path(number).with_suffix(".parquet")
 
     def finished(self) -> list[int]:
-        """Prompts whose pictures are there, in a shard or waiting for theirs; shards that are full are written."""
+        """Prompts whose images are there, in a shard or waiting for theirs; shards that are full are written."""
         with written(self._folder.path / "shards") as home:
             home.mkdir(exist_ok=True)
             for leftover in home.glob("*.partial"):
@@ -73,7 +73,7 @@ class ShardStore:
         return sorted(done)
 
     def save_png(self, index: int, data: bytes) -> None:
-        """Keep one picture; write its shard if that was the last."""
+        """Keep one image; write its shard if that was the last."""
         self._folder.save_png(index, data)
         number = self._shard[index]
         self._missing[number] -= 1
@@ -101,7 +101,7 @@ class ShardStore:
                     record["bytes"] = len(data)
                     text = json.dumps(record, ensure_ascii=False).encode()
                     for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
-                        entry = tarfile.TarInfo(name)  # no time, no owner: equal pictures give equal shards
+                        entry = tarfile.TarInfo(name)  # no time, no owner: equal images give equal shards
                         entry.size = len(content)
                         tar.addfile(entry, io.BytesIO(content))
             os.replace(partial, target)
@@ -114,7 +114,7 @@ class ShardStore:
 
         statistics = {
             "shard": self.tar_path(number).name,
-            "pictures": len(records),
+            "images": len(records),
             "groups": len({record["group"] for record in records}),
             "evaluations": round(sum(record["evaluations"] for record in records), 6),
             "bytes": sum(record["bytes"] for record in records),
@@ -134,7 +134,7 @@ class ShardStore:
 def check_shard_size(size: int) -> None:
     """Raises InputError for a size below 1, or if pyarrow is not installed."""
     if size < 1:
-        raise InputError(f"the pictures of a shard must be at least 1, got {size}")
+        raise InputError(f"the images of a shard must be at least 1, got {size}")
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:

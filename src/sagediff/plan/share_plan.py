@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SharePlan:
-    """Partitions of the prompts into nodes, one a step, that only get finer.
+    """Partitions of the prompts into nodes, one per step, that only get finer.
 
     Attributes:
         num_steps: sampling steps.
@@ -46,7 +46,7 @@ class SharePlan:
             member: their negative rows are not run (limited-interval guidance, arXiv 2404.07724).
         rows_per_prompt: 2 with classifier-free guidance, 1 without.
         calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
-        share_ratio: what the plan was made with, one number, or one a group in the order they were given; for
+        share_ratio: what the plan was made with, one number, or one per group in the order they were given; for
             reports. None when it is not known.
         replayed_steps: for each prompt how many of its first steps are replayed from a recorded trajectory and so
             cost no rows; members agree while they are one node. None: nothing is replayed.
@@ -123,7 +123,7 @@ class SharePlan:
 
         Args:
             groups: prompt numbers; 0..N-1, each exactly once.
-            share_ratio: in [0, 1]; one number, or one a group.
+            share_ratio: in [0, 1]; one number, or one per group.
 
         Raises:
             PlanError: the groups do not cover the prompts once, or a ratio is out of range.
@@ -136,7 +136,7 @@ class SharePlan:
             ratios = list(kept)
             if len(ratios) != len(groups):
                 raise PlanError(
-                    f"share_ratio must be one number or one a group ({len(groups)}), got {len(ratios)}"
+                    f"share_ratio must be one number or one per group ({len(groups)}), got {len(ratios)}"
                 )
         else:
             kept = float(share_ratio)
@@ -310,7 +310,7 @@ class SharePlan:
             part = tuple(renumber([nodes[i] for i in prompts]))
             if not levels or levels[-1][1] != part:
                 levels.append((start, part))
-        # ratios given one a group stand in the caller's order of groups, which a part cannot tell
+        # ratios given one per group stand in the caller's order of groups, which a part cannot tell
         ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
         replayed = self.replayed_steps and tuple(self.replayed_steps[i] for i in prompts)
         return replace(self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed)
@@ -318,10 +318,10 @@ class SharePlan:
     # -- noise
 
     def generators(self, seed: int | Sequence[int] = 0, device: str = "cpu") -> list[torch.Generator]:
-        """One generator a prompt, equally seeded within a group, so that its members start from equal noise.
+        """One generator per prompt, equally seeded within a group, so that its members start from equal noise.
 
         Args:
-            seed: one number, from which every group's seed is derived; or one a prompt, of which a group
+            seed: one number, from which every group's seed is derived; or one per prompt, of which a group
                 takes its first member's.
         """
         import torch
@@ -332,7 +332,7 @@ class SharePlan:
         else:
             if len(seed) != self.num_prompts:
                 raise PlanError(
-                    f"seed must be one number or one a prompt ({self.num_prompts}), got {len(seed)}"
+                    f"seed must be one number or one per prompt ({self.num_prompts}), got {len(seed)}"
                 )
             seeds = [int(seed[first[i]]) for i in range(self.num_prompts)]
         return [torch.Generator(device).manual_seed(s) for s in seeds]

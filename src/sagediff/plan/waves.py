@@ -1,4 +1,4 @@
-"""A plan's waves: which whole groups are carried at once, and all that decides their pictures. Pure.
+"""A plan's waves: which whole groups are carried at once, and all that decides their images. Pure.
 
 Waves are formed before anybody says where they run, so that the same batches come out on any number of workers.
 """
@@ -98,7 +98,7 @@ def noise_seeds(prompts: Sequence[str], plan: SharePlan, seed: int) -> list[int]
 
 
 def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[list[int]]:
-    """Whole groups packed in order, at most `wave_size` prompts a wave unless one group alone has more."""
+    """Whole groups packed in order, at most `wave_size` prompts per wave unless one group alone has more."""
     wave: list[int] = []
     for group in groups:
         if wave and len(wave) + len(group) > wave_size:

@@ -69,7 +69,7 @@ def unit_rows(rows: Any, count: int, name: str) -> npt.NDArray[np.float32]:
 def embed_prompts(
     prompts: Sequence[str], pipe: Any = None, encoder: Encoder | None = None, batch_size: int = 256
 ) -> Embeddings:
-    """One unit vector a prompt; equal prompts are encoded once.
+    """One unit vector per prompt; equal prompts are encoded once.
 
     Args:
         pipe: a diffusers pipeline whose own text encoder is used when `encoder` is None.
@@ -122,7 +122,7 @@ def named_encoder(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
 
 
 def _own_encoder(pipe: Any) -> TextEncoder:
-    """The first text encoder of the pipeline that gives one vector a prompt."""
+    """The first text encoder of the pipeline that gives one vector per prompt."""
     for tokenizer_name, encoder_name in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
         tokenizer, model = getattr(pipe, tokenizer_name, None), getattr(pipe, encoder_name, None)
         if tokenizer is not None and model is not None:

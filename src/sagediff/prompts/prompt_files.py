@@ -45,7 +45,7 @@ def read_prompts(path: Path) -> list[str]:
 def iter_prompts(path: Path) -> Iterator[str]:
     """Prompts of a file one by one, in order; the file is never in memory as a whole.
 
-    .txt: one a line, blank lines skipped. .jsonl: an object a line with the key `prompt`. .csv: a column `prompt`.
+    .txt: one per line, blank lines skipped. .jsonl: an object per line with the key `prompt`. .csv: a column `prompt`.
     Each of them may be compressed, as .txt.gz and so on. .parquet: a column `prompt`; needs pyarrow.
 
     Raises:

@@ -50,8 +50,8 @@ def shared_sampling(
             variance kept.  Higher sets members of a group further apart, which equal prompts need; 0
             (default) hands the state over as it is.
         fresh_noise_rows: for which prompts, one flag each; None (default) for all.
-        handover_noise: part, in [0, 1], of what is not yet the member's own picture that is drawn anew after its
-            first step past the branch point.  1 lets nothing of the group's picture but what that step made of it
+        handover_noise: part, in [0, 1], of what is not yet the member's own image that is drawn anew after its
+            first step past the branch point.  1 lets nothing of the group's image but what that step made of it
             go on; for weights trained to share, few steps and no guidance.  0 (default) leaves the state.
         member_noise: a seed for each prompt.  Past its branch point a prompt's stochastic solver, and its
             fresh noise, draw from a generator of its own.  None (default): solvers go on with the pipeline's
@@ -60,7 +60,7 @@ def shared_sampling(
             {prompt: number of first steps}, which also records a prompt that shares nothing.  They are in
             `run.recorded`, by the (first) prompt, as soon as the last of those steps is finished.
         replay: for each prompt of which the plan says `replayed_steps`, the trajectory that its first steps take
-            instead of running.  With the noise that the recorded group started from, a prompt's picture is the one
+            instead of running.  With the noise that the recorded group started from, a prompt's image is the one
             that it gets as a member of that group.
 
     Yields:
@@ -110,4 +110,6 @@ def _check_options(
             raise InputError(f"{option} should be in [0, 1], got {strength!r}")
     for name, values in (("fresh_noise_rows", fresh_noise_rows), ("member_noise", member_noise)):
         if values is not None and len(values) != plan.num_prompts:
-            raise InputError(f"{name} should hold one entry a prompt ({plan.num_prompts}), got {len(values)}")
+            raise InputError(
+                f"{name} should hold one entry per prompt ({plan.num_prompts}), got {len(values)}"
+            )

@@ -1,4 +1,4 @@
-"""`Gathering`: from a denoiser call's rows to the rows that are run, one a node, its members' conditions merged."""
+"""`Gathering`: from a denoiser call's rows to the rows that are run, one per node, its members' conditions merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hook on the denoiser: gather one row a node (`gathering.py`), run, spread the output over the members again.
+"""The hook on the denoiser: gather one row per node (`gathering.py`), run, spread the output over the members again.
 
 `DenoiserHook` does with real tensors what a `Layout` says; `HookInstalled` puts it on a module and takes it off,
 leaving no trace.  What is particular to a model is in `families.py`, what step it is in `run.py`, what is
@@ -42,7 +42,7 @@ class Prediction(BaseOutput):
 
 
 class DenoiserHook(ModelHook):
-    """Runs a denoiser call on one row a node.
+    """Runs a denoiser call on one row per node.
 
     Args:
         pipe: asked for its guidance scale and for its scheduler.
@@ -142,7 +142,7 @@ class DenoiserHook(ModelHook):
             raise UnsupportedPipelineError(
                 f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which "
                 f"{type(self._pipe).__name__} does not tell; only None (as the pipeline's) and 1.0 work with "
-                f"pipelines that call the denoiser twice a step"
+                f"pipelines that call the denoiser twice per step"
             )
         if rows == plan.num_prompts:
             return None  # no negative rows: there is no guidance to change

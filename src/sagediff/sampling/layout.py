@@ -42,7 +42,7 @@ class Layout:
         """The layout of a call at a step.
 
         Args:
-            halves: 2 when the call carries negative and conditional rows; 1 when it carries one row a prompt.
+            halves: 2 when the call carries negative and conditional rows; 1 when it carries one row per prompt.
             second: the call is a step's second, negative one.
             negative_first: of two halves the first is the negative one.
             left_out: prompts whose nodes are not run, because nobody wants them any more.  Replayed ones are not

@@ -40,7 +40,7 @@ def plan_prompts(
     """Embed, group and plan; runs a text encoder and nothing else.
 
     Args:
-        pipe: holds the scheduler, whose kind sets the calls a step, and the text encoder; its denoiser may be
+        pipe: holds the scheduler, whose kind sets the calls per step, and the text encoder; its denoiser may be
             absent.
         denoiser_class: name of the denoiser's class, which says how it is guided.
         true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the

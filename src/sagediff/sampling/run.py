@@ -23,7 +23,7 @@ class SharedRun:
     """What `shared_sampling` yields; describes the pipeline's latest run inside the context.
 
     Attributes:
-        plan: the share plan, costed as the pipeline runs it (rows a prompt, denoiser calls a step) once a run
+        plan: the share plan, costed as the pipeline runs it (rows per prompt, denoiser calls per step) once a run
             has begun; so `evaluations == plan.evaluations` at the end of every run in which no prompt was dropped.
         evaluations: denoiser rows really run so far, guidance rows included; less than planned after a `drop`.
         dropped: prompts whose rows are not run any more.
@@ -67,8 +67,8 @@ class SharedRun:
         """From the next step on, and until the context is left, those prompts' rows are not run.
 
         May be called from a step callback, another thread, or before the run. The group condition stays the mean
-        over all members, so nobody else's picture changes; a node is run while one member is left. What comes out
-        for a dropped prompt is no picture. When all are dropped the next step raises StoppedError.
+        over all members, so nobody else's image changes; a node is run while one member is left. What comes out
+        for a dropped prompt is no image. When all are dropped the next step raises StoppedError.
 
         Raises:
             InputError: a prompt that the plan does not have.
@@ -130,14 +130,14 @@ class SharedRun:
             )
         if guidance == "batched" and self._rows_per_prompt and rows != self._rows_per_prompt * prompts:
             raise _guidance_changed(
-                self._rows_per_prompt, rows / prompts, self.step, "denoiser rows a prompt"
+                self._rows_per_prompt, rows / prompts, self.step, "denoiser rows per prompt"
             )
         per_prompt = self._count_rows(rows, prompts, guidance, guided, second)
         if self._rows_per_prompt == 0 or (second and self._call == 0):
             self._rows_per_prompt = per_prompt
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
         elif second and self._rows_per_prompt != 2:
-            raise _guidance_changed(1, 2, self.step, "denoiser calls a step")
+            raise _guidance_changed(1, 2, self.step, "denoiser calls per step")
         return second
 
     @property
@@ -190,7 +190,7 @@ class SharedRun:
             )
         if guidance == "two calls" and self._denoiser_calls != self._rows_per_prompt:
             raise _guidance_changed(
-                self._rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls a step"
+                self._rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls per step"
             )
 
     def leave_scheduler(self) -> None:
@@ -202,7 +202,7 @@ class SharedRun:
     def _count_rows(
         rows: int, prompts: int, guidance: GuidanceKind, guided: bool | None, second: bool
     ) -> int:
-        """Denoiser rows a prompt: 1 without classifier-free guidance, 2 with it."""
+        """Denoiser rows per prompt: 1 without classifier-free guidance, 2 with it."""
         if guidance == "two calls":
             expected, per_prompt = prompts, 2 if second else 1
         else:

@@ -1,4 +1,4 @@
-"""`SharedSampler`: prompts in, pictures out in the same order, in waves of whole groups."""
+"""`SharedSampler`: prompts in, images out in the same order, in waves of whole groups."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class Wave:
-    """Pictures of some whole groups: prompt numbers, PIL pictures in that order, denoiser rows run."""
+    """Images of some whole groups: prompt numbers, PIL images in that order, denoiser rows run."""
 
     prompts: list[int]
     images: list[Any]
@@ -46,7 +46,7 @@ class Wave:
 
 @dataclass(frozen=True)
 class SharedResult:
-    """images: PIL pictures in the order of the prompts; report: `SharePlan.summary` with seconds and more."""
+    """images: PIL images in the order of the prompts; report: `SharePlan.summary` with seconds and more."""
 
     images: list[Any]
     plan: SharePlan
@@ -59,7 +59,7 @@ class SharedSampler:
 
     Args:
         pipe: any pipeline that `shared_sampling` supports.
-        threshold: least cosine between any two members of a group. Higher: fewer shared steps, safer pictures.
+        threshold: least cosine between any two members of a group. Higher: fewer shared steps, safer images.
         share_ratio: part of the steps that a group takes together, in [0, 1]. Higher: cheaper, less faithful.
         max_group_size: most members of a group.
         shared_guidance: guidance scale while sharing; at 1.0 (default) the negative rows are not run, None
@@ -68,11 +68,11 @@ class SharedSampler:
             (limited-interval guidance, arXiv 2404.07724): fewer evaluations.
         group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
         wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents;
-            more than 16 pictures, or few large ones, are decoded one by one where the autoencoder can.
+            more than 16 images, or few large ones, are decoded one by one where the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         fresh_noise: part of the noise that members with equal prompts get anew at the branch point, so that
             they do not come out identical; 0 lets them.
-        handover_noise: part of what is not yet the member's own picture that is drawn anew after its first step
+        handover_noise: part of what is not yet the member's own image that is drawn anew after its first step
             past the branch point (`shared_sampling`); 0 (default) leaves it.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
         rungs: further (threshold, share ratio) pairs, both growing: closer prompts stay together longer.
@@ -111,9 +111,9 @@ class SharedSampler:
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
         denoiser = _plain(denoiser_of(pipe))
-        if family_of(denoiser).makes != "pictures":
+        if family_of(denoiser).makes != "images":
             raise UnsupportedPipelineError(
-                f"SharedSampler makes pictures, and {type(pipe).__name__} makes videos: group and plan yourself "
+                f"SharedSampler makes images, and {type(pipe).__name__} makes videos: group and plan yourself "
                 f"and run the pipeline inside shared_sampling"
             )
         if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
@@ -166,7 +166,7 @@ class SharedSampler:
         seed: int = 0,
         **kwargs: Any,
     ) -> SharedResult:
-        """One picture a prompt. A picture depends on seed, its prompt and its group, not on order or waves.
+        """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
 
         Args:
             guidance_scale: None takes the pipeline's own default.
@@ -211,7 +211,7 @@ class SharedSampler:
         Args:
             skip: prompts that are finished already; a group all of whose members are is left out.
             on_step: called after every step with the number of prompts that took it.
-            kwargs: passed to the pipeline; a list with one entry a prompt (negative prompts, say) is cut to
+            kwargs: passed to the pipeline; a list with one entry per prompt (negative prompts, say) is cut to
                 the wave's.
         """
         self.check(prompts, plan)
@@ -231,7 +231,7 @@ class SharedSampler:
         on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> Wave:
-        """Sample one wave; the arguments are those of `waves`, but a list has one entry a member of the wave."""
+        """Sample one wave; the arguments are those of `waves`, but a list has one entry per member of the wave."""
         _check_keywords(kwargs)
         if guidance_scale is not None:
             kwargs["guidance_scale"] = guidance_scale
@@ -269,7 +269,7 @@ def _reporter(on_step: Callable[[int], None], count: int) -> Callable[..., dict[
 
 
 def _one_a_prompt(name: str, value: Any, count: int) -> bool:
-    """Whether a keyword holds one entry a prompt; schedules are lists too, and may be as long by chance."""
+    """Whether a keyword holds one entry per prompt; schedules are lists too, and may be as long by chance."""
     return isinstance(value, list) and len(value) == count and name not in ("timesteps", "sigmas")
 
 

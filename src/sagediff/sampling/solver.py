@@ -34,12 +34,12 @@ class SchedulerTap:
 
     Args:
         fresh_noise: strength k in [0, 1]: the noise component e of a state a x0 + s e becomes sqrt(1 - k^2) e
-            + k fresh, whose variance is e's.  0 leaves it, 1 keeps only the predicted picture.
+            + k fresh, whose variance is e's.  0 leaves it, 1 keeps only the predicted image.
         fresh_noise_rows: for which prompts; None for all that branch.
         handover_noise: strength in [0, 1] of the same for every node after its first step since it parted from
-            others. The group's picture is still in that state, as if it were noise; the member's own prediction is
+            others. The group's image is still in that state, as if it were noise; the member's own prediction is
             known by then, and what else the state holds is drawn anew.
-        member_noise: a seed a prompt; None: the solver goes on with the pipeline's generators.
+        member_noise: a seed per prompt; None: the solver goes on with the pipeline's generators.
 
     Raises:
         UnsupportedPipelineError: fresh noise is wanted, and the table does not know the scheduler's noise
@@ -239,7 +239,7 @@ class SchedulerTap:
 # -- what happens to a row -------------------------------------------------------------------------
 
 Change: TypeAlias = Callable[[Tensor, float, float, Tensor, Tensor, Tensor], Tensor]
-"""(rows, their alpha and sigma, predicted picture x0 and noise e, fresh noise) to rows."""
+"""(rows, their alpha and sigma, predicted image x0 and noise e, fresh noise) to rows."""
 
 
 def refreshed(strength: float) -> Change:
@@ -252,7 +252,7 @@ def refreshed(strength: float) -> Change:
 
 
 def renewed(strength: float) -> Change:
-    """The predicted picture with part of all else that the rows hold drawn anew: a x0 + s (sqrt(1 - k^2) e' + k
+    """The predicted image with part of all else that the rows hold drawn anew: a x0 + s (sqrt(1 - k^2) e' + k
     fresh), e' = (x - a x0) / s, k the strength. With k = 1 it is one step of ancestral sampling (DDIM's eta of 1).
     """
 

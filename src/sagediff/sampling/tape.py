@@ -50,7 +50,7 @@ class Tape:
             InputError: other timesteps, size or noise, or only one of both runs is guided.
         """
         run, plan = self._run, self._run.plan
-        # a pipeline that calls twice a step does not show that it guides before its second call
+        # a pipeline that calls twice per step does not show that it guides before its second call
         knows_guidance = self._family.guidance == "batched" or second or not run.first_call
         for prompt, trajectory in self._replay.items():
             where = f"prompt {prompt} cannot replay its trajectory"

@@ -47,7 +47,7 @@ class Trajectory:
         if not count or min(self.calls, default=0) < 1 or not sum(self.calls) == count == len(self.timesteps):
             raise InputError(
                 f"a trajectory needs one output and one timestep for each solver call of at least one step; got "
-                f"{count} outputs and {len(self.timesteps)} timesteps for {list(self.calls)} calls a step"
+                f"{count} outputs and {len(self.timesteps)} timesteps for {list(self.calls)} calls per step"
             )
         if self.rows_per_prompt not in (1, 2):
             raise InputError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")

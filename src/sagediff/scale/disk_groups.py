@@ -1,7 +1,7 @@
 """Prompts -> groups by way of a folder: what is there already is taken over, so that a killed run goes on.
 
 The folder holds the embeddings (`vectors.py`) and `groups.npz`. In memory are the prompts' own
-text, the groups as lists, and one cell a process.
+text, the groups as lists, and one cell per process.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ class ServeConfig(BaseSettings):
         model_name: what clients call the model.
         host, port: where it listens; 127.0.0.1 keeps it to this machine.
         api_keys: who may ask, and which tenant he is; with commas in the environment. None: anyone may, as one tenant.
-        window_ms: milliseconds that a request waits for others to share with. Longer: more sharing, later pictures.
+        window_ms: milliseconds that a request waits for others to share with. Longer: more sharing, later images.
         max_batch: most requests in a wave.
         max_queue: most requests waiting; more get 429.
         share: False switches sharing off; requests are still batched.
-        share_across_keys: lets clients of different keys share. Their pictures then tell of each other's prompts.
+        share_across_keys: lets clients of different keys share. Their images then tell of each other's prompts.
         cache_mib: memory for shared phases that later requests replay, in MiB; 0 switches that off.
         cache_threshold: least cosine between a prompt and the middle of those that a shared phase was run for. Higher:
-            fewer replays, safer pictures. None: the grouping threshold, at least 0.5.
+            fewer replays, safer images. None: the grouping threshold, at least 0.5.
         cache_dir: folder where they are also kept for the next start. None: nowhere.
         cache_variety: how many of them there should be near a prompt before all requests replay. Higher: more
             compositions, fewer replays at first.
@@ -41,12 +41,12 @@ class ServeConfig(BaseSettings):
             may change. Lower: more replicas, shorter queues, less sharing. None: a full wave.
         scale_up_s, scale_down_s: seconds for which more, or fewer, must have been wanted.
         scale_look_back_s: seconds over which requests in hand are averaged.
-        max_n, max_side, max_steps, max_prompt_length: most pictures, pixels a side, steps and characters of a request.
-        max_pictures: most pictures of a request with many prompts; never more than the queue holds.
+        max_n, max_side, max_steps, max_prompt_length: most images, pixels per side, steps and characters of a request.
+        max_images: most images of a request with many prompts; never more than the queue holds.
         max_body_bytes: largest request.
         deadline_s: seconds that a request may wait before it is begun.
         drain_s: seconds that requests under way get to finish when the server is told to end.
-        stored_bytes, stored_s: memory and time for pictures asked for by URL.
+        stored_bytes, stored_s: memory and time for images asked for by URL.
         log_format: of the lines on stderr: `json` for machines, `text` for people, `auto` for text on a terminal only.
         log_prompts: whether a request's line holds its prompts.
     """
@@ -76,7 +76,7 @@ class ServeConfig(BaseSettings):
     max_side: int = Field(2048, ge=1)
     max_steps: int = Field(100, ge=1)
     max_prompt_length: int = Field(4000, ge=1)
-    max_pictures: int = Field(64, ge=1)
+    max_images: int = Field(64, ge=1)
     max_body_bytes: int = Field(1 << 20, ge=1)
     deadline_s: float = Field(300.0, gt=0)
     drain_s: float = Field(60.0, gt=0)
@@ -128,9 +128,9 @@ class ServeConfig(BaseSettings):
         return _label(key or "") if found else None
 
     @property
-    def most_pictures(self) -> int:
+    def most_images(self) -> int:
         """Of a request with many prompts: all of them must fit into the queue."""
-        return min(self.max_pictures, self.max_queue)
+        return min(self.max_images, self.max_queue)
 
     def label_of(self, tenant: str) -> str:
         """What logs call a tenant: which of the keys, from 1. No digest: it would give a weak key away."""

@@ -1,14 +1,14 @@
-"""What can become of a request instead of a picture; `app` says it in HTTP.
+"""What can become of a request instead of an image; `app` says it in HTTP.
 
 SagediffError
-`-- ServingError             the server, not the request, is why there is no picture
+`-- ServingError             the server, not the request, is why there is no image
     |-- QueueFull            too many wait already; comes with a time to try again
     |-- NotReady             the model is loading, draining or gone
     |-- DeadlineExpired      it waited longer than its deadline allows
     |-- Cancelled            whoever asked went away
     |-- ReplicaLost          the replicas that had it in hand died, or none is left
     |-- OutOfMemory          it does not fit into memory even alone
-    `-- PictureFailed        the pipeline failed on it, and on it alone
+    `-- ImageFailed        the pipeline failed on it, and on it alone
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class QueueFull(ServingError):
 
     def __init__(self, waiting: int, limit: int, retry_after: int) -> None:
         super().__init__(
-            f"{waiting} pictures are waiting and the queue holds {limit}; try again in {retry_after} s"
+            f"{waiting} images are waiting and the queue holds {limit}; try again in {retry_after} s"
         )
         self.waiting, self.limit, self.retry_after = waiting, limit, retry_after
 
@@ -51,7 +51,7 @@ class DeadlineExpired(ServingError):
 
 
 class Cancelled(ServingError):
-    """Whoever asked went away, so the picture was not made, or not handed over."""
+    """Whoever asked went away, so the image was not made, or not handed over."""
 
 
 class ReplicaLost(ServingError):
@@ -59,8 +59,8 @@ class ReplicaLost(ServingError):
 
 
 class OutOfMemory(ServingError):
-    """A picture that does not fit into memory even alone and in the smallest micro-batches."""
+    """An image that does not fit into memory even alone and in the smallest micro-batches."""
 
 
-class PictureFailed(ServingError):
+class ImageFailed(ServingError):
     """The pipeline failed on this request alone; the cause is chained."""

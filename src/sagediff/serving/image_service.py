@@ -1,4 +1,4 @@
-"""What the app needs of whoever makes pictures: an engine here, or a fleet of them elsewhere."""
+"""What the app needs of whoever makes images: an engine here, or a fleet of them elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sagediff.serving.engine.model_thread import Listener, State, Ticket
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 
 
 class EngineFront(Protocol):
@@ -26,7 +26,7 @@ class EngineFront(Protocol):
     def start(self) -> None: ...
 
     def submit(
-        self, requests: Sequence[PictureRequest], previews: int = 0, on_preview: Listener | None = None
+        self, requests: Sequence[ImageRequest], previews: int = 0, on_preview: Listener | None = None
     ) -> list[Ticket]: ...
 
     def cancel(self, tickets: Sequence[Ticket]) -> None: ...

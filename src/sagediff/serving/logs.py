@@ -13,7 +13,7 @@ _LEVELS = {"sagediff": logging.INFO, "uvicorn": logging.WARNING}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what `extra={"fields": {...}}` brings, and a traceback."""
+    """One JSON object per line: time, level, logger, message, what `extra={"fields": {...}}` brings, a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -25,7 +25,7 @@ class Metrics:
     ) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "sagediff_pictures", "Pictures asked for, by what became of them", ["outcome"], registry=registry
+            "sagediff_images", "Images asked for, by what became of them", ["outcome"], registry=registry
         )
         self._refused = Counter(
             "sagediff_refused", "Requests refused, by the reason's code", ["reason"], registry=registry
@@ -46,7 +46,7 @@ class Metrics:
         )
         self._encoding = Histogram(
             "sagediff_encode_seconds",
-            "Making files of one answer's pictures",
+            "Making files of one answer's images",
             buckets=_SECONDS,
             registry=registry,
         )

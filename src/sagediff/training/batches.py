@@ -1,4 +1,4 @@
-"""Which pictures a step sees: groups formed from the captions by the code that groups prompts for sampling.
+"""Which images a step sees: groups formed from the captions by the code that groups prompts for sampling.
 
 Everything is drawn from (seed, pool number) and (seed, step), so that a resumed run sees what an uninterrupted
 one would have.
@@ -15,11 +15,11 @@ from sagediff.plan.grouping import group_prompts
 
 
 class GroupSchedule:
-    """For each batch the groups of picture numbers in it.
+    """For each batch the groups of image numbers in it.
 
     Args:
         vectors: (P, D) embeddings of the distinct captions.
-        pictures: for each distinct caption the numbers of its pictures.
+        images: for each distinct caption the numbers of its images.
         threshold, group_size, pool_size, batch_size: as in `TrainConfig`.
         seed: of everything drawn.
 
@@ -30,14 +30,14 @@ class GroupSchedule:
     def __init__(
         self,
         vectors: npt.NDArray[np.float32],
-        pictures: list[list[int]],
+        images: list[list[int]],
         threshold: float,
         group_size: tuple[int, int],
         pool_size: int,
         batch_size: int,
         seed: int,
     ) -> None:
-        self._vectors, self._pictures = vectors, pictures
+        self._vectors, self._images = vectors, images
         self._threshold, self._group_size = threshold, group_size
         self._pool_size = min(pool_size, len(vectors))
         self._batch_size, self._seed = batch_size, seed
@@ -70,8 +70,8 @@ class GroupSchedule:
         return full[: self._batches_per_pool]
 
     def batch(self, number: int) -> list[list[int]]:
-        """Groups of picture numbers of the batch with that number; no caption twice in a pool."""
+        """Groups of image numbers of the batch with that number; no caption twice in a pool."""
         pool, place = divmod(number, self._batches_per_pool)
         groups = self._pool(pool)[place]
         rng = np.random.default_rng([self._seed, 2, number])
-        return [[int(rng.choice(self._pictures[caption])) for caption in group] for group in groups]
+        return [[int(rng.choice(self._images[caption])) for caption in group] for group in groups]

@@ -1,4 +1,4 @@
-"""Pictures and captions: an imagefolder with metadata.jsonl, a saved `datasets` folder, or a hub name.
+"""Images and captions: an imagefolder with metadata.jsonl, a saved `datasets` folder, or a hub name.
 
 What is wrong with a user's folder is said before anything is encoded, with the file's name.
 """
@@ -16,12 +16,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sagediff.errors import InputError
-from sagediff.files.imagefolder import METADATA, open_pictures, read_imagefolder
+from sagediff.files.imagefolder import METADATA, open_images, read_imagefolder
 
 
 @dataclass(frozen=True)
-class CaptionedPictures:
-    """captions: one a picture; files: where each picture is, or None; rows: the data set that holds them."""
+class CaptionedImages:
+    """captions: one per image; files: where each image is, or None; rows: the data set that holds them."""
 
     captions: list[str]
     files: list[Path | None]
@@ -30,29 +30,29 @@ class CaptionedPictures:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def pictures(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+    def images(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
         """(N, 3, height, width) in [-1, 1], scaled to cover `size` = (height, width) and cut at the centre.
 
         Raises:
-            InputError: a picture that cannot be read; its name is in the message.
+            InputError: an image that cannot be read; its name is in the message.
         """
-        return torch.cat([self._picture(int(i), size) for i in indices])
+        return torch.cat([self._image(int(i), size) for i in indices])
 
-    def _picture(self, index: int, size: tuple[int, int]) -> Tensor:
+    def _image(self, index: int, size: tuple[int, int]) -> Tensor:
         """(1, 3, height, width)."""
         file = self.files[index]
         if file is not None:
-            return torch.from_numpy(open_pictures([file], size)) * 2 - 1
+            return torch.from_numpy(open_images([file], size)) * 2 - 1
         try:
-            picture = ImageOps.fit(
+            image = ImageOps.fit(
                 self.rows[index]["image"].convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS
             )
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise InputError(f"cannot read picture {index}: {error}") from error
-        return torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+            raise InputError(f"cannot read image {index}: {error}") from error
+        return torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
-def load_pictures(name: str) -> CaptionedPictures:
+def load_images(name: str) -> CaptionedImages:
     """The training data under that name.
 
     Args:
@@ -60,19 +60,19 @@ def load_pictures(name: str) -> CaptionedPictures:
             of a data set on the hub (the only case that uses the network) with columns `image` and `text`.
 
     Raises:
-        InputError: no such data, or a line, a caption or a picture that is not there; the message names it.
+        InputError: no such data, or a line, a caption or an image that is not there; the message names it.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and (folder / METADATA).is_file():
         found = read_imagefolder(folder)
-        return CaptionedPictures(found.captions, list(found.files), None)
+        return CaptionedImages(found.captions, list(found.files), None)
     if (
         folder.is_dir()
         and not (folder / "dataset_info.json").is_file()
         and not (folder / "dataset_dict.json").is_file()
     ):
         raise InputError(
-            f"{folder} holds no {METADATA}; training data is a folder of pictures with a {METADATA} "
+            f"{folder} holds no {METADATA}; training data is a folder of images with a {METADATA} "
             'of lines {"file_name": ..., "text": ...}, or a folder that `datasets` saved'
         )
     if not folder.is_dir() and (folder.exists() or folder.is_absolute() or name.count("/") > 1):
@@ -97,7 +97,7 @@ def load_pictures(name: str) -> CaptionedPictures:
             f"{', '.join(rows.column_names)}"
         )
     captions = [_caption(text, f"{name}, row {i}") for i, text in enumerate(rows["text"])]
-    return _not_empty(CaptionedPictures(captions, [None] * len(captions), rows), name)
+    return _not_empty(CaptionedImages(captions, [None] * len(captions), rows), name)
 
 
 def _caption(text: object, where: str) -> str:
@@ -106,7 +106,7 @@ def _caption(text: object, where: str) -> str:
     return text.strip()
 
 
-def _not_empty(data: CaptionedPictures, name: str) -> CaptionedPictures:
+def _not_empty(data: CaptionedImages, name: str) -> CaptionedImages:
     if not len(data):
-        raise InputError(f"{name} holds no pictures")
+        raise InputError(f"{name} holds no images")
     return data

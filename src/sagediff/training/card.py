@@ -8,7 +8,7 @@ from typing import Any
 from sagediff.training.train_config import TrainConfig
 
 
-def model_card(base: str, num_pictures: int, num_captions: int, config: TrainConfig, weights: str) -> str:
+def model_card(base: str, num_images: int, num_captions: int, config: TrainConfig, weights: str) -> str:
     """Markdown with the front matter that model hubs read."""
     sharing = config.sharing()
     trained_for = (
@@ -38,7 +38,7 @@ def model_card(base: str, num_pictures: int, num_captions: int, config: TrainCon
         load,
         "```",
         "",
-        f"Trained by `sagediff train` on {num_pictures} pictures with {num_captions} captions, with:",
+        f"Trained by `sagediff train` on {num_images} images with {num_captions} captions, with:",
         "",
         "```json",
         json.dumps(_plain(config.record()), indent=2),

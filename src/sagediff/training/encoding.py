@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sagediff.training.captioned_images import CaptionedPictures
+from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.trainable import TrainableDenoiser, pack
 
 
 class EncodedExamples:
-    """Clean latents by picture number and conditions by caption number.
+    """Clean latents by image number and conditions by caption number.
 
     Args:
         pipe: its autoencoder and text encoders are used and stay frozen.
         denoiser: says what layout and conditions it takes.
-        data: pictures and captions.
+        data: images and captions.
         captions: the distinct captions, which `conditions` counts.
         size: (height, width) in pixels.
         cache_limit: bytes that the encoded examples may take in all.
@@ -31,7 +31,7 @@ class EncodedExamples:
         self,
         pipe: Any,
         denoiser: TrainableDenoiser,
-        data: CaptionedPictures,
+        data: CaptionedImages,
         captions: Sequence[str],
         size: tuple[int, int],
         cache_limit: float,
@@ -41,7 +41,7 @@ class EncodedExamples:
         self._captions, self._size = list(captions), size
         self._dtype = torch.float16 if denoiser.module.device.type != "cpu" else torch.float32
         sizes = {
-            "pictures": _bytes(self._encode_pictures([0])) * len(data),
+            "images": _bytes(self._encode_images([0])) * len(data),
             "prompts": sum(map(_bytes, denoiser.conditions([captions[0]]).values())) * len(captions),
         }
         self._latents: Tensor | None = None
@@ -50,9 +50,9 @@ class EncodedExamples:
             cache_limit -= sizes["prompts"]
             rows = self._all(len(captions), batch_size, "encoding prompts", self._encode_prompts)
             self._conditions = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
-        if sizes["pictures"] <= cache_limit:
+        if sizes["images"] <= cache_limit:
             self._latents = torch.cat(
-                self._all(len(data), batch_size, "encoding pictures", self._encode_pictures)
+                self._all(len(data), batch_size, "encoding images", self._encode_images)
             )
 
     def _all(self, count: int, batch_size: int, words: str, encode: Callable[[list[int]], Any]) -> list[Any]:
@@ -63,10 +63,10 @@ class EncodedExamples:
         ]
 
     @torch.no_grad()
-    def _encode_pictures(self, indices: Sequence[int]) -> Tensor:
+    def _encode_images(self, indices: Sequence[int]) -> Tensor:
         vae = self._pipe.vae
-        pictures = self._data.pictures(indices, self._size).to(vae.device, vae.dtype)
-        latents = vae.encode(pictures).latent_dist.mode()
+        images = self._data.images(indices, self._size).to(vae.device, vae.dtype)
+        latents = vae.encode(images).latent_dist.mode()
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         return pack((latents - shift) * vae.config.scaling_factor, self._denoiser.sample_shape).to(
             self._dtype
@@ -77,7 +77,7 @@ class EncodedExamples:
 
     def latents(self, indices: Sequence[int]) -> Tensor:
         """(N, ...) float32, on the denoiser's device."""
-        rows = self._encode_pictures(indices) if self._latents is None else self._latents[list(indices)]
+        rows = self._encode_images(indices) if self._latents is None else self._latents[list(indices)]
         return rows.to(self._denoiser.module.device, torch.float32)
 
     def conditions(self, indices: Sequence[int]) -> dict[str, Tensor]:

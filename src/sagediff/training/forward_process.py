@@ -29,7 +29,7 @@ class ForwardProcess:
 
     Attributes:
         kind: what the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow".
-        grid: (G,) timesteps in the order of sampling, from noise to picture.
+        grid: (G,) timesteps in the order of sampling, from noise to image.
         alphas_cumprod: (T,) of variance preserving processes; None for flow, where alpha = 1 - t / T.
         num_train_timesteps: T.
     """

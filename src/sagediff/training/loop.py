@@ -1,4 +1,4 @@
-"""`train`: from a pipeline and captioned pictures to weights that share well."""
+"""`train`: from a pipeline and captioned images to weights that share well."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
 from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
 from sagediff.training.batches import GroupSchedule
-from sagediff.training.captioned_images import CaptionedPictures
+from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.card import model_card
 from sagediff.training.encoding import EncodedExamples
 from sagediff.training.forward_process import ForwardProcess
@@ -43,7 +43,7 @@ from sagediff.training.validation import draw_validation
 LOG = "log.jsonl"
 
 
-def train(pipe: Any, data: CaptionedPictures, config: TrainConfig, base: str = "") -> Path:
+def train(pipe: Any, data: CaptionedImages, config: TrainConfig, base: str = "") -> Path:
     """Train the pipeline's denoiser and write the weights into `config.out`; returns their path.
 
     Args:
@@ -52,13 +52,13 @@ def train(pipe: Any, data: CaptionedPictures, config: TrainConfig, base: str = "
     Afterwards the pipeline carries the trained weights (the running mean, if there is one).
 
     Raises:
-        InputError: an output folder in use, a checkpoint of another run, or a picture that cannot be read.
+        InputError: an output folder in use, a checkpoint of another run, or an image that cannot be read.
     """
     return _Run(pipe, data, config, base).go()
 
 
 class _Run:
-    def __init__(self, pipe: Any, data: CaptionedPictures, config: TrainConfig, base: str) -> None:
+    def __init__(self, pipe: Any, data: CaptionedImages, config: TrainConfig, base: str) -> None:
         from accelerate import Accelerator
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
@@ -90,11 +90,11 @@ class _Run:
         )
         if config.snr_gamma is not None:
             self.process.min_snr_weights(self.process.timesteps(torch.tensor([0.5])), config.snr_gamma)
-        pictures: list[list[int]] = [[] for _ in self.captions]
-        for picture, caption in enumerate(self.caption_of):
-            pictures[caption].append(picture)
+        images: list[list[int]] = [[] for _ in self.captions]
+        for image, caption in enumerate(self.caption_of):
+            images[caption].append(image)
         self.schedule = GroupSchedule(
-            embed_prompts(self.captions, pipe).vectors, pictures, config.threshold, config.group_size,
+            embed_prompts(self.captions, pipe).vectors, images, config.threshold, config.group_size,
             config.pool_size, config.train_batch_size, config.seed,
         )  # fmt: skip
 
@@ -250,7 +250,7 @@ class _Run:
         return self._finish()
 
     def _validate(self, step: int) -> None:
-        """Pictures of some training groups, with the running mean of the weights."""
+        """Images of some training groups, with the running mean of the weights."""
         if not self.accelerator.is_main_process:
             return
         config, module = self.config, self.denoiser.module
@@ -294,7 +294,7 @@ class _Run:
 
 
 class _Log:
-    """One JSON object a step; a resumed run cuts what lies behind its checkpoint."""
+    """One JSON object per step; a resumed run cuts what lies behind its checkpoint."""
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path

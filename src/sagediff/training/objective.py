@@ -31,7 +31,7 @@ class SageWeights:
         handover: the target that leads the group's state to the member, in the branch phase.
         handover_rate: part of the branch examples of groups of two or more that are hand-over states.
         rollout_rate: part of the groups whose hand-over state is sampled by the model being trained, as it will be
-            in use; for the others it is made from the mean of the members' pictures.
+            in use; for the others it is made from the mean of the members' images.
     """
 
     shared: float = 0.0
@@ -104,9 +104,9 @@ def sage_terms(
     """The weighted terms of one step; their sum is minimised.
 
     Each group gets a branch point of its own, u* drawn evenly from `branch_range` (a share ratio); then
-    - shared phase, u in [0, u*): the state is q(z-bar, t) on c-bar (one row a group);
+    - shared phase, u in [0, u*): the state is q(z-bar, t) on c-bar (one row per group);
     - branch phase, u in [u*, 1): for each member either the usual state, or one that the group's trajectory
-      leads to (one row a member).
+      leads to (one row per member).
     """
     z, node, count = batch.latents, batch.node, batch.num_groups
     device = z.device

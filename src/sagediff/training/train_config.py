@@ -23,8 +23,8 @@ class TrainConfig:
         rank: LoRA rank; 0 trains all of the denoiser's weights.
         lora_layers: "attention" (attention projections) or "all" (every linear and convolution of the blocks).
         learning_rate: peak rate, after a warm-up and before a cosine decay to nothing.
-        train_batch_size: pictures a step and process, before accumulation, in groups; one that does not fit is cut.
-        gradient_accumulation_steps: batches a step.
+        train_batch_size: images per step and process, before accumulation, in groups; one that does not fit is cut.
+        gradient_accumulation_steps: batches per step.
         lr_warmup_steps: steps of the linear warm-up.
         adam_weight_decay, max_grad_norm: as in AdamW; the gradient's norm is cut there.
         snr_gamma: min-SNR-gamma weighting (arXiv 2303.09556); None for none.
@@ -35,13 +35,13 @@ class TrainConfig:
         branch_range: (least, most) share ratio that the branch point is drawn from.
         pool_size: captions that are grouped at once; as many as a user's own job has give groups like its.
         weights: of the terms of the SAGE objective.
-        resolution: side of the pictures in pixels; None takes the model's own.
+        resolution: side of the images in pixels; None takes the model's own.
         seed: of everything drawn.
         mixed_precision: "no", "fp16" or "bf16".
         checkpointing_steps, checkpoints_total_limit: how often to save, and how many to keep.
-        validation_steps: how often pictures are drawn, independent beside shared; 0 only at the end.
-        validation_guidance: guidance scale of those pictures; None takes the pipeline's own.
-        cache_limit: gigabytes that encoded pictures and prompts may take; beyond it they are encoded anew.
+        validation_steps: how often images are drawn, independent beside shared; 0 only at the end.
+        validation_guidance: guidance scale of those images; None takes the pipeline's own.
+        cache_limit: gigabytes that encoded images and prompts may take; beyond it they are encoded anew.
         report_to: "tensorboard", "wandb" or "none".
         resume: go on from the last checkpoint in `out`.
 

@@ -46,7 +46,7 @@ class TrainableDenoiser:
 
     Args:
         pipe: a pipeline with its text encoders; its denoiser's class must be in `families.FAMILIES`.
-        height, width: pixels of the pictures trained on; None takes the pipeline's own size.
+        height, width: pixels of the images trained on; None takes the pipeline's own size.
         inputs: what the pipeline is called with for some prompts, guided or not; None gives it the prompts
             themselves. For pipelines that hold no text encoder.
 
@@ -72,7 +72,7 @@ class TrainableDenoiser:
             )
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
-        first = self._record(["a picture"], guided=False)
+        first = self._record(["an image"], guided=False)
         self._named = first
         tensors = self.family.tensors(first, type(self.module).__name__)
         self.sample_shape = tuple(tensors[self.family.sample].shape[1:])
@@ -124,7 +124,7 @@ class TrainableDenoiser:
         is an input of the model."""
         if self.family.guidance != "batched":
             return None
-        return self._per_prompt(self._record(["a picture"], guided=True), slice(0, 1))
+        return self._per_prompt(self._record(["an image"], guided=True), slice(0, 1))
 
     def merge(
         self, conditions: dict[str, Tensor], members: Sequence[int], strategy: GroupCondition

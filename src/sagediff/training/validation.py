@@ -1,4 +1,4 @@
-"""Validation pictures: some groups, sampled independently and shared, one above the other."""
+"""Validation images: some groups, sampled independently and shared, one above the other."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def draw_validation(
     for row, (words, images) in enumerate(rows):
         draw.multiline_text((4, row * (_CELL + _GAP) + 4), words, fill="black", font=font)
         for column, image in enumerate(images):
-            picture = image.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (_LABEL + column * (_CELL + _GAP), row * (_CELL + _GAP)))
+            cell = image.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
+            sheet.paste(cell, (_LABEL + column * (_CELL + _GAP), row * (_CELL + _GAP)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     sheet.save(partial, format="PNG")

@@ -22,7 +22,7 @@ from sagediff.errors import InputError
 
 
 def write_dataset(out: Path, renders: int, seed: int) -> Path:
-    """Write `renders` pictures of every training caption; metadata.jsonl last, so that it names whole files.
+    """Write `renders` images of every training caption; metadata.jsonl last, so that it names whole files.
 
     Raises:
         InputError: the folder is in use, or the font is missing.
@@ -35,9 +35,9 @@ def write_dataset(out: Path, renders: int, seed: int) -> Path:
     scenes = training_scenes()
     for number in track(range(renders * len(scenes)), "renders", console=Console(stderr=True)):
         scene = scenes[number % len(scenes)]
-        picture = renderer.draw(scene, np.random.default_rng([seed, number]))
+        image = renderer.draw(scene, np.random.default_rng([seed, number]))
         name = f"images/{number:06d}.png"
-        Image.fromarray((picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)).save(out / name)
+        Image.fromarray((image.transpose(1, 2, 0) * 255).round().astype(np.uint8)).save(out / name)
         lines.append(json.dumps({"file_name": name, "text": scene.caption}))
     partial = out / "metadata.jsonl.partial"
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -48,7 +48,7 @@ def write_dataset(out: Path, renders: int, seed: int) -> Path:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sagediff.builtin.scenes.dataset", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--renders", type=int, default=4, help="pictures of every caption")
+    parser.add_argument("--renders", type=int, default=4, help="images of every caption")
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args(argv)
     try:

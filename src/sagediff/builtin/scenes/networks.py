@@ -64,7 +64,7 @@ class ImageEncoder(nn.Module):
 
 
 class Judge(nn.Module):
-    """Reads object, size, position and colour off a picture, and gives features for distances.
+    """Reads object, size, position and colour off an image, and gives features for distances.
 
     `forward`: (N, 3, 64, 64) in [-1, 1] -> dict of logits, one entry an attribute.
     `features`: -> (N, 128), before the heads.

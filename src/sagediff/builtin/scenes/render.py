@@ -1,6 +1,6 @@
 """Renders of the built-in world from the font Noto Color Emoji (Debian: fonts-noto-color-emoji).
 
-Needed for training and for reference pictures only; the shipped model runs without the font.
+Needed for training and for reference images only; the shipped model runs without the font.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Renderer:
                 self._glyphs[name, size] = _fit(glyph, side)
 
     def draw(self, scene: Scene, rng: np.random.Generator) -> Array:
-        """One picture, shape (3, 64, 64), values in [0, 1]; jitter and shade are drawn from `rng`."""
+        """One image, shape (3, 64, 64), values in [0, 1]; jitter and shade are drawn from `rng`."""
         side = SIZES[scene.size]
         shade = np.asarray(COLORS[scene.color], np.float32) / 255 + rng.normal(0, COLOR_SPREAD, 3)
-        picture = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
-        picture[:] = np.clip(shade, 0, 1)
+        image = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
+        image[:] = np.clip(shade, 0, 1)
         starts = (MARGIN, (IMAGE_SIZE - side) // 2, IMAGE_SIZE - side - MARGIN)
         column, row = POSITIONS[scene.position]
         x, y = (
@@ -63,12 +63,12 @@ class Renderer:
         )
         glyph = self._glyphs[scene.object, scene.size]  # (side, side, 4)
         alpha = glyph[..., 3:]
-        patch = picture[y : y + side, x : x + side]
+        patch = image[y : y + side, x : x + side]
         patch[:] = patch * (1 - alpha) + glyph[..., :3] * alpha
-        return picture.transpose(2, 0, 1)
+        return image.transpose(2, 0, 1)
 
     def batch(self, scenes: Sequence[Scene], rng: np.random.Generator) -> Array:
-        """Pictures of the scenes, shape (N, 3, 64, 64), values in [0, 1]."""
+        """Images of the scenes, shape (N, 3, 64, 64), values in [0, 1]."""
         return np.stack([self.draw(scene, rng) for scene in scenes])
 
 

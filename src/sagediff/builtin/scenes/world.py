@@ -1,6 +1,6 @@
 """The built-in world: what a caption may say, and which captions are never trained on.
 
-This module knows words only; pictures of them are made by `render`.
+This module knows words only; images of them are made by `render`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CAPTION = re.compile(r"a (\w+) (\w+) at the ([\w ]+?) on a (\w+) background")
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's meaning: four words."""
+    """One image's meaning: four words."""
 
     object: str
     size: str

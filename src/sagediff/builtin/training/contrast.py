@@ -13,7 +13,7 @@ from torch import Tensor
 def contrastive_terms(
     text: Tensor, image: Tensor, log_scale: Tensor, captions: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Cross-entropy of texts over pictures and of pictures over texts, halved each.
+    """Cross-entropy of texts over images and of images over texts, halved each.
 
     Equal captions count as right for one another: they share the target evenly.
 

@@ -22,13 +22,9 @@ def bench(
     prompts: options.PromptFile = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder with metadata.jsonl (file_name, text): captions are prompts, pictures real."
-        ),
+        typer.Option(help="Folder with metadata.jsonl (file_name, text): captions are prompts, images real."),
     ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Folder of real pictures to measure against.")
-    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="Folder of real images to measure against.")] = None,
     captions: Annotated[
         int | None,
         typer.Option(help="Prompts to use [default: all; 256 held-out ones of the demo]", show_default=False),
@@ -82,7 +78,7 @@ def tune(
     apart: Annotated[
         float,
         typer.Option(
-            help="How far apart the pictures of equal prompts have to stay, as a part of what two of independent "
+            help="How far apart the images of equal prompts have to stay, as a part of what two of independent "
             "sampling are."
         ),
     ] = 0.25,

@@ -16,9 +16,9 @@ def generate(
     model: options.Model = "demo",
     lora: options.Lora = None,
     no_lora: options.NoLora = False,
-    out: Annotated[
-        Path, typer.Option(help="Folder for pictures, metadata, report and contact sheet.")
-    ] = Path("out"),
+    out: Annotated[Path, typer.Option(help="Folder for images, metadata, report and contact sheet.")] = Path(
+        "out"
+    ),
     steps: options.Steps = 30,
     guidance: options.Guidance = None,
     threshold: options.Threshold = None,
@@ -56,7 +56,7 @@ def generate(
     worker_gpus: options.WorkerGpus = 0.0,
     shard_size: options.ShardSize = None,
 ) -> None:
-    """Generate one picture for every prompt."""
+    """Generate one image for every prompt."""
     from sagediff.cli.generate import GenerateRequest, micro_batch_option, run_generate
     from sagediff.cli.scale import ScaleOptions, pool_options
     from sagediff.cli.settings import lora_and_scheduler, run_settings

@@ -23,16 +23,16 @@ def serve(
         float | None,
         typer.Option(
             help="Milliseconds that a request waits for others to share with [default: 50]. Longer: more sharing, "
-            "later pictures.",
+            "later images.",
             show_default=False,
         ),
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="Most pictures sampled at once [default: 16]", show_default=False)
+        int | None, typer.Option(help="Most images sampled at once [default: 16]", show_default=False)
     ] = None,
     max_queue: Annotated[
         int | None,
-        typer.Option(help="Most pictures waiting; more are refused [default: 256]", show_default=False),
+        typer.Option(help="Most images waiting; more are refused [default: 256]", show_default=False),
     ] = None,
     no_share: Annotated[
         bool, typer.Option("--no-share", help="Batch requests, but let each take all its steps alone.")
@@ -48,7 +48,7 @@ def serve(
         bool,
         typer.Option(
             "--share-across-keys",
-            help="Let clients of different API keys share; their pictures then tell of each other's prompts.",
+            help="Let clients of different API keys share; their images then tell of each other's prompts.",
         ),
     ] = False,
     cache_mib: Annotated[
@@ -62,7 +62,7 @@ def serve(
         float | None,
         typer.Option(
             help="Least cosine between a prompt and the middle of those that a shared phase was run for [default: the "
-            "grouping threshold, at least 0.5]. Higher: fewer replays, safer pictures.",
+            "grouping threshold, at least 0.5]. Higher: fewer replays, safer images.",
             show_default=False,
         ),
     ] = None,

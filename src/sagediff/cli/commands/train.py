@@ -29,7 +29,7 @@ def train(
         str | None, typer.Option(help="'attention', or 'all' linears and convolutions.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    train_batch_size: Annotated[int | None, typer.Option(help="Pictures a batch, in whole groups.")] = None,
+    train_batch_size: Annotated[int | None, typer.Option(help="Images a batch, in whole groups.")] = None,
     gradient_accumulation_steps: Annotated[int | None, typer.Option(help="Batches a step.")] = None,
     lr_warmup_steps: Annotated[int | None, typer.Option(help="Steps of the warm-up.")] = None,
     snr_gamma: Annotated[float | None, typer.Option(help="min-SNR-gamma weighting [default: none]")] = None,
@@ -51,25 +51,23 @@ def train(
     rollout_rate: Annotated[
         float, typer.Option(help="Part of the hand-over states that the model itself samples.")
     ] = 1.0,
-    resolution: Annotated[
-        int | None, typer.Option(help="Side of the pictures [default: the model's]")
-    ] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side of the images [default: the model's]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16.")] = None,
     checkpointing_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     checkpoints_total_limit: Annotated[int | None, typer.Option(help="Checkpoints kept.")] = None,
     validation_steps: Annotated[
-        int | None, typer.Option(help="Steps between validation pictures [default: only at the end]")
+        int | None, typer.Option(help="Steps between validation images [default: only at the end]")
     ] = None,
     validation_guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale of validation pictures [default: the pipeline's]")
+        float | None, typer.Option(help="Guidance scale of validation images [default: the pipeline's]")
     ] = None,
     report_to: Annotated[str | None, typer.Option(help="tensorboard, wandb or none.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint, exactly.")
     ] = False,
 ) -> None:
-    """Teach a model to share: train a LoRA on groups of captioned pictures."""
+    """Teach a model to share: train a LoRA on groups of captioned images."""
     from sagediff.cli.train import TrainRequest, run_train
 
     run_train(TrainRequest(model, data, {

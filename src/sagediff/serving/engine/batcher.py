@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import InputError
-from sagediff.serving.engine.requests import CompatibilityKey, PictureRequest
+from sagediff.serving.engine.requests import CompatibilityKey, ImageRequest
 from sagediff.serving.failures import NotReady, QueueFull
 
 Vector = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ class BatchPolicy:
     """How long requests wait for each other, and how many may.
 
     Attributes:
-        window: seconds that a bucket's first request waits for others. Longer: more sharing, later pictures.
+        window: seconds that a bucket's first request waits for others. Longer: more sharing, later images.
         max_batch: most requests in a wave.
         max_queue: most requests waiting; more are refused.
         sharing: False where the operator switched sharing off: then nobody waits for others.
@@ -62,7 +62,7 @@ class BatchPolicy:
 class Waiting:
     """A request and the time at which it came."""
 
-    request: PictureRequest
+    request: ImageRequest
     arrived: float
 
 
@@ -85,7 +85,7 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, requests: Sequence[PictureRequest]) -> None:
+    def submit(self, requests: Sequence[ImageRequest]) -> None:
         """Take all of them or none.
 
         Raises:
@@ -107,7 +107,7 @@ class Batcher:
         """Forget a request that waits; False if none of that id does."""
         return self._forget(id_)
 
-    def expire(self) -> list[PictureRequest]:
+    def expire(self) -> list[ImageRequest]:
         """Take out the requests whose deadline has passed."""
         now = self._clock()
         late = [
@@ -132,7 +132,7 @@ class Batcher:
                 return wave
         return []
 
-    def unplaced(self) -> list[PictureRequest]:
+    def unplaced(self) -> list[ImageRequest]:
         """Requests whose embeddings would help to fill waves by meaning: more of them wait than a wave holds."""
         return [
             w.request

@@ -1,4 +1,4 @@
-"""The one thread that owns the model: it loads it, takes waves from the batcher, and hands pictures back.
+"""The one thread that owns the model: it loads it, takes waves from the batcher, and hands images back.
 
 Clients of any thread submit requests and hold tickets. Nothing but this thread touches the pipeline.
 """
@@ -18,16 +18,16 @@ import numpy as np
 
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy, Waiting
 from sagediff.serving.engine.recovery import Groups, Outcome, Recovery
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.wave_runner import (
     Job,
+    MadeImage,
     ModelSettings,
-    Picture,
     WaveResult,
     WaveRunner,
     preview_steps,
 )
-from sagediff.serving.failures import Cancelled, DeadlineExpired, NotReady, PictureFailed
+from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ Listener: TypeAlias = Callable[["Ticket", "Preview"], None]
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture on its way: which of its previews, from 0, and the PIL picture."""
+    """An image on its way: which of its previews, from 0, and the PIL image."""
 
     number: int
     image: Any
@@ -55,7 +55,7 @@ class WaveReport:
             have run.
         cache_hits, cache_misses: requests that replayed a cached trajectory, and that found none.
         evaluations_replayed: denoiser rows that the cache saved.
-        outcomes: how many requests ended in each way: "picture", or the name of the error's class.
+        outcomes: how many requests ended in each way: "image", or the name of the error's class.
         waiting: requests still waiting when it ended.
     """
 
@@ -72,20 +72,20 @@ class WaveReport:
 
 
 class Ticket:
-    """What a client holds of its request. `future` gives the `Picture`, or raises what became of it instead.
+    """What a client holds of its request. `future` gives the `Image`, or raises what became of it instead.
 
     `seed` is the request's, else the one given, else drawn. `waited` and `ran` are seconds until its wave began and
     from then to its end; known once it is finished.
     """
 
     def __init__(
-        self, request: PictureRequest, previews: int, on_preview: Listener | None, seed: int | None = None
+        self, request: ImageRequest, previews: int, on_preview: Listener | None, seed: int | None = None
     ) -> None:
         self.request = request
         if request.seed is not None:
             seed = request.seed
         self.seed = secrets.randbits(63) if seed is None else seed
-        self.future: Future[Picture] = Future()
+        self.future: Future[MadeImage] = Future()
         self.steps_done = 0
         self.waited = self.ran = 0.0
         self._shown = 0
@@ -110,13 +110,13 @@ class Ticket:
 
     def finish(self, outcome: Outcome) -> None:
         """Called once."""
-        if isinstance(outcome, Picture):
+        if isinstance(outcome, MadeImage):
             self.future.set_result(outcome)
         else:
             self.future.set_exception(outcome)
 
     def show(self, number: int, image: Any) -> None:
-        """Hand on a picture on its way, unless its client has gone or has seen it."""
+        """Hand on an image on its way, unless its client has gone or has seen it."""
         if self._listener is not None and not self.gone and number >= self._shown:
             self._shown = number + 1  # a wave that is tried again shows nothing twice
             self._listener(self, Preview(number, image))
@@ -178,7 +178,7 @@ class Engine:
 
     def submit(
         self,
-        requests: Sequence[PictureRequest],
+        requests: Sequence[ImageRequest],
         previews: int = 0,
         on_preview: Listener | None = None,
         seeds: Sequence[int] = (),
@@ -186,7 +186,7 @@ class Engine:
         """Queue all of them or none.
 
         Args:
-            previews: most pictures on their way that the listener is to get, of each.
+            previews: most images on their way that the listener is to get, of each.
             on_preview: called in the engine's thread; must be quick.
             seeds: of the noise of each, for those that bring none; drawn if not given.
 
@@ -316,7 +316,7 @@ class Engine:
             ticket.waited = start - entry.arrived
 
         def deliver(job: Job, outcome: Outcome) -> None:
-            name = "picture" if isinstance(outcome, Picture) else type(outcome).__name__
+            name = "image" if isinstance(outcome, MadeImage) else type(outcome).__name__
             outcomes[name] = outcomes.get(name, 0) + 1
             ticket = tickets.pop(job.request.id)
             ticket.ran = self.clock() - start
@@ -334,7 +334,7 @@ class Engine:
         except Exception as error:  # a mistake of ours must cost this wave only, not the server
             log.exception("a wave could not be carried out")
             for ticket in tickets.values():
-                failed = PictureFailed("the server failed on this request")
+                failed = ImageFailed("the server failed on this request")
                 failed.__cause__ = error
                 ticket.finish(failed)
         seconds = self.clock() - start

@@ -1,4 +1,4 @@
-"""What a picture looks like on its way: latents through the pipeline's own autoencoder."""
+"""What an image looks like on its way: latents through the pipeline's own autoencoder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PLAIN_LATENTS = (
 )  # (N, C, H, W), scaled and shifted, not packed
 
 Previewer = Callable[[Tensor], list[Any]]
-"""Latents (N, C, H, W) to N PIL pictures."""
+"""Latents (N, C, H, W) to N PIL images."""
 
 
 def previewer_of(pipe: Any) -> Previewer | None:
     """How this pipeline's latents are shown; None where they are packed or normalised in a way of their own, and where
-    pictures are therefore shown only when finished."""
+    images are therefore shown only when finished."""
     vae, processor = getattr(pipe, "vae", None), getattr(pipe, "image_processor", None)
     denoiser = denoiser_of(pipe)
     inner = getattr(denoiser, "_orig_mod", denoiser)

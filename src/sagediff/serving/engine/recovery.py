@@ -1,4 +1,4 @@
-"""When a wave fails: which part of it is tried again, and how, until everyone has a picture or an error."""
+"""When a wave fails: which part of it is tried again, and how, until everyone has an image or an error."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from sagediff.errors import InputError
 from sagediff.serving.engine.requests import CompatibilityKey
 from sagediff.serving.engine.reuse import Arrangement
-from sagediff.serving.engine.wave_runner import Job, Picture, WaveResult, WaveRunner
-from sagediff.serving.failures import Cancelled, OutOfMemory, PictureFailed
+from sagediff.serving.engine.wave_runner import Job, MadeImage, WaveResult, WaveRunner
+from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory
 
 log = logging.getLogger(__name__)
 
-Outcome: TypeAlias = Picture | Exception
+Outcome: TypeAlias = MadeImage | Exception
 Groups: TypeAlias = list[list[int]]
 
 
@@ -54,7 +54,7 @@ class Recovery:
         """Run compatible jobs; each is delivered exactly once.
 
         Args:
-            deliver: told what became of a job: its picture, or the error that is its own.
+            deliver: told what became of a job: its image, or the error that is its own.
             ran: told of every call of the pipeline that succeeded.
         """
         pending = [list(jobs)]
@@ -75,8 +75,8 @@ class Recovery:
                 if failed is not None:
                     self._runner.discard(failed)
                 ran(tried.arrangement.groups, tried.result)
-                for job, picture in zip(part, tried.result.pictures, strict=True):
-                    deliver(job, Cancelled("the client went away") if picture is None else picture)
+                for job, image in zip(part, tried.result.images, strict=True):
+                    deliver(job, Cancelled("the client went away") if image is None else image)
             elif isinstance(tried.error, Cancelled) or (tried.out_of_memory and self._shrink(part)):
                 pending.append(part)
             elif len(part) == 1 and tried.arrangement.replays and not tried.out_of_memory:
@@ -147,8 +147,8 @@ def _own_error(tried: Tried) -> Exception:
     if isinstance(error, Cancelled | InputError):
         return error
     if tried.out_of_memory:
-        return OutOfMemory("the picture does not fit into memory, even alone: ask for a smaller size")
-    failed = PictureFailed("the pipeline failed on this request")
+        return OutOfMemory("the image does not fit into memory, even alone: ask for a smaller size")
+    failed = ImageFailed("the pipeline failed on this request")
     failed.__cause__ = error
     return failed
 

@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from sagediff.plan.grouping import group_prompts
 from sagediff.plan.sharing import SharePolicy
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 
 Embed = Callable[[list[str]], npt.NDArray[np.float32]]
 """Prompts to one vector each, (N, D)."""
 
 
 def group_requests(
-    requests: Sequence[PictureRequest],
+    requests: Sequence[ImageRequest],
     policy: SharePolicy,
     embed: Embed,
     *,
@@ -30,7 +30,7 @@ def group_requests(
 
     Args:
         repeats_may_share: False where members with equal prompts could not be set apart by fresh noise, and would
-            come out as one picture: then each of them is in another group.
+            come out as one image: then each of them is in another group.
     """
     pools: dict[tuple[str, str | None, int], list[int]] = {}
     alone: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""One wanted picture, as everything behind HTTP knows it."""
+"""One wanted image, as everything behind HTTP knows it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class CompatibilityKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureRequest:
-    """One picture wanted.
+class ImageRequest:
+    """One image wanted.
 
     Attributes:
         id: unique among all requests of the server.
@@ -71,7 +71,7 @@ class PictureRequest:
     @property
     def may_share(self) -> bool:
         """Whether it may take steps together with others: as the client said, else unless it brings its own seed,
-        since its picture would then depend on its neighbours."""
+        since its image would then depend on its neighbours."""
         return self.seed is None if self.share is None else self.share
 
     @property

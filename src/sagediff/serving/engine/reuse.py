@@ -17,7 +17,7 @@ from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import SharePolicy
 from sagediff.sampling.plan_prompts import default_guidance
 from sagediff.sampling.trajectory import Trajectory
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.trajectory_cache import CacheKey, Entry, TrajectoryCache, Vector, config_text
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class CacheUse:
 
     Attributes:
         threshold: least cosine between a prompt and a trajectory's centroid for a replay, in [-1, 1]. Higher: fewer
-            replays, safer pictures.
+            replays, safer images.
         identify: told the loaded pipeline, says what tells its weights from others'.
         lora: hash of the LoRA's file; "" for none.
         encoder: name of what embeds prompts; "" for the pipeline's own text encoder.
@@ -78,7 +78,7 @@ class Reuse:
         )  # fmt: skip
 
     def key(
-        self, request: PictureRequest, policy: SharePolicy, handover_noise: float, guidance: float | None
+        self, request: ImageRequest, policy: SharePolicy, handover_noise: float, guidance: float | None
     ) -> CacheKey:
         """Everything about the request, its prompt and seed excepted, that decides a trajectory, or who may see it."""
         steps = request.num_inference_steps
@@ -102,7 +102,7 @@ class Reuse:
         """What a request with that embedding and seed replays, if anything is near enough."""
         try:
             return self._use.cache.pick(self._use.cache.find(key, vector, self._use.threshold), seed)
-        except InputError as error:  # what cannot be looked up is no reason to make no picture
+        except InputError as error:  # what cannot be looked up is no reason to make no image
             log.warning("the trajectory cache could not be asked: %s", error)
             return None
 
@@ -116,7 +116,7 @@ class Reuse:
         """
         try:
             self._use.cache.put(key, np.mean(vectors, axis=0), noise_seed, trajectory, value)
-        except InputError as error:  # the pictures are there all the same
+        except InputError as error:  # the images are there all the same
             log.warning("a shared phase is not kept: %s", error)
 
     def discard(self, entry: Entry) -> None:

@@ -40,7 +40,7 @@ class CacheKey:
         scheduler, scheduler_config: class name, and its configuration as `config_text` makes it.
         num_steps, branch_step: sampling steps, and how many of them are replayed.
         guidance_scale, shared_guidance, unguided_steps: as the plan and the pipeline were given them.
-        height, width: of the picture, pixels.
+        height, width: of the image, pixels.
         dtype: of the denoiser's answers.
         other: whatever else there is: negative prompt, group condition, the encoder that made the embeddings.
     """

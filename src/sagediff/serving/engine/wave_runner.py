@@ -1,4 +1,4 @@
-"""One wave on the pipeline: jobs and how they run together in, pictures out. Knows neither threads, queues nor
+"""One wave on the pipeline: jobs and how they run together in, images out. Knows neither threads, queues nor
 retries."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sagediff.sampling.sampler import FRESH_NOISE
 from sagediff.sampling.solver import noise_levels_of
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.request_groups import Embed, group_requests
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
 from sagediff.serving.engine.trajectory_cache import CacheKey
 from sagediff.serving.failures import Cancelled
@@ -69,13 +69,13 @@ class Job:
 
     Attributes:
         seed: of its noise, drawn if the request brought none.
-        previews: steps after which its client wants to see how far the picture is, counted from 1.
+        previews: steps after which its client wants to see how far the image is, counted from 1.
         gone: whether its client went away.
         on_step: told (steps done, of how many).
-        on_preview: told (number of the preview from 0, PIL picture).
+        on_preview: told (number of the preview from 0, PIL image).
     """
 
-    request: PictureRequest
+    request: ImageRequest
     seed: int
     previews: tuple[int, ...]
     gone: Callable[[], bool]
@@ -84,8 +84,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A finished picture.
+class MadeImage:
+    """A finished image.
 
     Attributes:
         image: PIL.
@@ -113,14 +113,14 @@ class WaveResult:
     """What a wave made.
 
     Attributes:
-        pictures: in the order of the jobs; None for those whose clients left on the way.
+        images: in the order of the jobs; None for those whose clients left on the way.
         evaluations: denoiser rows run.
         evaluations_independent: rows that the jobs would have run each alone, as long as their clients stayed.
         cache_hits, cache_misses: jobs that replayed, and that found nothing to replay.
         evaluations_replayed: rows that the cache saved.
     """
 
-    pictures: list[Picture | None]
+    images: list[MadeImage | None]
     evaluations: int
     evaluations_independent: int
     cache_hits: int = 0
@@ -149,7 +149,7 @@ class WaveRunner:
         else:
             self._fresh_noise = FRESH_NOISE
 
-    def recipe(self, request: PictureRequest) -> Recipe:
+    def recipe(self, request: ImageRequest) -> Recipe:
         """Which recipe a request, and with it all that are compatible, is sampled by."""
         return self.settings.recipe if request.guidance_scale is None else self.settings.guided
 
@@ -245,7 +245,7 @@ class WaveRunner:
                 raise Cancelled("every client of the wave went away") from error
         self._keep(jobs, arrangement, run, noise, shared)
         return WaveResult(
-            self._pictures(jobs, images, run),
+            self._images(jobs, images, run),
             run.evaluations,
             sum(rows_alone(run.plan, left.get(i, steps)) for i in range(len(jobs))),
             len(arrangement.replays),
@@ -282,7 +282,7 @@ class WaveRunner:
                 self._reuse.keep(key, vectors, noise[group[0]], recorded[group[0]], value)
 
     @staticmethod
-    def _pictures(jobs: Sequence[Job], images: Sequence[Any], run: SharedRun) -> list[Picture | None]:
+    def _images(jobs: Sequence[Job], images: Sequence[Any], run: SharedRun) -> list[MadeImage | None]:
         """Of every job; None where its client left on the way."""
         plan = run.plan
         names = {i: (secrets.token_hex(6), len(group)) for group in plan.groups for i in group[:1]}
@@ -294,7 +294,7 @@ class WaveRunner:
         return [
             None
             if i in run.dropped
-            else Picture(
+            else MadeImage(
                 image,
                 jobs[i].seed,
                 float(plan.prompt_evaluations[i]),
@@ -306,7 +306,7 @@ class WaveRunner:
             for i, image in enumerate(images)
         ]
 
-    def _groups(self, requests: Sequence[PictureRequest], embed: Embed) -> list[list[int]]:
+    def _groups(self, requests: Sequence[ImageRequest], embed: Embed) -> list[list[int]]:
         if not requests:
             return []
         return group_requests(
@@ -324,12 +324,12 @@ class WaveRunner:
         apart = self._fresh_noise > 0 or recipe.handover_noise > 0
         return self._reuse is not None and 0 < shared < steps and apart
 
-    def _key(self, request: PictureRequest) -> CacheKey:
+    def _key(self, request: ImageRequest) -> CacheKey:
         assert self._reuse is not None
         recipe = self.recipe(request)
         return self._reuse.key(request, recipe.policy, recipe.handover_noise, self._guidance(request))
 
-    def _guidance(self, request: PictureRequest) -> float | None:
+    def _guidance(self, request: ImageRequest) -> float | None:
         return self.settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
 
     def _options(self, jobs: Sequence[Job], run: SharedRun, left: dict[int, int]) -> dict[str, Any]:
@@ -393,6 +393,6 @@ def noise_of(jobs: Sequence[Job], plan: SharePlan, arrangement: Arrangement) -> 
 
 def preview_steps(count: int, num_steps: int) -> tuple[int, ...]:
     """After which steps, counted from 1, up to `count` previews are shown: evenly spread, the last step left out, whose
-    picture comes anyway."""
+    image comes anyway."""
     wanted = {round((i + 1) * num_steps / (count + 1)) for i in range(count)}
     return tuple(sorted(step for step in wanted if 0 < step < num_steps))

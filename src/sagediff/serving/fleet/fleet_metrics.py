@@ -43,12 +43,12 @@ class FleetMetrics:
         )
         self._broke = Counter(
             "sagediff_replica_calls_broken",
-            "Pictures whose replica died, or was lost, while it made them",
+            "Images whose replica died, or was lost, while it made them",
             registry=registry,
         )
         self._routed = Counter(
             "sagediff_routed",
-            "Pictures by how their replica was chosen: home, founded, spilled or anywhere",
+            "Images by how their replica was chosen: home, founded, spilled or anywhere",
             ["how"],
             registry=registry,
         )
@@ -96,7 +96,7 @@ class _InHand(Collector):
 
     def collect(self) -> list[Metric]:
         family = GaugeMetricFamily(
-            "sagediff_replica_in_hand", "Pictures that wait or run at a replica", labels=["replica"]
+            "sagediff_replica_in_hand", "Images that wait or run at a replica", labels=["replica"]
         )
         for number, load in sorted(self._loads().items()):
             family.add_metric([str(number)], load)

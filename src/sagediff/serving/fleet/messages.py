@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from sagediff.serving.engine.model_thread import WaveReport
 from sagediff.serving.engine.recovery import Outcome
-from sagediff.serving.engine.requests import PictureRequest
-from sagediff.serving.failures import PictureFailed
+from sagediff.serving.engine.requests import ImageRequest
+from sagediff.serving.failures import ImageFailed
 
 
 class CauseElsewhere(Exception):
@@ -28,10 +28,10 @@ class Take:
         request: its deadline left out, as clocks of two machines have nothing to do with each other.
         seed: of its noise, drawn if it brought none, so that a second try is made of the same noise.
         seconds: until its deadline.
-        previews: pictures on their way wanted of it.
+        previews: images on their way wanted of it.
     """
 
-    request: PictureRequest
+    request: ImageRequest
     seed: int
     seconds: float | None
     previews: int
@@ -61,7 +61,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on its way: which of its previews, and the PIL picture."""
+    """An image on its way: which of its previews, and the PIL image."""
 
     number: int
     image: Any
@@ -102,7 +102,7 @@ def portable(error: Exception) -> Exception:
         came = None
     if type(came) is type(error) and str(came) == str(error):
         return error
-    return PictureFailed(f"{type(error).__name__}: {error}")
+    return ImageFailed(f"{type(error).__name__}: {error}")
 
 
 def cause_of(error: Exception) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from sagediff.serving.engine.request_groups import Embed
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.fleet.replica_protocol import Vector
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class Meanings:
         self._embed = embed
         self._known: dict[str, Vector] = {}
 
-    def of(self, requests: Sequence[PictureRequest]) -> list[Vector | None]:
+    def of(self, requests: Sequence[ImageRequest]) -> list[Vector | None]:
         """Of each request (D,); None for one that may not share, which is not even embedded, and for new ones if the
         encoder fails."""
         texts = {request.prompt for request in requests if request.may_share}
@@ -31,6 +31,6 @@ class Meanings:
         if new:
             try:
                 self._known.update(zip(new, self._embed(new), strict=True))
-            except Exception as error:  # a picture without neighbours is better than none
+            except Exception as error:  # an image without neighbours is better than none
                 log.warning("prompts could not be embedded, and go to whoever is least busy: %r", error)
         return [self._known.get(request.prompt) if request.may_share else None for request in requests]

@@ -21,7 +21,7 @@ from typing import Protocol
 from sagediff.serving.engine.model_thread import Listener, State, Ticket, WaveReport
 from sagediff.serving.engine.recovery import Outcome
 from sagediff.serving.engine.request_groups import Embed
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.failures import Cancelled, DeadlineExpired, NotReady, QueueFull, ReplicaLost
 from sagediff.serving.fleet.attempt import Attempt
 from sagediff.serving.fleet.messages import Describe, Described, Event, Finished, Shown, Take, Waved
@@ -108,7 +108,7 @@ class Fleet:
         return self.state
 
     def submit(
-        self, requests: Sequence[PictureRequest], previews: int = 0, on_preview: Listener | None = None
+        self, requests: Sequence[ImageRequest], previews: int = 0, on_preview: Listener | None = None
     ) -> list[Ticket]:
         """Take all of them or none; see `Engine.submit`. The listener is called in the fleet's thread.
 
@@ -165,7 +165,7 @@ class Fleet:
             self._in_hand.clear()
             self._changed.notify_all()
         for ticket in abandoned:
-            ticket.finish(Cancelled("the server ended before the picture was made"))
+            ticket.finish(Cancelled("the server ended before the image was made"))
 
     def _wait_for_hands(self, timeout: float | None) -> None:
         with self._changed:
@@ -286,7 +286,7 @@ class Fleet:
                 self._watch.broke(attempt.replica)
         if ticket.gone:
             return Cancelled("the client went away")
-        return ReplicaLost(f"{_TRIES} replicas died, or were lost, while they made the picture")
+        return ReplicaLost(f"{_TRIES} replicas died, or were lost, while they made the image")
 
     def _heard(self, ticket: Ticket, replica: int | None, event: Event) -> None:
         if isinstance(event, Shown):

@@ -1,4 +1,4 @@
-"""Pictures and errors in the form that OpenAI gives them; knows no web framework."""
+"""Images and errors in the form that OpenAI gives them; knows no web framework."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def error_answer(error: Exception) -> ErrorAnswer:
     if isinstance(error, Cancelled):  # only a server that gave up while it ended has anyone left to read this
         after = {"Retry-After": str(_LOADING_RETRY)}
         return ErrorAnswer(
-            503, "the server ended before the picture was made", "server_error", "stopped", None, after
+            503, "the server ended before the image was made", "server_error", "stopped", None, after
         )
     if isinstance(error, DeadlineExpired):
         return ErrorAnswer(503, str(error), "server_error", "deadline_expired")
     message = str(error) if isinstance(error, ServingError) else "the server failed on this request"
-    return ErrorAnswer(500, message, "server_error", "picture_failed", None, _NO_RETRY)
+    return ErrorAnswer(500, message, "server_error", "image_failed", None, _NO_RETRY)
 
 
 def encode(image: Any, output_format: OutputFormat, compression: int) -> bytes:
-    """A PIL picture as the bytes of a file; `compression` is the quality, 0 to 100, of the lossy formats."""
+    """A PIL image as the bytes of a file; `compression` is the quality, 0 to 100, of the lossy formats."""
     buffer = io.BytesIO()
     options = {} if output_format == "png" else {"quality": compression}
     image.convert("RGB").save(buffer, output_format.upper(), **options)
@@ -101,7 +101,7 @@ def details(wanted: Wanted) -> dict[str, Any]:
 
 
 def stream_event(kind: str, wanted: Wanted, data: bytes, more: dict[str, Any]) -> str:
-    """A server-sent event that carries a picture."""
+    """A server-sent event that carries an image."""
     body = {
         "type": kind,
         "b64_json": as_text(data),

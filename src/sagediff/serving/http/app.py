@@ -17,12 +17,12 @@ from sagediff.errors import SagediffError
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.http.admission import Gate
 from sagediff.serving.http.answers import ErrorAnswer, as_text, bad_request, details
-from sagediff.serving.http.image_store import PictureStore
+from sagediff.serving.http.image_store import ImageStore
 from sagediff.serving.http.openapi import described
 from sagediff.serving.http.page_files import PAGE_HEADERS, page_files
 from sagediff.serving.http.request_log import RequestLog
 from sagediff.serving.http.schema import BatchBody, GenerationBody, Wanted, read_body
-from sagediff.serving.http.streams import PictureStream, all_of, answer_of, encode_all, told, unless_gone
+from sagediff.serving.http.streams import ImageStream, all_of, answer_of, encode_all, told, unless_gone
 from sagediff.serving.image_service import EngineFront
 from sagediff.serving.metrics import Metrics
 
@@ -50,7 +50,7 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
     open_paths = frozenset({"/health", "/ready", *page})
     app.add_middleware(Gate, config=config, metrics=metrics, open_paths=open_paths)
     app.add_middleware(RequestLog, config=config, metrics=metrics, quiet=_MACHINES, routes=_WORK)
-    store = PictureStore(config.stored_bytes, config.stored_s, engine.clock)
+    store = ImageStore(config.stored_bytes, config.stored_s, engine.clock)
     created = int(time.time())
 
     @app.get("/health")
@@ -68,14 +68,14 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         model = {"id": config.model_name, "object": "model", "created": created, "owned_by": "sagediff"}
-        limits = {"steps": num_steps, "max_steps": config.max_steps, "max_pictures": config.most_pictures}
+        limits = {"steps": num_steps, "max_steps": config.max_steps, "max_images": config.most_images}
         return {"object": "list", "data": [model | limits]}
 
     @app.get("/v1/images/{name}")
-    async def picture(name: str, request: Request) -> Response:
+    async def image(name: str, request: Request) -> Response:
         found = store.get(name, request.state.tenant)
         if found is None:
-            return _error(bad_request("no such picture, or it is kept no longer", "name", "not_found", 404))
+            return _error(bad_request("no such image, or it is kept no longer", "name", "not_found", 404))
         return Response(found.data, media_type=found.media_type)
 
     @app.post("/v1/images/generations")
@@ -86,19 +86,19 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
         tenant: str = request.state.tenant
         tickets = request.state.record.tickets = engine.submit(wanted.requests)
         try:
-            pictures = await unless_gone(request.receive, all_of(tickets))
+            images = await unless_gone(request.receive, all_of(tickets))
         finally:
             engine.cancel(tickets)  # changes nothing for those that are finished
-        if pictures is None:
+        if images is None:
             request.state.record.outcome = "client_gone"
             return Response(status_code=499)  # nobody reads it
-        files = await asyncio.to_thread(encode_all, [made.image for made in pictures], wanted, metrics)
+        files = await asyncio.to_thread(encode_all, [made.image for made in images], wanted, metrics)
         data: list[dict[str, Any]] = []
-        for file, made, asked in zip(files, pictures, wanted.requests, strict=True):
+        for file, made, asked in zip(files, images, wanted.requests, strict=True):
             more = told(made, asked.num_inference_steps)
             if wanted.by_url:
                 name = store.put(file, f"image/{wanted.output_format}", tenant)
-                data.append({"url": str(request.url_for("picture", name=name)), **more})
+                data.append({"url": str(request.url_for("image", name=name)), **more})
             else:
                 data.append({"b64_json": as_text(file), **more})
         return JSONResponse({"created": int(time.time()), "data": data, **details(wanted)})
@@ -115,7 +115,7 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
         )  # fmt: skip
 
     def stream(wanted: Wanted, request: Request, *, each_alone: bool) -> StreamingResponse:
-        events = PictureStream(engine, wanted, metrics, request.state.record, each_alone=each_alone)
+        events = ImageStream(engine, wanted, metrics, request.state.record, each_alone=each_alone)
         lines = events.lines(request.receive)
         return StreamingResponse(lines, 200, {"Cache-Control": "no-store"}, "text/event-stream")
 

@@ -1,4 +1,4 @@
-"""Pictures asked for by URL: kept in memory for a while, the oldest going first, each for its tenant only."""
+"""Images asked for by URL: kept in memory for a while, the oldest going first, each for its tenant only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class StoredPicture:
-    """An encoded picture, whose it is, and the time at which it is forgotten."""
+class StoredImage:
+    """An encoded image, whose it is, and the time at which it is forgotten."""
 
     data: bytes
     media_type: str
@@ -18,38 +18,38 @@ class StoredPicture:
     until: float
 
 
-class PictureStore:
+class ImageStore:
     """Bounded in bytes and in time. Not safe between threads.
 
     Args:
-        limit: most bytes; a picture larger than that is not kept.
+        limit: most bytes; an image larger than that is not kept.
         seconds: how long one is kept.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Callable[[], float]) -> None:
         self._limit, self._seconds, self._clock = limit, seconds, clock
-        self._pictures: OrderedDict[str, StoredPicture] = OrderedDict()
+        self._images: OrderedDict[str, StoredImage] = OrderedDict()
         self.size = 0  # bytes kept
 
     def put(self, data: bytes, media_type: str, tenant: str) -> str:
-        """Keep a picture; returns a name that cannot be guessed."""
+        """Keep an image; returns a name that cannot be guessed."""
         name = secrets.token_urlsafe(24)
-        self._pictures[name] = StoredPicture(data, media_type, tenant, self._clock() + self._seconds)
+        self._images[name] = StoredImage(data, media_type, tenant, self._clock() + self._seconds)
         self.size += len(data)
         self._forget()
         return name
 
-    def get(self, name: str, tenant: str) -> StoredPicture | None:
+    def get(self, name: str, tenant: str) -> StoredImage | None:
         """None for a name that is not there, or is another tenant's."""
         self._forget()
-        found = self._pictures.get(name)
+        found = self._images.get(name)
         return found if found is not None and found.tenant == tenant else None
 
     def _forget(self) -> None:
         now = self._clock()
-        while self._pictures:
-            oldest = next(iter(self._pictures.values()))
+        while self._images:
+            oldest = next(iter(self._images.values()))
             if self.size <= self._limit and oldest.until > now:
                 return
-            self._pictures.popitem(last=False)
+            self._images.popitem(last=False)
             self.size -= len(oldest.data)

@@ -67,7 +67,7 @@ def described(schema: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
     for name in ("GenerationBody", "BatchBody"):
         body = parts.get(name, {}).get("properties", {})
         _limit(body, "prompt", minLength=1, maxLength=config.max_prompt_length, pattern=r"\S")
-        _limit(body, "prompts", maxItems=config.most_pictures)
+        _limit(body, "prompts", maxItems=config.most_images)
         _limit(
             body.get("prompts", {}), "items", minLength=1, maxLength=config.max_prompt_length, pattern=r"\S"
         )

@@ -28,7 +28,7 @@ class RequestRecord:
     Attributes:
         id: its name in the log and in `x-request-id`.
         outcome: "ok", or the code of the error that ended it.
-        tickets: of the pictures that it asked for.
+        tickets: of the images that it asked for.
     """
 
     id: str
@@ -36,20 +36,20 @@ class RequestRecord:
     tickets: Sequence[Ticket] = field(default=())
 
     def made(self) -> dict[str, Any]:
-        """Figures of its pictures; empty if it asked for none."""
+        """Figures of its images; empty if it asked for none."""
         if not self.tickets:
             return {}
         done = [t for t in self.tickets if t.future.done() and t.future.exception() is None]
-        pictures = [ticket.future.result() for ticket in done]
+        images = [ticket.future.result() for ticket in done]
         return {
-            "pictures_wanted": len(self.tickets),
-            "pictures": len(pictures),
-            # the last picture's wait and the longest run: pictures of one request may lie in several waves
+            "images_wanted": len(self.tickets),
+            "images": len(images),
+            # the last image's wait and the longest run: images of one request may lie in several waves
             "queue_seconds": round(max((t.waited for t in self.tickets), default=0.0), 4),
             "run_seconds": round(max((t.ran for t in self.tickets), default=0.0), 4),
-            "evaluations": round(sum(picture.evaluations for picture in pictures), 3),
-            "evaluations_alone": round(sum(picture.evaluations_alone for picture in pictures), 3),
-            "group_sizes": sorted({p.group: p.group_size for p in pictures}.values(), reverse=True),
+            "evaluations": round(sum(image.evaluations for image in images), 3),
+            "evaluations_alone": round(sum(image.evaluations_alone for image in images), 3),
+            "group_sizes": sorted({p.group: p.group_size for p in images}.values(), reverse=True),
         }
 
 

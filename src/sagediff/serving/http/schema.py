@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sagediff.errors import InputError
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine.requests import PictureRequest
+from sagediff.serving.engine.requests import ImageRequest
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -70,9 +70,9 @@ class BatchBody(BodyFields):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A body with defaults filled in: requests, one a picture, and how their pictures are answered."""
+    """A body with defaults filled in: requests, one per image, and how their images are answered."""
 
-    requests: list[PictureRequest]
+    requests: list[ImageRequest]
     output_format: OutputFormat
     compression: int
     by_url: bool
@@ -129,18 +129,18 @@ def read_body(
         raise RequestProblem(
             "num_inference_steps", f"num_inference_steps must be at most {config.max_steps}, got {steps}"
         )
-    most = config.most_pictures
+    most = config.most_images
     if many and len(prompts) * count > most:
         raise RequestProblem(
-            "prompts", f"{len(prompts) * count} pictures in one request; at most {most} are taken"
+            "prompts", f"{len(prompts) * count} images in one request; at most {most} are taken"
         )
     if many and body.stream is False:
         raise RequestProblem("stream", "this route always answers with a stream")
     if (many or body.stream) and body.response_format == "url":
-        raise RequestProblem("response_format", "a stream carries pictures as b64_json, not url")
+        raise RequestProblem("response_format", "a stream carries images as b64_json, not url")
     width, height = _size(body.size, config.max_side, size_multiple)
     requests = [
-        PictureRequest(
+        ImageRequest(
             id=uuid.uuid4().hex,
             prompt=prompt,
             negative_prompt=body.negative_prompt,

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from sagediff.serving.engine.model_thread import Preview, Ticket
-from sagediff.serving.engine.wave_runner import Picture, preview_steps
+from sagediff.serving.engine.wave_runner import MadeImage, preview_steps
 from sagediff.serving.http.admission import Receive
 from sagediff.serving.http.answers import ErrorAnswer, encode, error_answer, stream_error, stream_event
 from sagediff.serving.http.request_log import RequestRecord
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 _KEEP_ALIVE = 15.0  # seconds between comments in a silent stream, so that proxies do not close it
 
 
-class PictureStream:
-    """One request's pictures as events: those on their way, and each as it is finished.
+class ImageStream:
+    """One request's images as events: those on their way, and each as it is finished.
 
     Args:
-        each_alone: a picture that failed is an event of its own and the others go on, as prompts of one request have
+        each_alone: an image that failed is an event of its own and the others go on, as prompts of one request have
             nothing to do with each other. Otherwise its error ends the stream, as OpenAI's does.
     """
 
@@ -52,7 +52,7 @@ class PictureStream:
             ticket.future.add_done_callback(partial(self._ended, ticket))
 
     async def lines(self, receive: Receive) -> AsyncIterator[str]:
-        """Events until every picture is complete or failed, or the client went away."""
+        """Events until every image is complete or failed, or the client went away."""
         left = len(self._tickets)
         gone = asyncio.ensure_future(disconnected(receive))
         try:
@@ -118,8 +118,8 @@ class PictureStream:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (ticket, shown))
 
 
-def told(made: Picture, steps: int) -> dict[str, Any]:
-    """What a client learns of its picture beyond OpenAI's fields."""
+def told(made: MadeImage, steps: int) -> dict[str, Any]:
+    """What a client learns of its image beyond OpenAI's fields."""
     return {
         "seed": made.seed,
         "steps": steps,
@@ -133,18 +133,18 @@ def told(made: Picture, steps: int) -> dict[str, Any]:
 
 
 def encode_all(images: Sequence[Any], wanted: Wanted, metrics: Metrics) -> list[bytes]:
-    """PIL pictures as files of the format asked for; takes time, so not in the loop's thread."""
+    """PIL images as files of the format asked for; takes time, so not in the loop's thread."""
     start = time.monotonic()
     files = [encode(image, wanted.output_format, wanted.compression) for image in images]
     metrics.encoded(time.monotonic() - start)
     return files
 
 
-async def all_of(tickets: Sequence[Ticket]) -> list[Picture]:
+async def all_of(tickets: Sequence[Ticket]) -> list[MadeImage]:
     return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets)))
 
 
-async def unless_gone(receive: Receive, work: Awaitable[list[Picture]]) -> list[Picture] | None:
+async def unless_gone(receive: Receive, work: Awaitable[list[MadeImage]]) -> list[MadeImage] | None:
     """What the work gives; None as soon as the client has gone."""
     doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(receive))

@@ -12,7 +12,7 @@ from sagediff.builtin.scenes.render import Renderer
 from sagediff.builtin.scenes.world import ATTRIBUTES, VALUES, Scene, training_scenes
 
 
-class Pictures:
+class SceneImages:
     """Random training scenes and their renders on the stage's device, values in [-1, 1]."""
 
     def __init__(self, device: str) -> None:
@@ -22,8 +22,8 @@ class Pictures:
         self._allowed = {scene.caption for scene in self.scenes}
 
     def draw(self, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-        pictures = torch.from_numpy(self.renderer.batch(scenes, rng)).to(self.device)
-        return pictures.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
+        images = torch.from_numpy(self.renderer.batch(scenes, rng)).to(self.device)
+        return images.mul(2).sub(1).contiguous(memory_format=torch.channels_last)
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[list[Scene], Tensor]:
         scenes = [self.scenes[i] for i in rng.integers(len(self.scenes), size=count)]

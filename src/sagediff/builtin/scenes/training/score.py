@@ -1,4 +1,4 @@
-"""What only evaluation needs: the score tower, and the judge's features of real pictures.
+"""What only evaluation needs: the score tower, and the judge's features of real scene_images.
 
 The score tower is an image tower of its own seed and size against the frozen text tower, so that the figure
 for alignment does not come from a network that any part of the model was trained with.
@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sagediff.builtin.scenes.networks import SCORE_TOWER_WIDTHS, ImageEncoder, load_judge
 from sagediff.builtin.scenes.render import Renderer
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
-from sagediff.builtin.scenes.training.scene_images import Pictures
+from sagediff.builtin.scenes.training.scene_images import SceneImages
 from sagediff.builtin.scenes.training.stages import TEXT_DIM, StageConfig
 from sagediff.builtin.scenes.world import held_out_scenes
 from sagediff.builtin.training.contrast import contrastive_terms
@@ -24,7 +24,7 @@ from sagediff.builtin.training.stage_loop import train, write_tensors
 from sagediff.errors import InputError
 
 SEED = 4211  # unlike that of any other stage
-REFERENCE_SEED = 20  # jitter and shade of the real pictures
+REFERENCE_SEED = 20  # jitter and shade of the real images
 
 
 class _Score(nn.Module):
@@ -38,13 +38,13 @@ def train_score(config: StageConfig) -> Path:
     """An image tower against the frozen text tower's pooled state, with neighbours as hard negatives."""
     batch_size = config.batch_size or 128
     torch.manual_seed(SEED if config.seed is None else config.seed)
-    model, pictures = _Score(), Pictures(config.device)
-    texts = _text_vectors(config, [scene.caption for scene in pictures.scenes])  # (captions, D)
-    place = {scene.caption: i for i, scene in enumerate(pictures.scenes)}
+    model, scene_images = _Score(), SceneImages(config.device)
+    texts = _text_vectors(config, [scene.caption for scene in scene_images.scenes])  # (captions, D)
+    place = {scene.caption: i for i, scene in enumerate(scene_images.scenes)}
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        scenes, images = pictures.sample_with_neighbours(batch_size, rng)
-        # slight noise of random strength, as the judge's: made pictures are never as clean as renders
+        scenes, images = scene_images.sample_with_neighbours(batch_size, rng)
+        # slight noise of random strength, as the judge's: made images are never as clean as renders
         strength = torch.rand(len(scenes), 1, 1, 1, generator=noise, device=images.device) * 0.15
         images = images + strength * torch.randn(images.shape, generator=noise, device=images.device)
         captions = [scene.caption for scene in scenes]
@@ -64,12 +64,12 @@ def make_reference(config: StageConfig) -> Path:
     if not judge_file.is_file():
         raise InputError(f"{judge_file} is missing; train the stage `judge` into the same --out")
     judge = load_judge(config.out).to(config.device)
-    pictures = Renderer().batch(held_out_scenes(), np.random.default_rng(REFERENCE_SEED))
-    images = torch.from_numpy(pictures).mul(2).sub(1)
+    renders = Renderer().batch(held_out_scenes(), np.random.default_rng(REFERENCE_SEED))
+    images = torch.from_numpy(renders).mul(2).sub(1)
     with torch.no_grad():
         features = torch.cat([judge.features(part.to(config.device)) for part in torch.split(images, 256)])
     path = config.out / "reference.safetensors"
-    write_tensors(path, {"features": features.half()}, {"pictures": "one render of every held-out caption"})
+    write_tensors(path, {"features": features.half()}, {"images": "one render of every held-out caption"})
     return path
 
 

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sagediff.builtin.scenes.networks import ImageEncoder, Judge, load_image_encoder
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH, build_tokenizer
-from sagediff.builtin.scenes.training.scene_images import Pictures
+from sagediff.builtin.scenes.training.scene_images import SceneImages
 from sagediff.builtin.scenes.world import ATTRIBUTES, Scene
 from sagediff.builtin.training.contrast import contrastive_terms
 from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
@@ -68,10 +68,10 @@ def train_judge(config: StageConfig) -> Path:
     """The judge: cross-entropy on the four attributes of renders under slight noise."""
     batch_size = config.batch_size or 256
     torch.manual_seed(1234)
-    judge, pictures = Judge(), Pictures(config.device)
+    judge, scene_images = Judge(), SceneImages(config.device)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        scenes, images = pictures.sample(batch_size, rng)
+        scenes, images = scene_images.sample(batch_size, rng)
         # slight noise of random strength, so that the judge reads shapes and not single pixels
         strength = torch.rand(batch_size, 1, 1, 1, generator=noise, device=images.device) * 0.15
         images = images + strength * torch.randn(images.shape, generator=noise, device=images.device)
@@ -111,10 +111,10 @@ def train_encoder(config: StageConfig) -> Path:
     torch.manual_seed(config.seed or 0)
     tokenizer = build_tokenizer(config.out / "tokenizer")
     model = _Contrast(CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM))
-    pictures = Pictures(config.device)
+    scene_images = SceneImages(config.device)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        scenes, images = pictures.sample_with_neighbours(batch_size, rng)
+        scenes, images = scene_images.sample_with_neighbours(batch_size, rng)
         captions = [scene.caption for scene in scenes]
         tokens = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
         text = model.text(tokens.input_ids.to(config.device)).pooler_output
@@ -140,14 +140,14 @@ def train_autoencoder(config: StageConfig) -> Path:
     """KL autoencoder: absolute error, a perceptual term from the image tower's maps, a small KL term."""
     batch_size = config.batch_size or 24
     torch.manual_seed(config.seed or 0)
-    model, pictures = new_autoencoder(), Pictures(config.device)
+    model, scene_images = new_autoencoder(), SceneImages(config.device)
     tower = load_image_encoder(config.out, TEXT_DIM).tower.to(
         config.device, memory_format=torch.channels_last
     )  # type: ignore[call-overload]
     tower.requires_grad_(False)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
-        _, images = pictures.sample(batch_size, rng)
+        _, images = scene_images.sample(batch_size, rng)
         posterior = model.encode(images).latent_dist
         decoded = model.decode(posterior.sample(noise)).sample
         kl = (
@@ -173,7 +173,7 @@ def train_autoencoder(config: StageConfig) -> Path:
     )
     assert isinstance(trained, AutoencoderKL)
     with torch.no_grad():
-        _, images = pictures.sample(512, np.random.default_rng(99))
+        _, images = scene_images.sample(512, np.random.default_rng(99))
         latents = trained.encode(images).latent_dist.mean
     trained.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     trained.save_pretrained(config.out / "vae")
@@ -198,9 +198,9 @@ def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
             )
     batch_size = config.batch_size or 64
     torch.manual_seed(config.seed or 0)
-    unet, pictures = new_unet(), Pictures(config.device)
-    captions, hidden = _encode_captions(config, pictures.scenes)
-    latents = _encode_pictures(config, pictures, renders_per_caption)  # (renders, captions, C, 16, 16)
+    unet, scene_images = new_unet(), SceneImages(config.device)
+    captions, hidden = _encode_captions(config, scene_images.scenes)
+    latents = _encode_images(config, scene_images, renders_per_caption)  # (renders, captions, C, 16, 16)
     noiser = DDPMScheduler(**SCHEDULE, prediction_type=PREDICTION)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
@@ -233,14 +233,14 @@ def _encode_captions(config: StageConfig, scenes: list[Scene]) -> tuple[int, Ten
 
 
 @torch.no_grad()
-def _encode_pictures(config: StageConfig, pictures: Pictures, renders: int) -> Tensor:
+def _encode_images(config: StageConfig, scene_images: SceneImages, renders: int) -> Tensor:
     vae = AutoencoderKL.from_pretrained(config.out / "vae").to(config.device).eval()
     rng = np.random.default_rng([config.seed or 0, 5])
     rows = []
     for _ in range(renders):
-        for start in range(0, len(pictures.scenes), 256):
-            images = pictures.draw(pictures.scenes[start : start + 256], rng)
+        for start in range(0, len(scene_images.scenes), 256):
+            images = scene_images.draw(scene_images.scenes[start : start + 256], rng)
             with torch.autocast(config.device, torch.bfloat16, enabled=config.uses_bf16):
                 rows.append(vae.encode(images).latent_dist.mean.mul(vae.config.scaling_factor).half())
     encoded = torch.cat(rows)
-    return encoded.reshape(renders, len(pictures.scenes), *encoded.shape[1:])
+    return encoded.reshape(renders, len(scene_images.scenes), *encoded.shape[1:])

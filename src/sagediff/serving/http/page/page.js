@@ -1,12 +1,12 @@
-// The page: prompts in, pictures as they come, and what sharing saved.
+// The page: prompts in, images as they come, and what sharing saved.
 
-import { Refused, headers, makePictures, refusal } from "./stream.js";
+import { Refused, headers, makeImages, refusal } from "./stream.js";
 import { drawTree } from "./tree.js";
 
 const KEY = "sagediff-key";
 const WORLD = "demo"; // the built-in model knows captions of one form only, so it has examples of its own
 const PARTIAL_IMAGES = 3;
-const SMALL = 160; // pixels; pictures below it are shown with hard edges rather than blurred
+const SMALL = 160; // pixels; images below it are shown with hard edges rather than blurred
 
 const EXAMPLES = {
   [WORLD]: [
@@ -31,7 +31,7 @@ const EXAMPLES = {
 
 const at = (id) => document.getElementById(id);
 const many = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
-const state = { run: null, pictures: [], steps: 0, retry: null };
+const state = { run: null, items: [], steps: 0, retry: null };
 
 // -- asking
 
@@ -57,19 +57,19 @@ async function start() {
     return;
   }
   state.run = new AbortController();
-  state.pictures = asked.prompts.map((prompt, i) => ({ number: i + 1, prompt, card: card(i + 1, prompt) }));
+  state.items = asked.prompts.map((prompt, i) => ({ number: i + 1, prompt, card: card(i + 1, prompt) }));
   clearAnswer();
   busy(true);
   say(`${many(asked.prompts.length, "prompt")} sent.`);
-  if (matchMedia("(max-width: 56rem)").matches) at("buttons").scrollIntoView(); // pictures come below the form
+  if (matchMedia("(max-width: 56rem)").matches) at("buttons").scrollIntoView(); // images come below the form
   let cancelled = false;
   try {
-    await makePictures(asked, sessionStorage.getItem(KEY), state.run.signal, take);
-    const missing = state.pictures.filter((picture) => !picture.done && !picture.failed).length;
+    await makeImages(asked, sessionStorage.getItem(KEY), state.run.signal, take);
+    const missing = state.items.filter((item) => !item.done && !item.failed).length;
     if (missing) throw new TypeError("the stream ended early");
   } catch (error) {
     cancelled = error.name === "AbortError";
-    for (const picture of state.pictures) if (!picture.done) stop(picture, cancelled ? "cancelled" : "not made");
+    for (const item of state.items) if (!item.done) stop(item, cancelled ? "cancelled" : "not made");
     if (!cancelled) explain(error);
   } finally {
     state.run = null;
@@ -93,27 +93,27 @@ function explain(error) {
 // -- events
 
 function take(event) {
-  const picture = state.pictures[event.index];
-  if (!picture) return;
+  const item = state.items[event.index];
+  if (!item) return;
   if (event.type === "image_generation.failed") {
-    picture.failed = event.error.message;
-    stop(picture, "failed");
-    say(`Picture ${picture.number} failed: ${event.error.message}`);
+    item.failed = event.error.message;
+    stop(item, "failed");
+    say(`Image ${item.number} failed: ${event.error.message}`);
   } else if (event.type === "image_generation.partial_image") {
-    show(picture, event, event.step / event.steps);
+    show(item, event, event.step / event.steps);
     quietly(`Step ${event.step} of ${event.steps}`);
   } else if (event.type === "image_generation.completed") {
-    picture.done = event;
+    item.done = event;
     state.steps = event.steps;
-    show(picture, event, 1);
-    say(`${doneOnes().length} of ${many(state.pictures.length, "picture")} finished.`);
+    show(item, event, 1);
+    say(`${doneOnes().length} of ${many(state.items.length, "image")} finished.`);
     tellSaving();
   }
-  const parts = state.pictures.map((one) => (one.done || one.failed ? 1 : (one.part ?? 0)));
+  const parts = state.items.map((one) => (one.done || one.failed ? 1 : (one.part ?? 0)));
   at("progress").firstElementChild.style.width = `${(100 * parts.reduce((sum, part) => sum + part, 0)) / parts.length}%`;
 }
 
-const doneOnes = () => state.pictures.filter((picture) => picture.done);
+const doneOnes = () => state.items.filter((item) => item.done);
 
 function card(number, prompt) {
   const made = document.createElement("figure");
@@ -133,24 +133,24 @@ function card(number, prompt) {
   return made;
 }
 
-function show(picture, event, part) {
-  const frame = picture.card.querySelector(".frame");
+function show(item, event, part) {
+  const frame = item.card.querySelector(".frame");
   let image = frame.querySelector("img");
   if (!image) {
     image = new Image();
-    image.alt = picture.prompt;
+    image.alt = item.prompt;
     image.onload = () => image.classList.toggle("small", image.naturalWidth < SMALL);
     frame.prepend(image);
     frame.classList.remove("waiting");
   }
   image.src = `data:image/${event.output_format};base64,${event.b64_json}`;
-  picture.part = part;
+  item.part = part;
   frame.querySelector(".step div").style.width = `${100 * part}%`;
   frame.querySelector(".step").hidden = part === 1;
 }
 
-function stop(picture, said) {
-  const frame = picture.card.querySelector(".frame");
+function stop(item, said) {
+  const frame = item.card.querySelector(".frame");
   frame.querySelector("img")?.remove();
   frame.querySelector(".step").hidden = true;
   frame.classList.add("waiting");
@@ -160,9 +160,9 @@ function stop(picture, said) {
 
 // -- the answer
 
-function groupsOf(pictures) {
+function groupsOf(items) {
   const groups = new Map();
-  for (const { number, prompt, done, card: its } of pictures) {
+  for (const { number, prompt, done, card: its } of items) {
     const group = groups.get(done.group) ?? { size: done.group_size, shared: done.shared_steps, members: [] };
     group.members.push({ number, prompt, card: its, src: `data:image/${done.output_format};base64,${done.b64_json}` });
     groups.set(done.group, group);
@@ -172,7 +172,7 @@ function groupsOf(pictures) {
 
 function clearAnswer() {
   for (const id of ["empty", "saving", "plan"]) at(id).hidden = true;
-  at("groups").replaceChildren(section(null, null, state.pictures));
+  at("groups").replaceChildren(section(null, null, state.items));
 }
 
 function section(title, detail, members) {
@@ -196,7 +196,7 @@ function section(title, detail, members) {
 }
 
 function tellSaving() {
-  const events = doneOnes().map((picture) => picture.done);
+  const events = doneOnes().map((item) => item.done);
   const sum = (name) => events.reduce((total, event) => total + event[name], 0);
   const run = sum("evaluations");
   const alone = sum("evaluations_alone");
@@ -204,7 +204,7 @@ function tellSaving() {
   const figure = (value) => value.toLocaleString("en", { maximumFractionDigits: 1 });
   at("saved-part").textContent = `${Math.round(100 * saved)} %`;
   at("saved-words").textContent = saved > 0 ? "less work for the model" : "saved: no two prompts shared";
-  at("saved-detail").textContent = `${figure(run)} denoiser evaluations instead of ${figure(alone)}, for ${many(events.length, "picture")}`;
+  at("saved-detail").textContent = `${figure(run)} denoiser evaluations instead of ${figure(alone)}, for ${many(events.length, "image")}`;
   at("saving").querySelector(".bar div").style.width = `${alone > 0 ? (100 * run) / alone : 0}%`;
   at("saving").hidden = false;
   return saved;
@@ -216,7 +216,7 @@ function finish(cancelled) {
   const made = doneOnes();
   if (!made.length) {
     if (cancelled) say("Cancelled.");
-    else if (!state.pictures.some((picture) => picture.failed)) {
+    else if (!state.items.some((item) => item.failed)) {
       say("");
       at("groups").replaceChildren();
       at("empty").hidden = false;
@@ -228,17 +228,17 @@ function finish(cancelled) {
   draw(groups);
   const together = groups.filter((group) => group.shared);
   const alone = groups.filter((group) => !group.shared).flatMap((group) => group.members);
-  const missing = state.pictures.filter((picture) => !picture.done);
+  const missing = state.items.filter((item) => !item.done);
   const sections = together.map((group, i) => {
     const others = group.size - group.members.length;
     const with_ = others ? ` with ${others} of other requests` : "";
-    return section(`Group ${i + 1}`, `${many(group.members.length, "picture")}${with_} shared the first ${group.shared} of ${state.steps} steps.`, group.members);
+    return section(`Group ${i + 1}`, `${many(group.members.length, "image")}${with_} shared the first ${group.shared} of ${state.steps} steps.`, group.members);
   });
   if (alone.length) sections.push(section("Alone", `Took all ${state.steps} steps without others.`, alone));
   if (missing.length) sections.push(section("Not made", missing.find((one) => one.failed)?.failed, missing));
   at("groups").replaceChildren(...sections);
   const shared = together.length ? `${many(together.length, "group")} shared steps, ` : "";
-  say(`${cancelled ? "Cancelled" : "Done"}: ${many(made.length, "picture")}, ${shared}${Math.round(100 * saved)} % saved.`);
+  say(`${cancelled ? "Cancelled" : "Done"}: ${many(made.length, "image")}, ${shared}${Math.round(100 * saved)} % saved.`);
 }
 
 function draw(groups) {
@@ -323,7 +323,7 @@ async function learn() {
   at("model").textContent = `model: ${model.id}`;
   at("steps").placeholder = model.steps;
   at("steps").max = model.max_steps;
-  state.most = model.max_pictures;
+  state.most = model.max_images;
   offer(EXAMPLES[model.id] ?? EXAMPLES.other);
   countPrompts();
 }

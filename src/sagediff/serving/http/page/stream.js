@@ -12,9 +12,9 @@ export function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** Ask for many pictures; `onEvent` is handed each event's object as it comes. Rejects with Refused, with the
+/** Ask for many images; `onEvent` is handed each event's object as it comes. Rejects with Refused, with the
  *  browser's AbortError, or with the browser's own error if the server cannot be reached. */
-export async function makePictures(body, key, signal, onEvent) {
+export async function makeImages(body, key, signal, onEvent) {
   const answer = await fetch("v1/images/batches", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers(key) },

@@ -1,4 +1,4 @@
-// The plan as a tree: one trunk a group for the steps taken together, a branch for each picture after it.
+// The plan as a tree: one trunk per group for the steps taken together, a branch for each image after it.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ROW = 34;
@@ -12,7 +12,7 @@ function shape(name, attributes, text) {
   return made;
 }
 
-/** groups: [{size, shared, members: [{number, prompt, src}]}], steps: of every picture; width in pixels. */
+/** groups: [{size, shared, members: [{number, prompt, src}]}], steps: of every image; width in pixels. */
 export function drawTree(groups, steps, width) {
   const rows = groups.reduce((sum, group) => sum + rowsOf(group), 0);
   const height = TOP + rows * ROW + (groups.length - 1) * (ROW / 3) + 4;
@@ -64,9 +64,9 @@ function label(svg, member, x, y, width) {
 function inWords(groups, steps) {
   const said = groups.map((group) => {
     const numbers = group.members.map((member) => member.number).join(", ");
-    if (!group.shared) return `Picture ${numbers} takes all ${steps} steps alone.`;
+    if (!group.shared) return `Image ${numbers} takes all ${steps} steps alone.`;
     const with_ = others(group) > 0 ? ` and ${others(group)} of other requests` : "";
-    return `${group.members.length > 1 ? "Pictures" : "Picture"} ${numbers}${with_} share the first ${group.shared} of ${steps} steps.`;
+    return `${group.members.length > 1 ? "Images" : "Image"} ${numbers}${with_} share the first ${group.shared} of ${steps} steps.`;
   });
   return `Plan as a tree. ${said.join(" ")}`;
 }

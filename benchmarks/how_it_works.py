@@ -1,8 +1,8 @@
 """Draws docs/images/how-it-works.png: what one group of the built-in model shares, step by step.
 
-    python benchmarks/picture.py --out docs/images/how-it-works.png
+    python benchmarks/image.py --out docs/images/how-it-works.png
 
-The pictures are the latents after those steps, decoded, of one run inside `shared_sampling`; the counts are that
+The images are the latents after those steps, decoded, of one run inside `shared_sampling`; the counts are that
 run's.
 """
 
@@ -33,7 +33,7 @@ INK, SOFT, SHARED, OWN = (30, 30, 34), (110, 110, 118), (36, 98, 180), (206, 98,
 
 
 def sample(pipe: Any, steps: int, ratio: float, guidance: float, seed: int) -> tuple[Any, list[Any]]:
-    """The run, and for every step the members' decoded states; the last entry is the final pictures."""
+    """The run, and for every step the members' decoded states; the last entry is the final images."""
     vectors = sagediff.embed_prompts(PROMPTS, pipe).vectors
     groups = sagediff.group_prompts(vectors, threshold=0.45)
     if len(groups) != 1:
@@ -65,7 +65,7 @@ def sample(pipe: Any, steps: int, ratio: float, guidance: float, seed: int) -> t
 def draw(
     plan: Any, evaluations: int, states: list[Any], shared_shown: list[int], own_shown: list[int]
 ) -> Any:
-    """The picture; `shared_shown` and `own_shown` are numbers of steps taken."""
+    """The image; `shared_shown` and `own_shown` are numbers of steps taken."""
     title, plain, small = (ImageFont.load_default(size * SCALE) for size in (19, 14, 12.5))
     branch, steps, count = plan.branch_steps[0], plan.num_steps, len(PROMPTS)
     pitch = CELL + GAP
@@ -80,8 +80,8 @@ def draw(
     def text(x: float, y: float, words: str, font: Any, fill: Any, anchor: str = "la") -> None:
         pen.text((x, y), words, font=font, fill=fill, anchor=anchor)
 
-    def place(picture: Image.Image, x: int, y: int, frame: Any) -> None:
-        sheet.paste(picture.resize((CELL, CELL), Image.Resampling.NEAREST), (x, y))
+    def place(image: Image.Image, x: int, y: int, frame: Any) -> None:
+        sheet.paste(image.resize((CELL, CELL), Image.Resampling.NEAREST), (x, y))
         pen.rectangle((x - SCALE, y - SCALE, x + CELL, y + CELL), outline=frame, width=SCALE)
 
     def line(points: list[tuple[float, float]], fill: Any) -> None:
@@ -123,7 +123,7 @@ def draw(
         for x, step in zip(own_x, own_shown, strict=True):
             place(states[step - 1][member], x, y, OWN)
             if member == 0:
-                words = f"step {step}" if step < steps else "the picture"
+                words = f"step {step}" if step < steps else "the image"
                 text(x + CELL / 2, y - 5 * SCALE, words, small, SOFT, "md")
             if x != own_x[0]:
                 line([(x - GAP + 3 * SCALE, y + CELL / 2), (x - 4 * SCALE, y + CELL / 2)], OWN)
@@ -156,12 +156,12 @@ def main() -> None:
     pipe = sagediff.load_pipeline("demo")
     pipe.set_progress_bar_config(disable=True)
     run, states = sample(pipe, args.steps, args.share_ratio, args.guidance, args.seed)
-    picture = draw(run.plan, run.evaluations, states, args.shared_shown, args.own_shown)
+    image = draw(run.plan, run.evaluations, states, args.shared_shown, args.own_shown)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+    image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         args.out, optimize=True
     )
-    print(args.out, picture.size, f"{run.evaluations} of {run.plan.evaluations_independent} evaluations")
+    print(args.out, image.size, f"{run.evaluations} of {run.plan.evaluations_independent} evaluations")
 
 
 if __name__ == "__main__":
