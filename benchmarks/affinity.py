@@ -37,7 +37,7 @@ from sagediff.distributed.cluster import PoolOptions, connected
 from sagediff.distributed.ray_replicas import quiet_serve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Ticket
-from sagediff.serving.engine.requests import ImageRequest
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.fleet.replica_fleet import Fleet
 from sagediff.serving.metrics import Metrics
 
@@ -94,7 +94,7 @@ def drive(fleet: Fleet, prompts: list[str], steps: int, in_flight: int) -> list[
     room, made = threading.Semaphore(in_flight), list[Ticket]()
     for number, prompt in enumerate(prompts):
         room.acquire()
-        (ticket,) = fleet.submit([ImageRequest(f"r{number}", prompt, steps)])
+        (ticket,) = fleet.submit([QueuedRequest(id=f"r{number}", prompt=prompt, num_inference_steps=steps)])
         ticket.future.add_done_callback(lambda _: room.release())
         made.append(ticket)
     return [ticket.future.result(600) for ticket in made]

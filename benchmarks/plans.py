@@ -35,7 +35,7 @@ from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.frechet import frechet_distance
 from sagediff.evaluation.search import FAMILIES, Measured, Search, Trial, tune
 from sagediff.pipelines.placement import open_pipeline
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 
 THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
@@ -72,7 +72,7 @@ class Runner:
             json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         )
 
-    def saving(self, policy: SharePolicy) -> float:
+    def saving(self, policy: Sharing) -> float:
         rows = 1 if self.way["guidance"] == 1 else 2
         return policy.plan(self.vectors, self.way["steps"], rows).cost_saving
 
@@ -81,7 +81,7 @@ class Runner:
         rows = dict(zip(self.captions, self.vectors, strict=True))
         return np.stack([rows[text] for text in texts])
 
-    def images(self, policy: SharePolicy, seed: int) -> Any:
+    def images(self, policy: Sharing, seed: int) -> Any:
         sampler = sagediff.SharedSampler(
             self.pipe, policy.threshold, policy.share_ratio, policy.max_group_size,
             handover_noise=self.way["noise"], encoder=self.encoder,
@@ -99,13 +99,13 @@ class Runner:
             return []
         return [group_diversity(self.perception.features(images), self.copies) or 0.0]
 
-    def name(self, policy: SharePolicy) -> str:
+    def name(self, policy: Sharing) -> str:
         return json.dumps([policy_record(policy), len(self.captions), len(self.copies), self.seeds])
 
     def keep(self) -> None:
         self.kept.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
 
-    def measured(self, policy: SharePolicy) -> Measured:
+    def measured(self, policy: Sharing) -> Measured:
         name = self.name(policy)
         if name not in self.known:
             quality, apart = [], []
@@ -118,7 +118,7 @@ class Runner:
         known = self.known[name]
         return Measured(tuple(known["quality"]), tuple(known["apart"]))
 
-    def figures(self, policy: SharePolicy) -> dict[str, Any]:
+    def figures(self, policy: Sharing) -> dict[str, Any]:
         """Saving, accuracy, Frechet distance, CLIP score and distance of equal captions' images over the seeds."""
         if (name := self.name(policy)) in self.known:
             return self.known[name]
@@ -170,10 +170,10 @@ def main() -> None:
         thresholds = tuple(args.thresholds) + ((EQUAL,) if args.copies > 1 else ())
         steps = options["steps"]
         ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
-        base = SharePolicy()
+        base = Sharing()
         for family in ("independent", *args.plans):
             if family == "independent":
-                policy = SharePolicy(share_ratio=0.0)
+                policy = Sharing(share_ratio=0.0)
             else:
                 grid, sizes = ((GIVEN,), ()) if family == "given" else (thresholds, SIZES)
                 searched: tuple[Any, ...] = tuple(

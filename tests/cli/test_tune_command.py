@@ -13,7 +13,7 @@ import pytest
 from sagediff.cli import main
 from sagediff.errors import InputError
 from sagediff.evaluation.search import Measured, Search, Trial, tune
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 
 THRESHOLDS, RATIOS = (0.2, 0.5, 0.8), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 STEPS = 20
@@ -31,10 +31,10 @@ class World:
     def __init__(self, seed: int, harm: tuple[float, ...]) -> None:
         self.vectors, self.harm, self.runs = vectors_of(seed), harm, 0
 
-    def saving(self, policy: SharePolicy) -> float:
+    def saving(self, policy: Sharing) -> float:
         return policy.plan(self.vectors, STEPS).cost_saving
 
-    def quality(self, policy: SharePolicy) -> Measured:
+    def quality(self, policy: Sharing) -> Measured:
         self.runs += 1
         plan = policy.plan(self.vectors, STEPS)
         loss = 0.0
@@ -50,7 +50,7 @@ class World:
 
 
 def search(**options: Any) -> Search:
-    return Search(SharePolicy(), THRESHOLDS, RATIOS, **({"budget": 0.01, "max_trials": 100} | options))
+    return Search(Sharing(), THRESHOLDS, RATIOS, **({"budget": 0.01, "max_trials": 100} | options))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -88,7 +88,7 @@ def test_equal_prompts_must_stay_apart() -> None:
     world = World(0, (0.0, 0.0, 0.0))
     longest = max(RATIOS)
 
-    def measure(policy: SharePolicy) -> Measured:
+    def measure(policy: Sharing) -> Measured:
         return Measured(world.quality(policy).quality, (1 - policy.ladder[-1].share_ratio,) * 2)
 
     def found(apart: float) -> float:
@@ -130,7 +130,7 @@ def test_independent_sampling_is_the_answer_when_nothing_else_holds() -> None:
     ],
 )
 def test_searches_that_cannot_be(wrong: dict[str, Any]) -> None:
-    given: dict[str, Any] = {"base": SharePolicy(), "thresholds": THRESHOLDS, "ratios": RATIOS}
+    given: dict[str, Any] = {"base": Sharing(), "thresholds": THRESHOLDS, "ratios": RATIOS}
     with pytest.raises(InputError):
         Search(**(given | wrong))
 

@@ -21,7 +21,7 @@ from sagediff.denoiser.condition import mean_condition
 from sagediff.denoiser.lookup import FAMILIES, Family, denoisers_of, family_of
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.layout import Layout
 from sagediff.sampling.plan_prompts import plan_prompts
@@ -145,7 +145,7 @@ def test_planned_rows_are_those_of_the_pipelines_own_guidance(
     denoiser = type(case.denoiser).__name__
     plan = plan_prompts(
         ["a", "b"],
-        SharePolicy(),
+        Sharing(),
         case.pipe,
         denoiser,
         num_inference_steps=STEPS,
@@ -159,7 +159,7 @@ def test_a_distilled_pipeline_ignores_its_scale() -> None:
     pipe = tiny("flux2-klein").pipe
     pipe.register_to_config(is_distilled=True)
     plan = plan_prompts(
-        ["a"], SharePolicy(), pipe, "Flux2Transformer2DModel", STEPS, 4.0, encoder=lambda texts: [[1.0]]
+        ["a"], Sharing(), pipe, "Flux2Transformer2DModel", STEPS, 4.0, encoder=lambda texts: [[1.0]]
     )
     assert plan.rows_per_prompt == 1
 

@@ -14,7 +14,7 @@ from sagediff.errors import InputError, PlanError
 from sagediff.plan.grouping import TOLERANCE, group_prompts
 from sagediff.plan.ladder import group_ratios, ladder, nested_groups
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 
 RUNGS = ladder([(0.2, 0.3), (0.5, 0.5), (0.8, 0.75)])
 STEPS = 20
@@ -29,10 +29,10 @@ def vectors_of(seed: int, count: int) -> Any:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def policy(parting: Any, rungs: Any = RUNGS) -> SharePolicy:
+def policy(parting: Any, rungs: Any = RUNGS) -> Sharing:
     first, *rest = rungs
     further = tuple((r.threshold, r.share_ratio) for r in rest)
-    return SharePolicy(first.threshold, first.share_ratio, 4, 1.0, 0.0, further, parting)
+    return Sharing(first.threshold, first.share_ratio, 4, 1.0, 0.0, further, parting)
 
 
 cases = given(st.integers(0, 10**6), st.integers(1, 24))

@@ -11,7 +11,7 @@ from tiny import tiny
 
 from sagediff.errors import InputError
 from sagediff.pipelines.loading import SCHEDULERS, load_for_planning, load_pipeline
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.sampler import SharedSampler
 
@@ -21,7 +21,7 @@ CAPTIONS = [
     for thing in ("cat", "rocket")
     for color in ("red", "blue", "black")
 ]
-POLICY = SharePolicy(threshold=0.45, share_ratio=0.3)
+POLICY = Sharing(threshold=0.45, share_ratio=0.3)
 
 
 def letters(texts: list[str]) -> list[list[int]]:
@@ -39,7 +39,7 @@ def test_the_plan_without_a_denoiser_is_the_samplers(
     pipe = demo if scheduler is None else diffusers.StableDiffusionPipeline(**demo.components)
     if scheduler is not None:
         pipe.scheduler = light.scheduler
-    sampler = SharedSampler(pipe, POLICY.threshold, POLICY.share_ratio)
+    sampler = SharedSampler(pipe, POLICY)
     assert sampler.plan(CAPTIONS, 7, guidance) == plan
     assert 1 < len(plan.groups) < len(CAPTIONS)
 
@@ -67,7 +67,7 @@ def test_guidance_of_two_call_pipelines_is_their_true_scale() -> None:
 
 def test_unguided_steps_round_half_up_and_cost_one_row() -> None:
     for steps, unguided in ((3, 2), (5, 3)):
-        policy = SharePolicy(threshold=1.0, unguided=0.5)
+        policy = Sharing(threshold=1.0, unguided=0.5)
         plan = plan_prompts(
             ["a", "b"], policy, tiny("sd").pipe, "UNet2DConditionModel", steps, 4.0, encoder=letters
         )
@@ -76,7 +76,7 @@ def test_unguided_steps_round_half_up_and_cost_one_row() -> None:
 
 
 def test_defaults() -> None:
-    assert SharePolicy() == SharePolicy(0.8, 0.4, 8, 1.0, 0.0)
+    assert Sharing() == Sharing(0.8, 0.4, 8, 1.0, 0.0)
     assert default_guidance(diffusers.StableDiffusionPipeline) == 7.5
     assert default_guidance(diffusers.FluxPipeline) == 3.5
     assert default_guidance(object) == 1.0
@@ -98,7 +98,7 @@ def test_defaults() -> None:
 )
 def test_a_policy_out_of_range_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        SharePolicy(**options)
+        Sharing(**options)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import torch
 
 from sagediff.builtin.scenes.world import POSITIONS, parse_caption
 from sagediff.errors import InputError, UnsupportedPipelineError
-from sagediff.plan.waves import noise_seeds, prompt_seeds, wave_members
+from sagediff.plan.waves import noise_seeds, own_seeds, wave_members
+from sagediff.prompts.requests import as_requests
 from sagediff.sampling.sampler import SharedSampler
 
 STEPS = 4
@@ -41,6 +42,10 @@ OPTIONS: dict[str, Any] = {"threshold": 0.9, "share_ratio": 0.5, "encoder": by_p
 def arrays(images: list[Any]) -> npt.NDArray[np.int16]:
     """Images as numbers that can be subtracted, (N, H, W, 3)."""
     return np.stack([np.asarray(image, dtype=np.int16) for image in images])
+
+
+def seeds_of(prompts: list[str], seed: int = 0) -> list[int]:
+    return own_seeds(as_requests(prompts), seed)
 
 
 def close(one: Any, two: Any) -> bool:
@@ -72,7 +77,7 @@ def test_the_counted_cost_is_the_plans(whole: Any) -> None:
     assert len(whole.images) == report["num_prompts"] == 6
     assert report["seconds"] > 0
     assert report["images_per_second"] == pytest.approx(6 / report["seconds"])
-    assert whole.seeds == noise_seeds(CAPTIONS, whole.plan, 0)
+    assert whole.seeds == noise_seeds(as_requests(CAPTIONS), seeds_of(CAPTIONS), whole.plan.groups)
 
 
 @pytest.mark.parametrize("shared_guidance", [None, 2.0])
@@ -189,11 +194,11 @@ def test_waves_are_packed_in_order() -> None:
 
 
 def test_seeds_depend_on_text_and_repetition_only() -> None:
-    one = prompt_seeds(["a", "b", "a"], 0)
+    one = seeds_of(["a", "b", "a"], 0)
     assert len(set(one)) == 3
-    assert Counter(prompt_seeds(["a", "a", "b"], 0)) == Counter(one)
-    assert one[:2] == prompt_seeds(["a", "b"], 0)
-    assert not set(one) & set(prompt_seeds(["a", "b", "a"], 1))
+    assert Counter(seeds_of(["a", "a", "b"], 0)) == Counter(one)
+    assert one[:2] == seeds_of(["a", "b"], 0)
+    assert not set(one) & set(seeds_of(["a", "b", "a"], 1))
     assert all(0 <= seed < 2**63 for seed in one)
 
 

@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import BatchPolicy
 from sagediff.serving.engine.model_thread import Engine, Ticket, WaveReport
-from sagediff.serving.engine.requests import ImageRequest
-from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
+from sagediff.serving.engine.wave_runner import ModelSettings
 
 STEPS = 2
 ROUNDING = 2  # of 255
 POLICY = BatchPolicy(window=0.05, max_batch=8, max_queue=64)
-SHARING = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5), handover_noise=1.0)
+SHARING = Sharing(threshold=0.35, share_ratio=0.5, handover_noise=1.0)
 SETTINGS = ModelSettings(SHARING, SHARING, guidance_scale=4.0)
 CAT, DOG, LION, STAR = (
     f"a large {thing} at the top on a red background" for thing in ("cat", "dog", "lion", "star")
 )
 
 
-def wanted(id_: str, prompt: str = CAT, **changes: Any) -> ImageRequest:
-    return ImageRequest(**{"id": id_, "prompt": prompt, "num_inference_steps": STEPS} | changes)
+def wanted(id_: str, prompt: str = CAT, **changes: Any) -> QueuedRequest:
+    return QueuedRequest(**{"id": id_, "prompt": prompt, "num_inference_steps": STEPS} | changes)
 
 
 @contextmanager

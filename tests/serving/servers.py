@@ -12,16 +12,16 @@ from typing import Any
 import httpx
 import openai
 
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Engine
-from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
+from sagediff.serving.engine.wave_runner import ModelSettings
 from sagediff.serving.http.server import server_for
 from sagediff.serving.metrics import Metrics
 
-RECIPE = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5, unguided=1.0), handover_noise=1.0)
-GUIDED = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5))
-SETTINGS = ModelSettings(RECIPE, GUIDED, guidance_scale=4.0)
+SHARED = Sharing(threshold=0.35, share_ratio=0.5, unguided=1.0, handover_noise=1.0)
+GUIDED = Sharing(threshold=0.35, share_ratio=0.5)
+SETTINGS = ModelSettings(SHARED, GUIDED, guidance_scale=4.0)
 
 
 class Address:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sagediff.errors import InputError
+from sagediff.plan.compatibility import run_key
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.failures import NotReady, QueueFull
 
 POLICY = BatchPolicy(window=1.0, max_batch=4, max_queue=9)
@@ -28,8 +29,8 @@ class Clock:
         return self.now
 
 
-def wanted(id_: str, **changes: Any) -> ImageRequest:
-    return ImageRequest(**{"id": id_, "prompt": f"an image {id_}", "num_inference_steps": 4} | changes)
+def wanted(id_: str, **changes: Any) -> QueuedRequest:
+    return QueuedRequest(**{"id": id_, "prompt": f"an image {id_}", "num_inference_steps": 4} | changes)
 
 
 def ids(wave: Any) -> list[str]:
@@ -207,7 +208,7 @@ class Queue(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.batcher = Batcher(POLICY, self.clock)
-        self.model: list[tuple[ImageRequest, float]] = []
+        self.model: list[tuple[QueuedRequest, float]] = []
         self.count = 0
         self.draining = False
 
@@ -266,9 +267,9 @@ class Queue(RuleBasedStateMachine):
             oldest = min((arrived for _, arrived in self.model), default=None)
             assert oldest is None or (self.clock.now < oldest + POLICY.window and not self.draining)
             return
-        assert len({request.compatibility for request, _ in taken}) == 1
+        assert len({run_key(request) for request, _ in taken}) == 1
         assert len(taken) <= POLICY.max_batch
-        same = [entry for entry in self.model if entry[0].compatibility == taken[0][0].compatibility]
+        same = [entry for entry in self.model if run_key(entry[0]) == run_key(taken[0][0])]
         assert taken == same[: len(taken)]  # the oldest, each once, in order
         assert len(taken) == min(len(same), POLICY.max_batch)  # nobody left behind who fits
         if self.draining:

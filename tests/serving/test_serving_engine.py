@@ -25,11 +25,11 @@ from engines import (
     wanted,
 )
 
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.serving.engine.batcher import BatchPolicy
 from sagediff.serving.engine.model_thread import Engine, Preview, Ticket
-from sagediff.serving.engine.wave_runner import ModelSettings, Recipe, preview_steps
+from sagediff.serving.engine.wave_runner import ModelSettings, preview_steps
 from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady, OutOfMemory
 
 
@@ -317,11 +317,11 @@ def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
 
 @pytest.mark.parametrize("parting", ["tree", "together"])
 def test_closer_requests_stay_together_longer_where_the_policy_has_rungs(demo: Any, parting: Any) -> None:
-    policy = SharePolicy(0.0, 0.25, rungs=((0.35, 0.5),), parting=parting)
+    policy = Sharing(0.0, 0.25, rungs=((0.35, 0.5),), parting=parting)
     prompts = [CAT, DOG, LION, "a small rocket at the bottom left on a blue background"]
     expected = policy.plan(embed_prompts(prompts, demo, None).vectors, 4)
     assert len(expected.groups[0]) > 2 and any(expected.branch_steps)
-    with running(demo, ModelSettings(Recipe(policy), Recipe(policy), 4.0)) as (engine, reports):
+    with running(demo, ModelSettings(policy, policy, 4.0)) as (engine, reports):
         requests = [wanted(str(i), prompt, num_inference_steps=4) for i, prompt in enumerate(prompts)]
         made = results(engine.submit(requests))
     assert [image.shared_steps for image in made] == expected.branch_steps

@@ -13,22 +13,22 @@ from engines import CAT, DOG, SETTINGS, SHARING, STAR, close, condition_of, faul
 
 from sagediff import load_pipeline
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.sampler import FRESH_NOISE
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.reuse import CacheUse
 from sagediff.serving.engine.trajectory_cache import TrajectoryCache
-from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
+from sagediff.serving.engine.wave_runner import ModelSettings
 from sagediff.serving.failures import ImageFailed
 
 STEPS = 4  # half of them shared
-PLAIN = Recipe(SharePolicy(threshold=0.35, share_ratio=0.5, unguided=1.0))
+PLAIN = Sharing(threshold=0.35, share_ratio=0.5, unguided=1.0)
 RENEWED = replace(PLAIN, handover_noise=1.0)
 
 
 def caching(
-    cache: TrajectoryCache, recipe: Recipe = SHARING, model: str = "demo", **changes: Any
+    cache: TrajectoryCache, recipe: Sharing = SHARING, model: str = "demo", **changes: Any
 ) -> ModelSettings:
     use = CacheUse(cache, 0.5, lambda pipe: model)
     return ModelSettings(recipe, recipe, 4.0, micro_batch_size=1, reuse=use, **changes)
@@ -39,12 +39,12 @@ def cache() -> TrajectoryCache:
     return TrajectoryCache(1 << 20)
 
 
-def ask(id_: str, prompt: str = CAT, **changes: Any) -> ImageRequest:
+def ask(id_: str, prompt: str = CAT, **changes: Any) -> QueuedRequest:
     return wanted(id_, prompt, **{"num_inference_steps": STEPS} | changes)
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, RENEWED, SHARING], ids=["plain", "renewed", "guided"])
-def test_a_replay_is_the_image_of_a_member(demo: Any, cache: TrajectoryCache, recipe: Recipe) -> None:
+def test_a_replay_is_the_image_of_a_member(demo: Any, cache: TrajectoryCache, recipe: Sharing) -> None:
     with running(demo, caching(cache, recipe)) as (engine, reports):
         seeds = {"first": (CAT, 5), "second": (DOG, 6), "later": (DOG, 7)}
         made = {name: ask(name, prompt, seed=seed, share=True) for name, (prompt, seed) in seeds.items()}
@@ -90,7 +90,7 @@ def test_one_who_was_alone_is_replayed_too(demo: Any, cache: TrajectoryCache) ->
 
 @pytest.mark.parametrize("recipe", [PLAIN, RENEWED])
 def test_people_with_one_prompt_do_not_get_one_image(
-    demo: Any, cache: TrajectoryCache, recipe: Recipe
+    demo: Any, cache: TrajectoryCache, recipe: Sharing
 ) -> None:
     with running(demo, caching(cache, recipe)) as (engine, _):
         made = [results(engine.submit([ask(str(i))]))[0] for i in range(3)]
@@ -210,7 +210,7 @@ def test_it_outlives_the_process(demo: Any, tmp_path: Path) -> None:
 
 def test_without_steps_to_share_there_is_nothing_to_keep(demo: Any, cache: TrajectoryCache) -> None:
     for ratio in (0.0, 1.0):
-        recipe = Recipe(SharePolicy(threshold=0.35, share_ratio=ratio))
+        recipe = Sharing(threshold=0.35, share_ratio=ratio)
         with running(demo, caching(cache, recipe)) as (engine, reports):
             results(engine.submit([ask("a")]))
         assert reports[0].cache_misses == 0 and len(cache) == 0

@@ -25,7 +25,7 @@ from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_record, sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, noise_seeds
 from sagediff.progress import stderr_progress
 from sagediff.sampling.plan_prompts import default_guidance
@@ -157,7 +157,7 @@ def _sampler(request: GenerateRequest) -> SharedSampler:
     )
 
 
-def _warn_of_lora(file: Path, plan: SharePlan, policy: SharePolicy) -> None:
+def _warn_of_lora(file: Path, plan: SharePlan, policy: Sharing) -> None:
     record = sharing_record(file)
     if record is not None:
         for words in sharing_warnings(record, policy.ladder[-1].share_ratio, max(map(len, plan.groups))):

@@ -14,7 +14,7 @@ from sagediff.cli.settings import RunSettings, quiet_libraries
 from sagediff.errors import InputError, SagediffError
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.placement import file_digest, open_pipeline, placement, weights_digest
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import named_encoder
 
 if TYPE_CHECKING:
@@ -144,9 +144,7 @@ def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> 
     from sagediff.serving.engine.wave_runner import ModelSettings, Recipe
 
     def recipe(settings: RunSettings) -> Recipe:
-        policy: SharePolicy = (
-            settings.policy if share else replace(settings.policy, share_ratio=0.0, rungs=())
-        )
+        policy: Sharing = settings.policy if share else replace(settings.policy, share_ratio=0.0, rungs=())
         return Recipe(policy, settings.handover_noise)
 
     settings = request.settings

@@ -11,7 +11,7 @@ from sagediff.errors import InputError
 from sagediff.pipelines.defaults import DEFAULTS_FILE, folder_defaults, json_object, policy_defaults
 from sagediff.pipelines.loading import SCHEDULERS, model_folder
 from sagediff.pipelines.lora import lora_file, sharing_record
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class RunSettings:
     """Everything that decides which images come out, the prompts excepted."""
 
     model: str
-    policy: SharePolicy
+    policy: Sharing
     num_steps: int
     guidance_scale: float | None  # None: the pipeline's own default
     scheduler: str | None
@@ -78,7 +78,7 @@ def run_settings(
     noise = own.get("handover_noise", 0.0) if handover_noise is None else handover_noise
     if not 0 <= noise <= 1:
         raise InputError(f"--handover-noise must lie in [0, 1], got {noise:g}")
-    policy = SharePolicy(
+    policy = Sharing(
         threshold=own.get("threshold", 0.8) if threshold is None else threshold,
         share_ratio=own.get("share_ratio", 0.4) if share_ratio is None else share_ratio,
         max_group_size=own.get("max_group_size", 8) if max_group_size is None else max_group_size,

@@ -26,7 +26,7 @@ from sagediff.evaluation.search import Measured, Search, Trial, Tuned, tune
 from sagediff.files.output_folder import fingerprint
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.placement import open_pipeline, placement
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.prompt_files import read_prompts
 from sagediff.sampling.plan_prompts import default_guidance
@@ -172,7 +172,7 @@ def run_tune(request: TuneRequest) -> None:
     with bar:
         task = bar.add_task("", total=None)
 
-        def measured(policy: SharePolicy) -> Measured:
+        def measured(policy: Sharing) -> Measured:
             name = json.dumps(asdict(policy), sort_keys=True)
             if name not in known:
                 known[name] = measure(policy)
@@ -199,9 +199,7 @@ def _judges(perception: Perception, prompts: Sequence[str]) -> bool:
     return "all" in perception.accuracy(torch.zeros(1, 3, 64, 64), prompts[:1])
 
 
-def _saver(
-    request: TuneRequest, pipe: Any, vectors: npt.NDArray[np.float32]
-) -> Callable[[SharePolicy], float]:
+def _saver(request: TuneRequest, pipe: Any, vectors: npt.NDArray[np.float32]) -> Callable[[Sharing], float]:
     """Cost saving of a policy on these prompts, from the plan alone."""
     sampler = SharedSampler(pipe, encoder=_known(request.prompts, vectors))
     settings = request.settings
@@ -215,14 +213,14 @@ def _measurer(
     vectors: npt.NDArray[np.float32],
     perception: Perception,
     metric: str,
-) -> Callable[[SharePolicy], Measured]:
+) -> Callable[[Sharing], Measured]:
     settings, prompts = request.settings, request.prompts
     guidance = default_guidance(type(pipe)) if settings.guidance_scale is None else settings.guidance_scale
 
     encoder = _known(prompts, vectors)
     copies = equal_prompts(prompts)
 
-    def measure(policy: SharePolicy) -> Measured:
+    def measure(policy: Sharing) -> Measured:
         sampler = SharedSampler(
             pipe, policy.threshold, policy.share_ratio, policy.max_group_size,
             shared_guidance=policy.shared_guidance, unguided=policy.unguided,
@@ -270,7 +268,7 @@ def _about(request: TuneRequest, metric: str) -> str:
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
 
-def policy_record(policy: SharePolicy) -> dict[str, Any]:
+def policy_record(policy: Sharing) -> dict[str, Any]:
     """The keys of a policy file that say how to share."""
     record: dict[str, Any] = {
         "threshold": policy.threshold,
@@ -282,7 +280,7 @@ def policy_record(policy: SharePolicy) -> dict[str, Any]:
     return record
 
 
-def in_words(policy: SharePolicy) -> str:
+def in_words(policy: Sharing) -> str:
     """The ladder of a policy for a person."""
     if policy.share_ratio == 0:
         return "nothing shared"

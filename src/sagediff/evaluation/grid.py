@@ -30,7 +30,7 @@ class Setting:
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
         unguided: part of the steps, the first ones, that run without guidance (arXiv 2404.07724), shared or not.
         handover_noise: part of the noise drawn anew after a member's first step of its own.
-        rungs, parting: closer prompts stay together longer (`SharePolicy`).
+        rungs, parting: closer prompts stay together longer (`Sharing`).
     """
 
     method: str
@@ -75,7 +75,7 @@ class Grid:
         steps, share_ratios, thresholds, unguided: each with each; `unguided` may be empty.
         shared_guidance: guidance scale of shared steps, None for the pipeline's.
         handover_noise: of shared sampling, in [0, 1].
-        rungs, parting: of shared sampling (`SharePolicy`), above its one threshold and share ratio.
+        rungs, parting: of shared sampling (`Sharing`), above its one threshold and share ratio.
         fine_tuned: which weights there are beside the base model's.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from sagediff.errors import InputError
 from sagediff.plan.ladder import Parting
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 
 Profile: TypeAlias = tuple[float, ...]
 """For each threshold of the grid the share ratio of prompts that alike; 0 where they do not share."""
@@ -44,7 +44,7 @@ class Measured:
 class Trial:
     """A policy that was run, and what came out."""
 
-    policy: SharePolicy
+    policy: Sharing
     cost_saving: float
     measured: Measured
 
@@ -90,7 +90,7 @@ class Search:
         thresholds: grid, growing.
         ratios: grid, growing, in (0, 1].
         budget: part of independent sampling's quality that may be lost, in [0, 1).
-        families: "fixed" (one threshold, one ratio), "together", "tree" (`SharePolicy.parting`).
+        families: "fixed" (one threshold, one ratio), "together", "tree" (`Sharing.parting`).
         max_trials: of profiles beyond the fixed ones, for each family.
         sizes: grid of the most members of a group, growing; empty for the base's own.
         apart: part of independent sampling's distance between the images of equal prompts that has to stay,
@@ -100,7 +100,7 @@ class Search:
         InputError: an empty or unordered grid, or a number out of range.
     """
 
-    base: SharePolicy
+    base: Sharing
     thresholds: tuple[float, ...]
     ratios: tuple[float, ...]
     budget: float = 0.01
@@ -124,7 +124,7 @@ class Search:
         if not self.families or not set(self.families) <= set(FAMILIES):
             raise InputError(f"families must be some of {', '.join(FAMILIES)}, got {list(self.families)}")
 
-    def policy(self, profile: Profile, parting: Parting = "tree", size: int | None = None) -> SharePolicy:
+    def policy(self, profile: Profile, parting: Parting = "tree", size: int | None = None) -> Sharing:
         """The policy of a profile: a rung wherever its ratio grows; `size` None takes the base's."""
         rungs: list[tuple[float, float]] = []
         for threshold, ratio in zip(self.thresholds, profile, strict=True):
@@ -141,8 +141,8 @@ class Search:
 
 def tune(
     search: Search,
-    saving: Callable[[SharePolicy], float],
-    measure: Callable[[SharePolicy], Measured],
+    saving: Callable[[Sharing], float],
+    measure: Callable[[Sharing], Measured],
     on_trial: Callable[[Trial], None] | None = None,
 ) -> Tuned:
     """Search; `measure` runs the model, once a policy, `saving` is free.
@@ -153,7 +153,7 @@ def tune(
     """
     trials: list[Trial] = []
 
-    def run(policy: SharePolicy) -> Trial:
+    def run(policy: Sharing) -> Trial:
         trial = Trial(policy, saving(policy), measure(policy))
         trials.append(trial)
         if on_trial is not None:
@@ -191,7 +191,7 @@ def _longest(
     number: int,
     size: int,
     start: int,
-    run: Callable[[SharePolicy], Trial],
+    run: Callable[[Sharing], Trial],
     keeps: Callable[[Trial], bool],
 ) -> tuple[int, Trial] | None:
     """(number of the ratio, trial) of the longest fixed split at one threshold and size within the budget.
@@ -222,8 +222,8 @@ def _ascend(
     search: Search,
     starts: Sequence[_Start],
     parting: Parting,
-    saving: Callable[[SharePolicy], float],
-    run: Callable[[SharePolicy], Trial],
+    saving: Callable[[Sharing], float],
+    run: Callable[[Sharing], Trial],
     keeps: Callable[[Trial], bool],
 ) -> list[Trial]:
     """The trials within the budget on the ways up from profiles that are, one after the other."""

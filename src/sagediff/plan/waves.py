@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sagediff.plan.compatibility import Key, run_key
 from sagediff.plan.share_plan import SharePlan
+from sagediff.prompts.requests import ImageRequest
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,14 @@ class WaveTask:
     """What one wave needs, wherever it is run.
 
     Attributes:
-        members: prompt numbers in the whole plan, in the order of the rows.
-        prompts, noise_seeds, own_seeds, repeats: of those members, in that order; the last says whose prompt equals an
+        members: the requests' numbers in the whole plan, in the order of the rows.
+        requests, noise_seeds, own_seeds, repeats: of those members, in that order; the last says whose prompt equals an
             earlier one's of its group.
         plan: the whole plan's part for them.
     """
 
     members: list[int]
-    prompts: list[str]
+    requests: list[ImageRequest]
     plan: SharePlan
     noise_seeds: list[int]
     own_seeds: list[int]
@@ -37,24 +39,32 @@ class Waves:
     """The waves of a plan; each one's task is put together when it is asked for, so that many of them take no memory.
 
     Args:
-        seed: every prompt's seed is derived from it.
-        wave_size: most prompts of a wave, unless a group alone has more.
-        skip: prompts that are finished; a group all of whose members are is left out.
+        seed: every request's seed is derived from it, unless the request has one.
+        wave_size: most requests of a wave, unless a group alone has more.
+        skip: requests that are finished; a group all of whose members are is left out.
 
     Attributes:
-        members: for each wave its prompt numbers.
-        noise_seeds: for each prompt, (N,).
+        members: for each wave the numbers of its requests.
+        noise_seeds: for each request, (N,).
     """
 
     def __init__(
-        self, prompts: Sequence[str], plan: SharePlan, seed: int, wave_size: int, skip: Sequence[int] = ()
+        self,
+        requests: Sequence[ImageRequest],
+        plan: SharePlan,
+        seed: int,
+        wave_size: int,
+        skip: Sequence[int] = (),
     ) -> None:
         done = set(skip)
-        left = [group for group in plan.groups if not set(group) <= done]
-        self.members = list(wave_members(left, wave_size))
-        self.noise_seeds = noise_seeds(prompts, plan, seed)
-        self._prompts, self._plan = prompts, plan
-        self._own, self._repeats = prompt_seeds(prompts, seed), repeats(prompts, plan)
+        together: dict[Key, list[list[int]]] = {}  # groups that may run in one call
+        for group in plan.groups:
+            if not set(group) <= done:
+                together.setdefault(run_key(requests[group[0]]), []).append(group)
+        self.members = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
+        self._own = own_seeds(requests, seed)
+        self.noise_seeds = noise_seeds(requests, self._own, plan.groups)
+        self._requests, self._plan, self._repeats = requests, plan, repeats(requests, plan.groups)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -67,7 +77,7 @@ class Waves:
         members = self.members[number]
         return WaveTask(
             members,
-            [self._prompts[i] for i in members],
+            [self._requests[i] for i in members],
             self._plan.subset(members),
             [self.noise_seeds[i] for i in members],
             [self._own[i] for i in members],
@@ -75,30 +85,31 @@ class Waves:
         )
 
 
-def prompt_seeds(prompts: Sequence[str], seed: int) -> list[int]:
-    """A seed of 63 bits for each prompt, from `seed`, its text, and how often that text came before."""
+def own_seeds(requests: Sequence[ImageRequest], seed: int) -> list[int]:
+    """Each request's seed; where it names none, 63 bits from `seed`, its prompt, and how often that came before."""
     seen: dict[str, int] = {}
     out = []
-    for prompt in prompts:
-        occurrence = seen[prompt] = seen.get(prompt, -1) + 1
-        digest = hashlib.blake2b(f"{seed}\0{occurrence}\0{prompt}".encode(), digest_size=8).digest()
-        out.append(int.from_bytes(digest, "big") >> 1)
+    for request in requests:
+        occurrence = seen[request.prompt] = seen.get(request.prompt, -1) + 1
+        digest = hashlib.blake2b(f"{seed}\0{occurrence}\0{request.prompt}".encode(), digest_size=8).digest()
+        out.append(int.from_bytes(digest, "big") >> 1 if request.seed is None else request.seed)
     return out
 
 
-def noise_seeds(prompts: Sequence[str], plan: SharePlan, seed: int) -> list[int]:
-    """The seed of each prompt's initial noise: that of its group's first member by text, whatever the order."""
-    own = prompt_seeds(prompts, seed)
-    out = [0] * len(prompts)
-    for group in plan.groups:
-        first = min(group, key=lambda i: (prompts[i], i))
+def noise_seeds(
+    requests: Sequence[ImageRequest], own: Sequence[int], groups: Sequence[Sequence[int]]
+) -> list[int]:
+    """The seed of each request's initial noise: its group's first member's by prompt, whatever the order."""
+    out = [0] * len(requests)
+    for group in groups:
+        first = min(group, key=lambda i: (requests[i].prompt, i))
         for i in group:
             out[i] = own[first]
     return out
 
 
 def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[list[int]]:
-    """Whole groups packed in order, at most `wave_size` prompts per wave unless one group alone has more."""
+    """Whole groups packed in order, at most `wave_size` requests per wave unless one group alone has more."""
     wave: list[int] = []
     for group in groups:
         if wave and len(wave) + len(group) > wave_size:
@@ -109,12 +120,12 @@ def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[li
         yield wave
 
 
-def repeats(prompts: Sequence[str], plan: SharePlan) -> list[bool]:
+def repeats(requests: Sequence[ImageRequest], groups: Sequence[Sequence[int]]) -> list[bool]:
     """Whether a member's prompt equals that of an earlier member of its group."""
-    out = np.zeros(len(prompts), dtype=bool)
-    for group in plan.groups:
+    out = np.zeros(len(requests), dtype=bool)
+    for group in groups:
         seen: set[str] = set()
         for i in group:
-            out[i] = prompts[i] in seen
-            seen.add(prompts[i])
+            out[i] = requests[i].prompt in seen
+            seen.add(requests[i].prompt)
     return [bool(flag) for flag in out]

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.errors import InputError
+from sagediff.plan.compatibility import group_requests
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import Encoder, embed_prompts
+from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.run import planned_calls
 
 
@@ -28,8 +32,8 @@ class CostBasis:
 
 
 def plan_prompts(
-    prompts: Sequence[str],
-    policy: SharePolicy,
+    prompts: Sequence[str | ImageRequest],
+    sharing: Sharing,
     pipe: Any,
     denoiser_class: str,
     num_inference_steps: int,
@@ -49,10 +53,26 @@ def plan_prompts(
     Raises:
         InputError: an empty prompt, or a number out of range.
     """
-    check_prompts(prompts)
-    basis = cost_basis(pipe, denoiser_class, num_inference_steps, guidance_scale, true_cfg_scale)
-    vectors = embed_prompts(prompts, pipe, encoder).vectors
-    return basis.of(policy.plan(vectors, num_inference_steps))
+    requests = as_requests(prompts)
+    bases = {
+        scale: cost_basis(
+            pipe,
+            denoiser_class,
+            num_inference_steps,
+            guidance_scale if scale is None else scale,
+            true_cfg_scale,
+        )
+        for scale in dict.fromkeys(request.guidance_scale for request in requests)
+    }
+    if len({basis.rows_per_prompt for basis in bases.values()}) > 1:
+        raise InputError(
+            "some of these requests are guided and some are not, which one plan cannot cost; sample them apart"
+        )
+    vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
+    rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
+    groups = group_requests(requests, sharing, lambda texts: np.stack([rows[text] for text in texts]))
+    plan = sharing.plan_groups(groups, num_inference_steps, vectors=vectors)
+    return next(iter(bases.values())).of(plan)
 
 
 def cost_basis(
@@ -94,14 +114,3 @@ def default_guidance(pipe_class: type) -> float:
         if parameter is not None and isinstance(parameter.default, int | float)
         else 1.0
     )
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raises InputError unless `prompts` is a list of texts that are not blank."""
-    if isinstance(prompts, str):
-        raise InputError("prompts must be a list of strings, got one string")
-    if not len(prompts):
-        raise InputError("there are no prompts")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")

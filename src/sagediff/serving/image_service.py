@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.model_thread import Listener, State, Ticket
-from sagediff.serving.engine.requests import ImageRequest
 
 
 class EngineFront(Protocol):
@@ -26,7 +26,7 @@ class EngineFront(Protocol):
     def start(self) -> None: ...
 
     def submit(
-        self, requests: Sequence[ImageRequest], previews: int = 0, on_preview: Listener | None = None
+        self, requests: Sequence[QueuedRequest], previews: int = 0, on_preview: Listener | None = None
     ) -> list[Ticket]: ...
 
     def cancel(self, tickets: Sequence[Ticket]) -> None: ...

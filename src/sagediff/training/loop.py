@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
 from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
@@ -258,7 +258,7 @@ class _Run:
         prompts: list[str] = []
         for group in self.schedule.batch(0):
             prompts += [self.data.captions[i] for i in group] if len(prompts) < 8 else []
-        policy = SharePolicy(config.threshold, sum(config.branch_range) / 2, max(2, config.group_size[1]))
+        policy = Sharing(config.threshold, sum(config.branch_range) / 2, max(2, config.group_size[1]))
         if config.ema_decay:
             self.average.store(parameters)
             self.average.copy_to(parameters)

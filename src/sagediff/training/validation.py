@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
 from sagediff.sampling.sampler import SharedSampler
 
 STEPS = 20
@@ -19,7 +20,7 @@ _CELL, _GAP, _LABEL = 128, 6, 90  # pixels
 def draw_validation(
     pipe: Any,
     prompts: Sequence[str],
-    policy: SharePolicy,
+    sharing: Sharing,
     path: Path,
     guidance_scale: float | None,
     seed: int = 0,
@@ -28,14 +29,13 @@ def draw_validation(
 
     Args:
         prompts: of some groups, in order; eight or so.
-        policy: how the shared row shares.
+        sharing: how the shared row shares; without guidance early on, both rows are.
     """
     rows = []
-    for words, ratio in (("independent", 0.0), ("shared", policy.share_ratio)):
-        sampler = SharedSampler(
-            pipe, policy.threshold, ratio, policy.max_group_size, shared_guidance=policy.shared_guidance
+    for words, used in (("independent", replace(sharing, share_ratio=0.0, rungs=())), ("shared", sharing)):
+        result = SharedSampler(pipe, used)(
+            list(prompts), num_inference_steps=STEPS, guidance_scale=guidance_scale, seed=seed
         )
-        result = sampler(list(prompts), num_inference_steps=STEPS, guidance_scale=guidance_scale, seed=seed)
         rows.append((f"{words}\n{result.plan.cost_saving:.0%} saved", result.images))
     width = _LABEL + len(prompts) * (_CELL + _GAP)
     sheet = Image.new("RGB", (width, len(rows) * (_CELL + _GAP)), "white")

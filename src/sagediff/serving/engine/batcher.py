@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import InputError
-from sagediff.serving.engine.requests import CompatibilityKey, ImageRequest
+from sagediff.plan.compatibility import Key, run_key, share_key
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.failures import NotReady, QueueFull
 
 Vector = npt.NDArray[np.float32]
@@ -62,7 +63,7 @@ class BatchPolicy:
 class Waiting:
     """A request and the time at which it came."""
 
-    request: ImageRequest
+    request: QueuedRequest
     arrived: float
 
 
@@ -85,7 +86,7 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, requests: Sequence[ImageRequest]) -> None:
+    def submit(self, requests: Sequence[QueuedRequest]) -> None:
         """Take all of them or none.
 
         Raises:
@@ -107,7 +108,7 @@ class Batcher:
         """Forget a request that waits; False if none of that id does."""
         return self._forget(id_)
 
-    def expire(self) -> list[ImageRequest]:
+    def expire(self) -> list[QueuedRequest]:
         """Take out the requests whose deadline has passed."""
         now = self._clock()
         late = [
@@ -132,7 +133,7 @@ class Batcher:
                 return wave
         return []
 
-    def unplaced(self) -> list[ImageRequest]:
+    def unplaced(self) -> list[QueuedRequest]:
         """Requests whose embeddings would help to fill waves by meaning: more of them wait than a wave holds."""
         return [
             w.request
@@ -189,16 +190,15 @@ class Batcher:
 
         return [bucket[i] for i in sorted(sorted(range(len(bucket)), key=rank)[:places])]
 
-    def _pool(self, waiting: Waiting) -> tuple[str, str | None]:
-        """Who might share with him."""
-        request = waiting.request
-        return "" if self.policy.across_tenants else request.tenant, request.negative_prompt
+    def _pool(self, waiting: Waiting) -> Key:
+        """Waiting requests with equal answers may share."""
+        return share_key(waiting.request, self.policy.across_tenants)
 
     def _buckets(self) -> Iterable[list[Waiting]]:
         """Compatible requests, each bucket by age, buckets by their oldest."""
-        buckets: dict[CompatibilityKey, list[Waiting]] = {}
+        buckets: dict[Key, list[Waiting]] = {}
         for waiting in self._waiting.values():
-            buckets.setdefault(waiting.request.compatibility, []).append(waiting)
+            buckets.setdefault(run_key(waiting.request), []).append(waiting)
         return buckets.values()
 
     def _closes(self, bucket: Sequence[Waiting]) -> float:

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy, Waiting
 from sagediff.serving.engine.recovery import Groups, Outcome, Recovery
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.wave_runner import (
     Job,
     MadeImage,
@@ -79,7 +79,7 @@ class Ticket:
     """
 
     def __init__(
-        self, request: ImageRequest, previews: int, on_preview: Listener | None, seed: int | None = None
+        self, request: QueuedRequest, previews: int, on_preview: Listener | None, seed: int | None = None
     ) -> None:
         self.request = request
         if request.seed is not None:
@@ -178,7 +178,7 @@ class Engine:
 
     def submit(
         self,
-        requests: Sequence[ImageRequest],
+        requests: Sequence[QueuedRequest],
         previews: int = 0,
         on_preview: Listener | None = None,
         seeds: Sequence[int] = (),

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 from sagediff.errors import InputError
-from sagediff.serving.engine.requests import CompatibilityKey
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.reuse import Arrangement
 from sagediff.serving.engine.wave_runner import Job, MadeImage, WaveResult, WaveRunner
 from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory
@@ -105,7 +105,7 @@ class Recovery:
         return tried
 
     def _micro_batch(self, part: Sequence[Job]) -> int | None:
-        return self._micro.get(_size(part[0].request.compatibility), self._runner.settings.micro_batch_size)
+        return self._micro.get(_size(part[0].request), self._runner.settings.micro_batch_size)
 
     def _shrink(self, part: Sequence[Job]) -> bool:
         """Halve the micro-batch for requests of that size; False if it cannot get smaller."""
@@ -113,7 +113,7 @@ class Recovery:
         rows = 2 * len(part) if now is None else min(now, 2 * len(part))  # guidance doubles the rows at most
         if rows <= 1:
             return False
-        size = _size(part[0].request.compatibility)
+        size = _size(part[0].request)
         self._micro[size] = rows // 2
         log.warning("out of memory with %d denoiser rows at once; from now on %d", rows, rows // 2)
         return True
@@ -153,5 +153,5 @@ def _own_error(tried: Tried) -> Exception:
     return failed
 
 
-def _size(key: CompatibilityKey) -> tuple[int | None, int | None]:
-    return key.width, key.height
+def _size(request: QueuedRequest) -> tuple[int | None, int | None]:
+    return request.width, request.height

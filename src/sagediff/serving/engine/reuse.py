@@ -12,12 +12,11 @@ import numpy as np
 
 from sagediff.denoiser.lookup import denoiser_of
 from sagediff.errors import InputError
-from sagediff.plan.levels import part_of_steps
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.plan_prompts import default_guidance
 from sagediff.sampling.trajectory import Trajectory
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.trajectory_cache import CacheKey, Entry, TrajectoryCache, Vector, config_text
 
 log = logging.getLogger(__name__)
@@ -73,30 +72,24 @@ class Reuse:
         self._base = CacheKey(
             tenant="", model=use.identify(pipe), lora=use.lora, scheduler=type(pipe.scheduler).__name__,
             scheduler_config=config_text(pipe.scheduler.config), num_steps=1, branch_step=1, guidance_scale=0.0,
-            shared_guidance=None, unguided_steps=0, height=0, width=0,
+            sharing="", height=0, width=0,
             dtype=str(getattr(denoiser, "_orig_mod", denoiser).dtype),
         )  # fmt: skip
 
-    def key(
-        self, request: ImageRequest, policy: SharePolicy, handover_noise: float, guidance: float | None
-    ) -> CacheKey:
+    def key(self, request: QueuedRequest, sharing: Sharing, guidance: float | None) -> CacheKey:
         """Everything about the request, its prompt and seed excepted, that decides a trajectory, or who may see it."""
         steps = request.num_inference_steps
         return replace(
             self._base,
             tenant="" if self._across_tenants else request.tenant,
             num_steps=steps,
-            branch_step=part_of_steps(policy.share_ratio, steps),
+            branch_step=sharing.shared_steps(steps),
             guidance_scale=self._default_guidance if guidance is None else guidance,
-            shared_guidance=policy.shared_guidance,
-            unguided_steps=part_of_steps(policy.unguided, steps),
+            sharing=json.dumps(sharing.record()),
             height=request.height or 0,  # 0: the model's own
             width=request.width or 0,
-            other=json.dumps(
-                {"negative prompt": request.negative_prompt, "share ratio": policy.share_ratio,
-                 "handover noise": handover_noise, "encoder": self._use.encoder}
-            ),
-        )  # fmt: skip
+            other=json.dumps({"negative prompt": request.negative_prompt, "encoder": self._use.encoder}),
+        )
 
     def find(self, key: CacheKey, vector: Vector, seed: int) -> Entry | None:
         """What a request with that embedding and seed replays, if anything is near enough."""

@@ -39,7 +39,8 @@ class CacheKey:
         model, lora: hashes of the weights; "" for no LoRA.
         scheduler, scheduler_config: class name, and its configuration as `config_text` makes it.
         num_steps, branch_step: sampling steps, and how many of them are replayed.
-        guidance_scale, shared_guidance, unguided_steps: as the plan and the pipeline were given them.
+        guidance_scale: as the pipeline was given it.
+        sharing: every option of sharing, as JSON.
         height, width: of the image, pixels.
         dtype: of the denoiser's answers.
         other: whatever else there is: negative prompt, group condition, the encoder that made the embeddings.
@@ -53,8 +54,7 @@ class CacheKey:
     num_steps: int
     branch_step: int
     guidance_scale: float
-    shared_guidance: float | None
-    unguided_steps: int
+    sharing: str
     height: int
     width: int
     dtype: str

@@ -3,41 +3,28 @@ retries."""
 
 from __future__ import annotations
 
-import inspect
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from sagediff.errors import StoppedError, UnsupportedPipelineError
-from sagediff.plan.levels import part_of_steps
+from sagediff.plan.compatibility import Embed, group_requests
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import SharePolicy
-from sagediff.plan.waves import repeats
+from sagediff.plan.sharing import Sharing
+from sagediff.plan.waves import WaveTask, noise_seeds, repeats
 from sagediff.prompts.embeddings import Encoder, embed_prompts
-from sagediff.sampling.context import shared_sampling
-from sagediff.sampling.decoding import decoding_in_parts
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.run import SharedRun
-from sagediff.sampling.sampler import FRESH_NOISE
 from sagediff.sampling.solver import noise_levels_of
+from sagediff.sampling.wave import OnStep, run_wave
 from sagediff.serving.engine.preview import previewer_of
-from sagediff.serving.engine.request_groups import Embed, group_requests
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
 from sagediff.serving.engine.trajectory_cache import CacheKey
 from sagediff.serving.failures import Cancelled
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How waves are sampled: the policy of sharing, and the noise at the hand-over that belongs with it."""
-
-    policy: SharePolicy
-    handover_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class ModelSettings:
 
     Attributes:
         guidance_scale: where a request names none; None for the pipeline's own default.
-        recipe: where a request names no guidance scale.
+        sharing: where a request names no guidance scale.
         guided: where it does; weights that are best without guidance may be asked for it all the same.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
         across_tenants: whether sharing may cross tenants.
@@ -54,8 +41,8 @@ class ModelSettings:
         reuse: the trajectory cache; None for none.
     """
 
-    recipe: Recipe
-    guided: Recipe
+    sharing: Sharing
+    guided: Sharing
     guidance_scale: float | None = None
     encoder: Encoder | None = None
     across_tenants: bool = False
@@ -75,7 +62,7 @@ class Job:
         on_preview: told (number of the preview from 0, PIL image).
     """
 
-    request: ImageRequest
+    request: QueuedRequest
     seed: int
     previews: tuple[int, ...]
     gone: Callable[[], bool]
@@ -137,21 +124,20 @@ class WaveRunner:
 
     def __init__(self, pipe: Any, settings: ModelSettings) -> None:
         self.pipe, self.settings = pipe, settings
-        self._takes_callback = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
         self._preview = previewer_of(pipe)
         self._reuse = None if settings.reuse is None else Reuse(pipe, settings.reuse, settings.across_tenants)
+        sharing, guided = settings.sharing, settings.guided
         try:
             noise_levels_of(pipe.scheduler)
         except UnsupportedPipelineError:
-            if settings.recipe.handover_noise or settings.guided.handover_noise:
+            if sharing.renews_all or guided.renews_all:
                 raise
-            self._fresh_noise = 0.0
-        else:
-            self._fresh_noise = FRESH_NOISE
+            sharing, guided = (replace(each, fresh_noise=0.0) for each in (sharing, guided))
+        self._sharing, self._guided = sharing, guided
 
-    def recipe(self, request: ImageRequest) -> Recipe:
-        """Which recipe a request, and with it all that are compatible, is sampled by."""
-        return self.settings.recipe if request.guidance_scale is None else self.settings.guided
+    def sharing(self, request: QueuedRequest) -> Sharing:
+        """How a request, and with it all that may run in one call with it, shares."""
+        return self._sharing if request.guidance_scale is None else self._guided
 
     def arrange(self, jobs: Sequence[Job], replay: bool = True) -> Arrangement:
         """How compatible jobs run together: who replays what, and the groups of the others.
@@ -162,8 +148,8 @@ class WaveRunner:
             replay: False looks for nothing in the cache; what is run is kept all the same.
         """
         requests = [job.request for job in jobs]
-        recipe = self.recipe(requests[0])
-        if not self._reuses(recipe, requests[0].num_inference_steps):
+        sharing = self.sharing(requests[0])
+        if not self._reuses(sharing, requests[0].num_inference_steps):
             embedded: dict[str, npt.NDArray[np.float32]] = {}
 
             def embed(prompts: list[str]) -> npt.NDArray[np.float32]:
@@ -207,43 +193,23 @@ class WaveRunner:
             Cancelled: every client has gone; the run ended at the step at which that was seen.
             Exception: whatever the pipeline raises; then nothing is kept.
         """
-        recipe, steps = self.recipe(jobs[0].request), jobs[0].request.num_inference_steps
-        plan = self._plan(arrangement, recipe, steps, len(jobs))
-        prompts = [job.request.prompt for job in jobs]
-        # Who replays cannot know whether his prompt has come before: noise of his own sets him apart, as it does
-        # members with equal prompts. Noise at the hand-over does so already.
-        apart = [
-            again or (i in arrangement.replays and not recipe.handover_noise)
-            for i, again in enumerate(repeats(prompts, plan))
-        ]
-        noise = noise_of(jobs, plan, arrangement)
-        left: dict[int, int] = {}
-        shared = part_of_steps(recipe.policy.share_ratio, steps)
-        with (
-            decoding_in_parts(self.pipe),
-            shared_sampling(
+        sharing, steps = self.sharing(jobs[0].request), jobs[0].request.num_inference_steps
+        shared, left = sharing.shared_steps(steps), dict[int, int]()
+        task = self._task(jobs, arrangement, sharing, steps)
+        try:
+            images, run = run_wave(
                 self.pipe,
-                plan,
+                task,
+                sharing,
+                guidance_scale=self.settings.guidance_scale,
                 micro_batch_size=micro_batch_size,
-                fresh_noise=self._fresh_noise if any(apart) else 0.0,
-                fresh_noise_rows=apart,
-                member_noise=[job.seed for job in jobs],
-                handover_noise=recipe.handover_noise if any(plan.branch_steps) else 0.0,
-                record={group[0]: shared for group in plan.groups if group[0] in arrangement.kept},
+                record={group[0]: shared for group in task.plan.groups if group[0] in arrangement.kept},
                 replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
-            ) as run,
-        ):
-            try:
-                images = self.pipe(
-                    prompt=prompts,
-                    num_inference_steps=steps,
-                    generator=[torch.Generator().manual_seed(seed) for seed in noise],
-                    output_type="pil",
-                    **self._options(jobs, run, left),
-                ).images
-            except StoppedError as error:
-                raise Cancelled("every client of the wave went away") from error
-        self._keep(jobs, arrangement, run, noise, shared)
+                on_step=self._after_step(jobs, left),
+            )
+        except StoppedError as error:
+            raise Cancelled("every client of the wave went away") from error
+        self._keep(jobs, arrangement, run, task.noise_seeds, shared)
         return WaveResult(
             self._images(jobs, images, run),
             run.evaluations,
@@ -253,17 +219,31 @@ class WaveRunner:
             sum(rows_alone(run.plan, min(shared, left.get(i, steps))) for i in arrangement.replays),
         )
 
-    def _plan(self, arrangement: Arrangement, recipe: Recipe, steps: int, jobs: int) -> SharePlan:
+    def _task(self, jobs: Sequence[Job], arrangement: Arrangement, sharing: Sharing, steps: int) -> WaveTask:
+        requests, own = [job.request for job in jobs], [job.seed for job in jobs]
+        plan = self._plan(arrangement, sharing, steps, len(jobs))
+        noise = noise_seeds(requests, own, plan.groups)
+        for i, entry in arrangement.replays.items():
+            noise[i] = entry.noise_seed
+        # A replay cannot know whether its prompt came before, so it gets noise of its own, as equal prompts of a group
+        # do; unless everyone who leaves a group gets some.
+        apart = [
+            again or (i in arrangement.replays and not sharing.renews_all)
+            for i, again in enumerate(repeats(requests, plan.groups))
+        ]
+        return WaveTask(list(range(len(jobs))), list(requests), plan, noise, own, apart)
+
+    def _plan(self, arrangement: Arrangement, sharing: Sharing, steps: int, jobs: int) -> SharePlan:
         vectors = None
-        if recipe.policy.rungs:
+        if sharing.rungs:
             size = next((len(vector) for vector in arrangement.vectors.values()), 1)
             vectors = np.zeros((jobs, size), np.float32)  # who is alone has none, and is not asked for one
             for i, vector in arrangement.vectors.items():
                 vectors[i] = vector
-        plan = recipe.policy.plan_groups(arrangement.groups, steps, vectors=vectors)
+        plan = sharing.plan_groups(arrangement.groups, steps, vectors=vectors)
         if not arrangement.replays:
             return plan
-        shared = part_of_steps(recipe.policy.share_ratio, steps)
+        shared = sharing.shared_steps(steps)
         return replace(
             plan, replayed_steps=tuple(shared if i in arrangement.replays else 0 for i in range(jobs))
         )
@@ -306,58 +286,39 @@ class WaveRunner:
             for i, image in enumerate(images)
         ]
 
-    def _groups(self, requests: Sequence[ImageRequest], embed: Embed) -> list[list[int]]:
+    def _groups(self, requests: Sequence[QueuedRequest], embed: Embed) -> list[list[int]]:
         if not requests:
             return []
+        sharing = self.sharing(requests[0])
         return group_requests(
             requests,
-            self.recipe(requests[0]).policy,
+            sharing,
             embed,
             across_tenants=self.settings.across_tenants,
-            repeats_may_share=self._fresh_noise > 0,
+            repeats_may_share=sharing.fresh_noise > 0,
         )
 
-    def _reuses(self, recipe: Recipe, steps: int) -> bool:
-        """Whether requests by that recipe replay: there are steps to replay and to take alone, and a replay can be set
+    def _reuses(self, sharing: Sharing, steps: int) -> bool:
+        """Whether requests that share so replay: there are steps to replay and to take alone, and a replay can be set
         apart from others of the same prompt."""
-        shared = part_of_steps(recipe.policy.share_ratio, steps)
-        apart = self._fresh_noise > 0 or recipe.handover_noise > 0
-        return self._reuse is not None and 0 < shared < steps and apart
+        return (
+            self._reuse is not None and 0 < sharing.shared_steps(steps) < steps and sharing.sets_members_apart
+        )
 
-    def _key(self, request: ImageRequest) -> CacheKey:
+    def _key(self, request: QueuedRequest) -> CacheKey:
         assert self._reuse is not None
-        recipe = self.recipe(request)
-        return self._reuse.key(request, recipe.policy, recipe.handover_noise, self._guidance(request))
+        scale = self.settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        return self._reuse.key(request, self.sharing(request), scale)
 
-    def _guidance(self, request: ImageRequest) -> float | None:
-        return self.settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
-
-    def _options(self, jobs: Sequence[Job], run: SharedRun, left: dict[int, int]) -> dict[str, Any]:
-        """The pipeline's keywords that not every wave has."""
-        request = jobs[0].request
-        options: dict[str, Any] = {}
-        guidance = self._guidance(request)
-        if guidance is not None:
-            options["guidance_scale"] = guidance
-        if request.width is not None:
-            options |= {"width": request.width, "height": request.height}
-        if request.negative_prompt is not None:
-            options["negative_prompt"] = [job.request.negative_prompt for job in jobs]
-        if self._takes_callback:
-            options["callback_on_step_end"] = self._after_step(jobs, run, left)
-        return options
-
-    def _after_step(
-        self, jobs: Sequence[Job], run: SharedRun, left: dict[int, int]
-    ) -> Callable[..., dict[str, Any]]:
-        """What the pipeline calls after each step.
+    def _after_step(self, jobs: Sequence[Job], left: dict[int, int]) -> OnStep:
+        """What is done after each step.
 
         Args:
             left: filled with the number of steps after which a job's client was gone.
         """
         done = 0
 
-        def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def step_done(run: SharedRun, tensors: Mapping[str, Any]) -> None:
             nonlocal done
             done += 1
             gone = [i for i, job in enumerate(jobs) if i not in left and job.gone()]
@@ -370,25 +331,12 @@ class WaveRunner:
                     jobs[i].on_preview(jobs[i].previews.index(done), image)
             for job in jobs:
                 job.on_step(done, job.request.num_inference_steps)
-            return tensors
 
         return step_done
 
     def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
         """Prompts to unit vectors, (N, D), by which they are grouped."""
         return embed_prompts(prompts, self.pipe, self.settings.encoder).vectors
-
-
-def noise_of(jobs: Sequence[Job], plan: SharePlan, arrangement: Arrangement) -> list[int]:
-    """The seed of each job's initial noise: that of what it replays, else of its group's first member, by text, then by
-    age."""
-    seeds = [0] * len(jobs)
-    for group in plan.groups:
-        first = min(group, key=lambda i: (jobs[i].request.prompt, i))
-        for i in group:
-            entry = arrangement.replays.get(i)
-            seeds[i] = jobs[first].seed if entry is None else entry.noise_seed
-    return seeds
 
 
 def preview_steps(count: int, num_steps: int) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.model_thread import WaveReport
 from sagediff.serving.engine.recovery import Outcome
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.failures import ImageFailed
 
 
@@ -31,7 +31,7 @@ class Take:
         previews: images on their way wanted of it.
     """
 
-    request: ImageRequest
+    request: QueuedRequest
     seed: int
     seconds: float | None
     previews: int

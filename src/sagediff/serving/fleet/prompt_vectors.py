@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from sagediff.serving.engine.request_groups import Embed
-from sagediff.serving.engine.requests import ImageRequest
+from sagediff.plan.compatibility import Embed
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.fleet.replica_protocol import Vector
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class Meanings:
         self._embed = embed
         self._known: dict[str, Vector] = {}
 
-    def of(self, requests: Sequence[ImageRequest]) -> list[Vector | None]:
+    def of(self, requests: Sequence[QueuedRequest]) -> list[Vector | None]:
         """Of each request (D,); None for one that may not share, which is not even embedded, and for new ones if the
         encoder fails."""
         texts = {request.prompt for request in requests if request.may_share}

@@ -18,10 +18,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from sagediff.plan.compatibility import Embed
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.model_thread import Listener, State, Ticket, WaveReport
 from sagediff.serving.engine.recovery import Outcome
-from sagediff.serving.engine.request_groups import Embed
-from sagediff.serving.engine.requests import ImageRequest
 from sagediff.serving.failures import Cancelled, DeadlineExpired, NotReady, QueueFull, ReplicaLost
 from sagediff.serving.fleet.attempt import Attempt
 from sagediff.serving.fleet.messages import Describe, Described, Event, Finished, Shown, Take, Waved
@@ -108,7 +108,7 @@ class Fleet:
         return self.state
 
     def submit(
-        self, requests: Sequence[ImageRequest], previews: int = 0, on_preview: Listener | None = None
+        self, requests: Sequence[QueuedRequest], previews: int = 0, on_preview: Listener | None = None
     ) -> list[Ticket]:
         """Take all of them or none; see `Engine.submit`. The listener is called in the fleet's thread.
 

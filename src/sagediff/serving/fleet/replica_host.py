@@ -83,7 +83,7 @@ class Host:
                 await asyncio.wait_for(inbox.get(), _REPORT_PATIENCE)
             for waved in self._reports():
                 yield waved
-        except asyncio.TimeoutError:  # figures are missing; the image is not
+        except TimeoutError:  # figures are missing; the image is not
             return
         finally:
             if not ticket.future.done():

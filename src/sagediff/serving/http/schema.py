@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from sagediff.errors import InputError
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine.requests import ImageRequest
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -72,7 +72,7 @@ class BatchBody(BodyFields):
 class Wanted:
     """A body with defaults filled in: requests, one per image, and how their images are answered."""
 
-    requests: list[ImageRequest]
+    requests: list[QueuedRequest]
     output_format: OutputFormat
     compression: int
     by_url: bool
@@ -140,7 +140,7 @@ def read_body(
         raise RequestProblem("response_format", "a stream carries images as b64_json, not url")
     width, height = _size(body.size, config.max_side, size_multiple)
     requests = [
-        ImageRequest(
+        QueuedRequest(
             id=uuid.uuid4().hex,
             prompt=prompt,
             negative_prompt=body.negative_prompt,

@@ -7,11 +7,11 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagediff.plan.sharing import SharePolicy
-from sagediff.serving.engine.request_groups import group_requests
-from sagediff.serving.engine.requests import ImageRequest
+from sagediff.plan.compatibility import group_requests
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.requests import QueuedRequest
 
-POLICY = SharePolicy(threshold=0.9, share_ratio=0.5, max_group_size=3)
+POLICY = Sharing(threshold=0.9, share_ratio=0.5, max_group_size=3)
 MEANINGS = ["cat", "dog", "star"]
 
 
@@ -21,9 +21,9 @@ def by_meaning(prompts: list[str]) -> npt.NDArray[np.float32]:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> list[ImageRequest]:
+def requests(draw: st.DrawFn) -> list[QueuedRequest]:
     return [
-        ImageRequest(
+        QueuedRequest(
             id=str(i),
             prompt=f"{draw(st.sampled_from(['a', 'one']))} {draw(st.sampled_from(MEANINGS))}",
             negative_prompt=draw(st.sampled_from(["", "blue"])),
@@ -38,7 +38,7 @@ def requests(draw: st.DrawFn) -> list[ImageRequest]:
 
 @given(requests(), st.booleans(), st.booleans())
 def test_groups_hold_everyone_once_and_only_those_who_may_meet(
-    wave: list[ImageRequest], opened: bool, repeats: bool
+    wave: list[QueuedRequest], opened: bool, repeats: bool
 ) -> None:
     groups = group_requests(wave, POLICY, by_meaning, across_tenants=opened, repeats_may_share=repeats)
     assert sorted(i for group in groups for i in group) == list(range(len(wave)))
@@ -55,13 +55,13 @@ def test_groups_hold_everyone_once_and_only_those_who_may_meet(
 
 
 @given(requests())
-def test_other_tenants_change_nothing_for_one(wave: list[ImageRequest]) -> None:
+def test_other_tenants_change_nothing_for_one(wave: list[QueuedRequest]) -> None:
     """What a tenant's requests are grouped into does not tell of who else is in the wave."""
     mine = [request for request in wave if request.tenant == "one"]
     if not mine:
         return
 
-    def names(requests: list[ImageRequest]) -> list[list[str]]:
+    def names(requests: list[QueuedRequest]) -> list[list[str]]:
         groups = group_requests(requests, POLICY, by_meaning)
         of_mine = [[requests[i].id for i in group if requests[i].tenant == "one"] for group in groups]
         return sorted(group for group in of_mine if group)
@@ -73,8 +73,9 @@ def test_prompts_that_may_not_share_are_not_embedded() -> None:
     def refuse(prompts: list[str]) -> npt.NDArray[np.float32]:
         raise AssertionError(f"embedded {prompts}")
 
-    wave = [ImageRequest(str(i), "a cat", 4, share=False) for i in range(3)]
-    wave.append(ImageRequest("alone", "a cat", 4))
+    wave = [QueuedRequest(id=str(i), prompt="a cat", num_inference_steps=4, share=False) for i in range(3)]
+    wave.append(QueuedRequest(id="alone", prompt="a cat", num_inference_steps=4))
     assert group_requests(wave, POLICY, refuse) == [[0], [1], [2], [3]]
-    unshared = SharePolicy(share_ratio=0.0)
-    assert len(group_requests([ImageRequest(str(i), "a cat", 4) for i in range(3)], unshared, refuse)) == 3
+    unshared = Sharing(share_ratio=0.0)
+    three = [QueuedRequest(id=str(i), prompt="a cat", num_inference_steps=4) for i in range(3)]
+    assert len(group_requests(three, unshared, refuse)) == 3

@@ -1,0 +1,76 @@
+"""Which requests may run in one call of the pipeline, which may share steps, and the groups that follow. Pure.
+
+Both are read off `ImageRequest`: a field says for itself what it must agree for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.plan.grouping import group_prompts
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.requests import ImageRequest
+
+Embed = Callable[[list[str]], npt.NDArray[np.float32]]
+"""Prompts to one vector each, (N, D)."""
+Key = tuple[Hashable, ...]
+
+
+def run_key(request: ImageRequest) -> Key:
+    """Requests with equal keys may run in one call of the pipeline."""
+    # pipelines take negative prompts for all prompts or for none
+    return *_agreeing(request, "call", ()), request.negative_prompt is not None
+
+
+def share_key(request: ImageRequest, across_tenants: bool = False) -> Key:
+    """Requests of one call with equal keys may share steps, if their prompts are similar and they `may_share`."""
+    return tuple(_agreeing(request, "group", ("tenant",) if across_tenants else ()))
+
+
+def group_requests(
+    requests: Sequence[ImageRequest],
+    sharing: Sharing,
+    embed: Embed,
+    *,
+    across_tenants: bool = False,
+    repeats_may_share: bool = True,
+) -> list[list[int]]:
+    """Every request's number once, in groups; groups by their first member, members ascending.
+
+    Requests that may not share are alone, and their prompts are not even embedded.
+
+    Args:
+        repeats_may_share: False where members with equal prompts could not be set apart by fresh noise, and would
+            come out as one image: then each of them is in another group.
+    """
+    pools: dict[Key, list[int]] = {}
+    alone: list[list[int]] = []
+    seen: dict[Key, int] = {}
+    for number, request in enumerate(requests):
+        if not request.may_share or sharing.share_ratio == 0:
+            alone.append([number])
+            continue
+        key = (*run_key(request), *share_key(request, across_tenants))
+        copy = seen[*key, request.prompt] = seen.get((*key, request.prompt), -1) + 1
+        pools.setdefault((*key, 0 if repeats_may_share else copy), []).append(number)
+    groups = alone
+    for members in pools.values():
+        if len(members) == 1:
+            groups.append(members)
+            continue
+        vectors = embed([requests[i].prompt for i in members])
+        found = group_prompts(vectors, sharing.threshold, sharing.max_group_size)
+        groups += [[members[i] for i in group] for group in found]
+    return sorted(groups)
+
+
+def _agreeing(request: ImageRequest, for_: str, but: Sequence[str]) -> list[Hashable]:
+    return [
+        getattr(request, each.name)
+        for each in fields(request)
+        if each.metadata.get("agree") == for_ and each.name not in but
+    ]

@@ -1,0 +1,99 @@
+"""`ImageRequest`: one image asked for, whoever asks: a caller, a row of a prompt file, or a server's client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagediff.errors import InputError
+
+# What must agree (`plan.compatibility` decides by it): "call" for one call of the pipeline, "group" to share steps.
+_CALL, _GROUP = {"agree": "call"}, {"agree": "group"}
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image asked for.
+
+    Attributes:
+        prompt, negative_prompt: texts; None for a negative prompt leaves it to the pipeline.
+        seed: of its noise; None lets whoever makes the image derive one. An image with a seed of its own shares
+            only if `share` says so, since it would otherwise depend on its group.
+        width, height: pixels; None for the model's own.
+        guidance_scale: None for the run's own.
+        share: True or False; None leaves it to `seed`.
+
+    Raises:
+        InputError: an empty prompt, or a number out of range.
+    """
+
+    prompt: str
+    negative_prompt: str | None = field(default=None, metadata=_GROUP)
+    seed: int | None = None
+    width: int | None = field(default=None, metadata=_CALL)
+    height: int | None = field(default=None, metadata=_CALL)
+    guidance_scale: float | None = field(default=None, metadata=_CALL)
+    share: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise InputError(f"prompt must be a text that is not empty, got {self.prompt!r}")
+        if (self.width is None) != (self.height is None):
+            raise InputError(f"width and height must be given together, got {self.width} and {self.height}")
+        if self.width is not None and self.height is not None and min(self.width, self.height) < 1:
+            raise InputError(f"width and height must be at least 1, got {self.width}x{self.height}")
+        scale = self.guidance_scale
+        if scale is not None and not (math.isfinite(scale) and scale >= 0):
+            raise InputError(f"guidance_scale must be at least 0, got {scale}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must lie in [0, 2**63), got {self.seed}")
+
+    @property
+    def may_share(self) -> bool:
+        """Whether it may take steps together with others."""
+        return self.seed is None if self.share is None else self.share
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedRequest(ImageRequest):
+    """An image that a server's client asked for.
+
+    Attributes:
+        id: unique among all requests of the server.
+        num_inference_steps: sampling steps, at least 1.
+        tenant: who asked. Sharing stays within one tenant unless the operator opens it.
+        deadline: time of the server's clock, in seconds, after which it is not begun; None waits forever.
+    """
+
+    id: str
+    num_inference_steps: int = field(metadata=_CALL)
+    tenant: str = field(default="", metadata=_GROUP)
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_inference_steps < 1:
+            raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+
+
+def as_requests(prompts: Sequence[Any]) -> list[ImageRequest]:
+    """Texts and requests, all as requests.
+
+    Raises:
+        InputError: one string in place of a list, no prompts, or one that is empty or no text; it is numbered.
+    """
+    if isinstance(prompts, str):
+        raise InputError("prompts must be a list of strings, got one string")
+    if not len(prompts):
+        raise InputError("there are no prompts")
+    out: list[ImageRequest] = []
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, ImageRequest):
+            out.append(prompt)
+        elif isinstance(prompt, str) and prompt.strip():
+            out.append(ImageRequest(prompt))
+        else:
+            raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")
+    return out

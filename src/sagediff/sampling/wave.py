@@ -1,0 +1,109 @@
+"""`run_wave`: the one way to run a wave: noise, sharing, the pipeline's call and decoding put together.
+
+The sampler, the server, Ray workers, tuning, benches and validation all run waves by it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from sagediff.denoiser.condition import GroupCondition, mean_condition
+from sagediff.denoiser.micro_batch import MicroBatch
+from sagediff.errors import InputError
+from sagediff.plan.sharing import Sharing
+from sagediff.plan.waves import WaveTask
+from sagediff.sampling.context import shared_sampling
+from sagediff.sampling.decoding import decoding_in_parts
+from sagediff.sampling.run import SharedRun
+from sagediff.sampling.tape import Record
+from sagediff.sampling.trajectory import Trajectory
+
+OnStep = Callable[[SharedRun, Mapping[str, Any]], None]
+"""Told after each step: the run, and what the pipeline gives its callbacks (`latents`)."""
+
+
+def run_wave(
+    pipe: Any,
+    task: WaveTask,
+    sharing: Sharing,
+    *,
+    guidance_scale: float | None = None,
+    group_condition: GroupCondition = mean_condition,
+    micro_batch_size: MicroBatch = None,
+    record: Record = (),
+    replay: Mapping[int, Trajectory] | None = None,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> tuple[list[Any], SharedRun]:
+    """Sample one wave.
+
+    Args:
+        guidance_scale: where the requests name none; None for the pipeline's own.
+        group_condition, micro_batch_size, record, replay: as `shared_sampling` takes them.
+        on_step: called where the pipeline has such a callback.
+        options: further keywords of the pipeline; a list has one entry per member.
+
+    Returns:
+        PIL images in the order of the task's requests, and the finished run.
+
+    Raises:
+        InputError: an option that the requests name as well.
+        StoppedError: every member was dropped on the way.
+        Exception: whatever the pipeline raises.
+    """
+    given = _request_options(task, guidance_scale)
+    if both := sorted(set(given) & set(options)):
+        raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
+    with (
+        decoding_in_parts(pipe),
+        shared_sampling(
+            pipe,
+            task.plan,
+            group_condition=group_condition,
+            micro_batch_size=micro_batch_size,
+            member_noise=task.own_seeds,
+            record=record,
+            replay=replay,
+            **sharing.noise(task.plan, task.repeats),
+        ) as run,
+    ):
+        if on_step is not None and takes_callback(pipe):
+            options["callback_on_step_end"] = _callback(on_step, run)
+        images = pipe(
+            prompt=[request.prompt for request in task.requests],
+            num_inference_steps=task.plan.num_steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
+            output_type="pil",
+            **given,
+            **options,
+        ).images
+    return list(images), run
+
+
+def takes_callback(pipe: Any) -> bool:
+    """Whether a pipeline can be asked to tell of its steps."""
+    return "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+
+
+def _request_options(task: WaveTask, guidance_scale: float | None) -> dict[str, Any]:
+    """The pipeline's keywords that the requests decide; what is not per request is equal in a wave."""
+    first = task.requests[0]
+    scale = guidance_scale if first.guidance_scale is None else first.guidance_scale
+    options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
+    if first.width is not None:
+        options |= {"width": first.width, "height": first.height}
+    if first.negative_prompt is not None:
+        options["negative_prompt"] = [request.negative_prompt for request in task.requests]
+    return options
+
+
+def _callback(on_step: OnStep, run: SharedRun) -> Callable[..., dict[str, Any]]:
+    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(run, tensors)
+        return tensors
+
+    return step_done
