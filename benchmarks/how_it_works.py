@@ -92,7 +92,8 @@ def draw(
     own_x = [LEFT + pitch * (len(shared_shown) + i) + fork for i in range(len(own_shown))]
     fork_x = shared_x[-1] + CELL + (GAP + fork) // 2
 
-    guidance_off = count * branch * (plan.rows_per_prompt - 1)  # what independent sampling could leave out as well
+    # rows that independent sampling could leave out as well
+    guidance_off = count * branch * (plan.rows_per_prompt - 1)
     by_sharing = plan.evaluations_independent - guidance_off - evaluations
     text(
         LEFT, 14 * SCALE,
