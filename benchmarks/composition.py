@@ -10,8 +10,8 @@ captions of the built-in world, grouped by their text embeddings; seeds are then
 each inner block really runs, which does not depend on the machine. If sharing alone saves the fraction a and the cache
 alone b, and the savings multiply, then both save 1 - (1 - a)(1 - b). They do so if the cache skips as many of the
 shared steps as of the others, and that is decided by the noise schedule, not by sharing. So the cost is also compared
-with what comes out if the cache skips exactly the steps that it skips alone. The threshold is set for each model so that
-the cache alone skips about the fraction `--skipped` of the steps, and is kept for both. At the end: the fraction of
+with what comes out if the cache skips exactly the steps that it skips alone. The threshold is set for each model so
+that the cache alone skips about the fraction `--skipped` of the steps, and is kept for both. At the end: the fraction of
 the steps that is computed in full, of those that groups share and of the others.
 
 MagCache decides by the number of the step alone, and skips none of the first fifth; it has one ratio for all steps

@@ -6,9 +6,9 @@ Servers of the built-in model run in one process, otherwise identical: one sampl
 waves, one also replays what earlier waves left, and on request one shares in waves filled by age instead of similarity.
 The prompts are few (scenes times objects), so the cache soon holds them all: what it saves here is an upper bound.
 Requests arrive (Poisson, for a given number) whether or not earlier ones are answered, at growing rates; all servers
-get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the 95th percentile under
-the target (between two rates by interpolation; a short burst may come faster than a server could handle in the long run),
-the most images answered per second, the ratios, and the median latency of an idle server.
+get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the 95th percentile
+under the target (between two rates by interpolation; a short burst may come faster than a server could handle in the
+long run), the most images answered per second, the ratios, and the median latency of an idle server.
 """
 
 from __future__ import annotations

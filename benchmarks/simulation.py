@@ -13,7 +13,8 @@ the product's own, so are the groups (`group_prompts`) and similarity routing wi
 
 by the share plan's own arithmetic. It keeps the shared phases of its last groups (`cache`): a group whose first member
 is at least as near to one of them as the threshold requires takes its shared steps over; otherwise its own are kept,
-also those of a prompt alone. Transfer and text encoding take no time; workers do not fail.
+also those of a prompt alone. Groups of two or more leave guidance out while they share, and what that saves is counted
+as saved too. Transfer and text encoding take no time; workers do not fail.
 """
 
 from __future__ import annotations
