@@ -11,8 +11,8 @@ each inner block really runs, which does not depend on the machine. If sharing a
 alone b, and the savings multiply, then both save 1 - (1 - a)(1 - b). They do so if the cache skips as many of the
 shared steps as of the others, and that is decided by the noise schedule, not by sharing. So the cost is also compared
 with what comes out if the cache skips exactly the steps that it skips alone. The threshold is set for each model so
-that the cache alone skips about the fraction `--skipped` of the steps, and is kept for both. At the end: the fraction of
-the steps that is computed in full, of those that groups share and of the others.
+that the cache alone skips about the fraction `--skipped` of the steps, and is kept for both. At the end: the fraction
+of the steps that is computed in full, of those that groups share and of the others.
 
 MagCache decides by the number of the step alone, and skips none of the first fifth; it has one ratio for all steps
 with random weights, and measures the trained ones' ratios first. TaylorSeer ("series", lite mode) computes the first
