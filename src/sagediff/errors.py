@@ -2,6 +2,7 @@
 
     SagediffError
     |-- InputError (also a ValueError)   what the user gave cannot work; nothing has run, nothing was written
+    |   |-- OptionError                  an option of the wrong type or out of range (`options.py`)
     |   |-- PlanError                    a share plan that is not one
     |   `-- UnsupportedPipelineError     a pipeline, denoiser or scheduler that sharing does not know
     |-- OutputError                      the work itself failed: disk full, folder not writable

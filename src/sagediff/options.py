@@ -60,6 +60,14 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+class OptionError(InputError):
+    """An option of the wrong type or out of range; `rule` says what it must be, and what was got."""
+
+    def __init__(self, option: str, rule: str) -> None:
+        super().__init__(f"{option} {rule}")
+        self.option, self.rule = option, rule
+
+
 @cache
 def types_of(cls: type) -> dict[str, Any]:
     """The resolved type of each option of a class."""
@@ -79,19 +87,27 @@ def check(options: Any) -> None:
 
 def check_value(cls: type, name: str, value: Any, spelled: str = "") -> None:
     """As `check`, of one option of a class; `spelled` stands for its name in the message."""
-    spelled = spelled or name
+    rule = _broken_rule(cls, name, value)
+    if rule and spelled:
+        raise InputError(f"{spelled} {rule}")
+    if rule:
+        raise OptionError(name, rule)
+
+
+def _broken_rule(cls: type, name: str, value: Any) -> str:
+    """The rule that a value breaks, and the value; empty for none."""
     metadata = next(each.metadata for each in fields(cls) if each.name == name)
     hint = types_of(cls)[name]
     may_be_none = type(None) in get_args(hint)
     if value is None and may_be_none:
-        return
+        return ""
     kinds = [kind for kind in _KINDS if kind is hint or kind in get_args(hint)]
     if kinds and not any(_is_of(value, kind) for kind in kinds):
-        raise InputError(f"{spelled} must be {' or '.join(_KINDS[kind][1] for kind in kinds)}, got {value!r}")
+        return f"must be {' or '.join(_KINDS[kind][1] for kind in kinds)}, got {value!r}"
     if metadata["choices"] and value not in metadata["choices"]:
         allowed = metadata["choices"]
         rule = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {', '.join(allowed)}"
-        raise InputError(f"{spelled} must be {rule}, got {value!r}")
+        return f"must be {rule}, got {value!r}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high, above, below = (metadata[key] for key in ("low", "high", "above", "below"))
         inside = (
@@ -100,7 +116,8 @@ def check_value(cls: type, name: str, value: Any, spelled: str = "") -> None:
         )  # fmt: skip
         if not math.isfinite(value) or not inside:
             rule = _range(low, high, above, below) + (", or be None" if may_be_none else "")
-            raise InputError(f"{spelled} must {rule}, got {value}")
+            return f"must {rule}, got {value}"
+    return ""
 
 
 def _is_of(value: Any, kind: type) -> bool:

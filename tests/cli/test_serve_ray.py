@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from engines import CAT, DOG, STAR, close, results, wanted
 from fleets import until
-from sagediff.cli.scale import replica_range
-from sagediff.cli.settings import run_settings
 
 from sagediff.cli import main
+from sagediff.cli.job_options import replica_range
 from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.errors import InputError
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Engine
 from sagediff.serving.failures import Cancelled
@@ -33,11 +33,9 @@ from sagediff.serving.metrics import Metrics
 
 
 def request_of(steps: int = 2) -> ServeRequest:
-    settings = run_settings(
-        model="demo", steps=steps, guidance=4.0, threshold=0.35, share_ratio=0.5, shared_guidance=None,
-        max_group_size=None, scheduler=None, encoder=None,
-    )  # fmt: skip
-    return ServeRequest(settings, settings, None, "cpu", "float32", {}, least_replicas=2)
+    model = ModelOptions("demo", no_lora=True, scheduler="dpm++", device="cpu", dtype="float32")
+    settings = resolve(model, SamplingOptions(steps, 4.0), {"threshold": 0.35, "share_ratio": 0.5})
+    return ServeRequest(settings, settings.sharing, None, {}, least_replicas=2)
 
 
 class Running:

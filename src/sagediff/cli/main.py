@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import sagediff
-from sagediff.cli.options import FLAGS, flag_name, spelled
+from sagediff.cli.options import flag_name
 from sagediff.errors import InputError, SagediffError
+from sagediff.options import OptionError
 
 app = App(
     name="sagediff",
@@ -46,12 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     tokens = sys.argv[1:] if arguments is None else list(arguments)
+    if not tokens:
+        app(["--help"])
+        return 2
+    if not tokens[0].startswith("-") and tokens[0] not in (*_COMMANDS, "version"):
+        return _complain(f"unknown command {tokens[0]!r}; there are {', '.join((*_COMMANDS, 'version'))}", 2)
     try:
         code = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _complain(str(error), 2)
+    except OptionError as error:
+        return _complain(f"--{flag_name(error.option)} {error.rule}", 2)
     except InputError as error:
-        return _complain(spelled(str(error), FLAGS), 2)
+        return _complain(str(error), 2)
     except SagediffError as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -133,9 +133,3 @@ def whole(name: str, text: str | None) -> int | Literal["auto"] | None:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"{name} must be a whole number of at least 1, or 'auto'; got {text!r}")
     return int(text)
-
-
-def spelled(message: str, names: Mapping[str, str]) -> str:
-    """An error's message with an option's name as the command line spells it."""
-    first, space, rest = message.partition(" ")
-    return f"--{names[first]}{space}{rest}" if first in names else message

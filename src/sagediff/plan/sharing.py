@@ -112,7 +112,7 @@ class Sharing:
             if isinstance(value, str) and value in names[name]["words"]:
                 layer[name] = value = names[name]["words"][value]
             if name != "rungs":
-                check_value(cls, name, value, f"{where}: `{name}`" if where else name)
+                check_value(cls, name, value, f"{where}: `{name}`" if where else "")
         if layer.get("rungs"):
             layer["rungs"] = _rungs(layer, where)
         elif "threshold" in layer or "share_ratio" in layer:
