@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
 from sagediff.pipelines.defaults import DEFAULTS_FILE, folder_defaults, json_object, policy_defaults
-from sagediff.pipelines.loading import SCHEDULERS, model_folder
+from sagediff.pipelines.loading import model_folder
 from sagediff.pipelines.lora import lora_file, sharing_record
 from sagediff.plan.sharing import SharePolicy
 

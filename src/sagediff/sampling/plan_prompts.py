@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sagediff.denoiser.lookup import FAMILIES
+from sagediff.denoiser.scheduler import planned_calls
 from sagediff.errors import InputError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import SharePolicy
 from sagediff.prompts.embeddings import Encoder, embed_prompts
-from sagediff.sampling.run import planned_calls
 
 
 @dataclass(frozen=True)

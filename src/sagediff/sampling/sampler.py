@@ -13,6 +13,8 @@ import torch
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.private_names import unwrapped
+from sagediff.denoiser.scheduler import noise_levels_of
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.ladder import Parting
 from sagediff.plan.share_plan import SharePlan
@@ -22,7 +24,6 @@ from sagediff.prompts.embeddings import Encoder
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.decoding import decoding_in_parts
 from sagediff.sampling.plan_prompts import check_prompts, default_guidance, plan_prompts
-from sagediff.sampling.solver import noise_levels_of
 
 FRESH_NOISE = 0.75  # the strongest measured, and it cost nothing: benchmarks/fresh_noise.py
 _OWN = {
@@ -110,7 +111,7 @@ class SharedSampler:
                 raise InputError(f"{name} must lie in [0, 1], got {strength}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
-        denoiser = _plain(denoiser_of(pipe))
+        denoiser = unwrapped(denoiser_of(pipe))
         if family_of(denoiser).makes != "images":
             raise UnsupportedPipelineError(
                 f"SharedSampler makes images, and {type(pipe).__name__} makes videos: group and plan yourself "
@@ -276,8 +277,3 @@ def _one_a_prompt(name: str, value: Any, count: int) -> bool:
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     if taken := sorted(_OWN & set(kwargs)):
         raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
-
-
-def _plain(module: Any) -> Any:
-    """The module behind torch.compile's wrapper."""
-    return getattr(module, "_orig_mod", module)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sagediff.denoiser.scheduler import noise_levels_of
 from sagediff.errors import StoppedError, UnsupportedPipelineError
 from sagediff.plan.levels import part_of_steps
 from sagediff.plan.share_plan import SharePlan
@@ -23,7 +24,6 @@ from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.decoding import decoding_in_parts
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.sampler import FRESH_NOISE
-from sagediff.sampling.solver import noise_levels_of
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.request_groups import Embed, group_requests
 from sagediff.serving.engine.requests import ImageRequest
