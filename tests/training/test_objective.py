@@ -79,6 +79,12 @@ def test_the_hand_over_leads_the_groups_state_to_the_member(kind: str) -> None:
     torch.testing.assert_close(own, e + alpha / sigma * (mean - z))
 
 
+def test_flow_with_a_solver_for_diffusion_is_refused() -> None:
+    """Its noise levels are not those of the schedule that it holds."""
+    with pytest.raises(UnsupportedPipelineError, match="'flow' with DPMSolverMultistepScheduler"):
+        ForwardProcess.of(SCHEDULERS["dpmpp_flow"]())
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler", "heun", "flow"])
 def test_time_is_read_off_the_schedulers_own_steps(name: str) -> None:
     """u = ratio is the timestep at which sampling with that share ratio parts."""

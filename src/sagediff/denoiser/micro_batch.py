@@ -19,24 +19,19 @@ class MicroBatches(Protocol):
     @property
     def is_known(self) -> bool:
         """Whether nothing is left to be measured."""
-        ...
 
     @property
     def takes_all(self) -> bool:
         """Whether every call is run at once, whatever its rows."""
-        ...
 
     def size(self, rows: int) -> int:
         """Rows to run at once in a call of so many."""
-        ...
 
     def measured(self, rows: int, size: int, seconds: float) -> None:
         """A call of so many rows took so long, run `size` rows at a time."""
-        ...
 
     def did_not_fit(self, size: int) -> bool:
         """The memory did not hold so many rows. Returns whether there is a smaller size to try."""
-        ...
 
 
 class MeasuredSize:

@@ -34,31 +34,21 @@ def version_of(tensor: Tensor) -> int:
 # -- hooks on a module -----------------------------------------------------------------------------
 
 
-def found_registry(module: torch.nn.Module) -> HookRegistry | None:
-    """The module's own registry of hooks, if it has one.
+def registry_of(module: torch.nn.Module) -> HookRegistry:
+    """The module's own registry of hooks; it gets one where it has none.
 
     Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
     inside, whose hooks would be compiled with it.
     """
-    return cast("HookRegistry | None", vars(module).get(REGISTRY))
-
-
-def new_registry(module: torch.nn.Module) -> HookRegistry:
-    """Give the module a registry of its own, as diffusers would."""
-    registry: HookRegistry = HookRegistry(module)
-    vars(module)[REGISTRY] = registry
-    return registry
-
-
-def remove_registry(module: torch.nn.Module) -> None:
-    """Take the module's registry away."""
-    vars(module).pop(REGISTRY, None)
+    if REGISTRY not in vars(module):
+        vars(module)[REGISTRY] = HookRegistry(module)
+    return cast("HookRegistry", vars(module)[REGISTRY])
 
 
 def stateful_hooks(module: torch.nn.Module) -> Iterator[ModelHook]:
     """The hooks that remember something, of a module and all its parts."""
     for part in module.modules():
-        registry = found_registry(part)
+        registry = vars(part).get(REGISTRY)
         if registry is not None:
             yield from (hook for hook in registry.hooks.values() if hook._is_stateful)
 

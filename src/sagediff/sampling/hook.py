@@ -23,13 +23,7 @@ from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
-from sagediff.denoiser.private_names import (
-    found_registry,
-    is_compiled_in_place,
-    new_registry,
-    remove_registry,
-    unwrapped,
-)
+from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.sampling.gathering import Gathering, has_rows
 from sagediff.sampling.layout import Layout
@@ -80,7 +74,6 @@ class DenoiserHook(ModelHook):
         self._gathering = Gathering(self.family, condition)
         self._micro_batches = micro_batches
         self.caches = CacheRows(inner, micro_batches)
-        self._layouts: dict[tuple[object, ...], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -96,7 +89,7 @@ class DenoiserHook(ModelHook):
         rows = len(tensors[self.family.sample])
         call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler)
         factor = guidance_factor(self._pipe, self.family, self._run.plan, call)
-        layout = self._layout(call)
+        layout = Layout.of(self._run.plan, call, self._run.abandoned())
         self._check(call, tensors, layout)
         self.caches.follow(call, layout.sources)
         sample = tensors[self.family.sample]
@@ -127,20 +120,6 @@ class DenoiserHook(ModelHook):
             return bool(self._pipe.do_classifier_free_guidance)
         except AttributeError:
             return None
-
-    def _layout(self, call: DenoiserCall) -> Layout:
-        plan, left_out = self._run.plan, self._run.abandoned()
-        key = (
-            plan.partition(call.step).tobytes(),
-            call.step < plan.unguided_steps,
-            call.rows,
-            call.is_second,
-            plan.replays(call.step).tobytes(),
-            left_out,
-        )
-        if key not in self._layouts:
-            self._layouts[key] = Layout.of(plan, call, left_out)
-        return self._layouts[key]
 
     def _check(self, call: DenoiserCall, tensors: Mapping[str, Tensor], layout: Layout) -> None:
         """Sizes fit, and members hold the same rows.
@@ -260,9 +239,8 @@ class HookInstalled:
                 f"it; wrap it instead (`pipe.transformer = torch.compile(pipe.transformer)`), or compile its blocks "
                 f"(`compile_repeated_blocks()`)"
             )
-        found = found_registry(module)
-        self._had_registry, self._had_forward = found is not None, "forward" in vars(module)
-        registry = self._registry = new_registry(module) if found is None else found
+        self._had_registry, self._had_forward = REGISTRY in vars(module), "forward" in vars(module)
+        registry = registry_of(module)
         if registry.get_hook(HOOK_NAME) is not None:
             raise InputError(
                 "shared_sampling is already active on this pipeline's denoiser; leave that context before "
@@ -275,7 +253,7 @@ class HookInstalled:
     def __exit__(self, *exc: object) -> None:
         module = self._module
         self._hook.caches.clear()  # what an aborted run remembered has the rows of nodes
-        registry = self._registry
+        registry = registry_of(module)
         found = vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
         if found is not self._forward and not registry.hooks:
@@ -288,7 +266,7 @@ class HookInstalled:
         elif not self._had_forward and not registry.hooks:
             vars(module).pop("forward", None)  # the class's own shows again
         if not self._had_registry and not registry.hooks:
-            remove_registry(module)
+            vars(module).pop(REGISTRY, None)
 
 
 def _sample_of(output: Any, class_name: str) -> Tensor:

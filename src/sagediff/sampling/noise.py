@@ -21,14 +21,11 @@ class MemberNoise:
     """Gives prompts past their branch point generators of their own, and replaces part of the state's noise, at the
     branch point (`fresh_noise`) or after the first step past it (`handover_noise`).
 
+    After that step the group's image is still in the state, as if it were noise; the member's own prediction is known
+    by then, and what else the state holds is drawn anew.
+
     Args:
-        fresh_noise: strength k in [0, 1]: the noise component e of a state a x0 + s e becomes sqrt(1 - k^2) e
-            + k fresh, whose variance is e's.  0 leaves it, 1 keeps only the predicted image.
-        fresh_noise_rows: for which prompts; None for all that branch.
-        member_noise: a seed per prompt; None: the solver goes on with the pipeline's generators.
-        handover_noise: strength in [0, 1] of the same for every node after its first step since it parted from
-            others. The group's image is still in that state, as if it were noise; the member's own prediction is
-            known by then, and what else the state holds is drawn anew.
+        fresh_noise, fresh_noise_rows, member_noise, handover_noise: as `shared_sampling` has them.
 
     Raises:
         InputError: an option out of range, or not one entry per prompt.

@@ -33,21 +33,8 @@ class Schedule:
     timesteps: tuple[float, ...]
 
     def begins_step(self, call: int) -> bool:
-        """Whether a call is the first one of its step."""
-        return call == 0 or self.steps[call - 1] != self.steps[call]
-
-    def ends_step(self, call: int) -> bool:
-        """Whether a call is the last one of its step."""
-        return call + 1 >= len(self.steps) or self.steps[call + 1] != self.steps[call]
-
-
-@dataclass
-class _Progress:
-    """How far a run of the pipeline has come: the solver's calls finished, and the denoiser's since then."""
-
-    schedule: Schedule
-    solver_calls: int = 0
-    denoiser_calls: int = 0
+        """Whether a call is the first one of a step, or would be, after the last step."""
+        return call in (0, len(self.steps)) or self.steps[call - 1] != self.steps[call]
 
 
 class SharedRun:
@@ -78,7 +65,9 @@ class SharedRun:
         stays so."""
         self._number += 1
         self.evaluations = 0
-        self._progress: _Progress | None = None  # None: waiting
+        self._schedule: Schedule | None = None  # None: waiting
+        self._solver_calls = 0  # finished
+        self._denoiser_calls = 0  # finished since the last one of them
         for recording in self.recordings.values():
             recording.begin()
 
@@ -87,10 +76,10 @@ class SharedRun:
     @property
     def step(self) -> int:
         """The plan's step that is being worked on; `plan.num_steps` when all are done."""
-        if self._progress is None:
+        if self._schedule is None:
             return 0
-        steps, call = self._progress.schedule.steps, self._progress.solver_calls
-        return steps[call] if call < len(steps) else self.plan.num_steps
+        steps = self._schedule.steps
+        return steps[self._solver_calls] if self._solver_calls < len(steps) else self.plan.num_steps
 
     def drop(self, prompts: Iterable[int]) -> None:
         """From the next step on, and until the context is left, those prompts' rows are not run.
@@ -112,15 +101,15 @@ class SharedRun:
     @property
     def recorded(self) -> dict[int, Trajectory]:
         """Trajectories that are finished, by prompt (a group's by its first member); on the denoiser's device."""
-        if self._progress is None:
+        if self._schedule is None:
             return {}
+        calls, timesteps, rows = (
+            self.plan.calls_per_step or (),
+            self._schedule.timesteps,
+            self.plan.rows_per_prompt,
+        )
         found = {
-            prompt: recording.trajectory(
-                self._progress.solver_calls,
-                self.plan.calls_per_step or (),
-                self._progress.schedule.timesteps,
-                self.plan.rows_per_prompt,
-            )
+            prompt: recording.trajectory(self._solver_calls, calls, timesteps, rows)
             for prompt, recording in self.recordings.items()
         }
         return {prompt: trajectory for prompt, trajectory in found.items() if trajectory is not None}
@@ -136,12 +125,8 @@ class SharedRun:
     @property
     def schedule(self) -> Schedule:
         """The solver's calls of the run under way."""
-        return self._under_way.schedule
-
-    @property
-    def _under_way(self) -> _Progress:
-        assert self._progress is not None, "no denoiser call has been reported"
-        return self._progress
+        assert self._schedule is not None, "the run is waiting for its first denoiser call"
+        return self._schedule
 
     def enter_denoiser(self, rows: int, family: Family, guided: bool | None, scheduler: Any) -> DenoiserCall:
         """A denoiser call with so many rows is about to run.
@@ -154,33 +139,32 @@ class SharedRun:
             UnsupportedPipelineError: rows or calls that sharing cannot assign to prompts.
             StoppedError: every prompt was dropped.
         """
-        if self._progress is None:
+        if self._schedule is None:
             calls = calls_per_step(scheduler, self.plan.num_steps)
             self.plan = self.plan.recost(calls_per_step=calls)
             steps = tuple(step for step, count in enumerate(calls) for _ in range(count))
-            self._progress = _Progress(Schedule(steps, timesteps_of(scheduler)))
-        at = self._progress
-        if at.solver_calls >= len(at.schedule.steps):
+            self._schedule = Schedule(steps, timesteps_of(scheduler))
+        if self._solver_calls >= len(self._schedule.steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
-        is_first, is_second = at.denoiser_calls == 0, at.denoiser_calls == 1
-        if is_first and at.schedule.begins_step(at.solver_calls):
+        is_first, is_second = self._denoiser_calls == 0, self._denoiser_calls == 1
+        if is_first and self._schedule.begins_step(self._solver_calls):
             self._drop_who_left()
         if not is_first and (family.guidance == "batched" or not is_second):
             raise UnsupportedPipelineError(
-                f"the pipeline called its denoiser {at.denoiser_calls + 1} times in one step, which "
+                f"the pipeline called its denoiser {self._denoiser_calls + 1} times in one step, which "
                 f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer, "
                 f"perturbed attention)"
             )
         prompts, known = self.plan.num_prompts, self.plan.rows_per_prompt
-        if family.guidance == "batched" and at.solver_calls > 0 and rows != known * prompts:
+        if family.guidance == "batched" and self._solver_calls > 0 and rows != known * prompts:
             raise _guidance_changed(known, rows / prompts, self.step, "denoiser rows per prompt")
         per_prompt = _count_rows(rows, prompts, family.guidance, guided, is_second)
-        if at.solver_calls == 0:
+        if self._solver_calls == 0:
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
         elif is_second and known != 2:
             raise _guidance_changed(1, 2, self.step, "denoiser calls per step")
         return DenoiserCall(
-            self._number, self.step, at.solver_calls, prompts, rows, is_second, family.first == "negative"
+            self._number, self.step, self._solver_calls, prompts, rows, is_second, family.first == "negative"
         )
 
     def _drop_who_left(self) -> None:
@@ -196,19 +180,19 @@ class SharedRun:
     def leave_denoiser(self, rows_run: int) -> None:
         """A denoiser call has ended, having run so many rows."""
         self.evaluations += rows_run
-        self._under_way.denoiser_calls += 1
+        self._denoiser_calls += 1
 
     # -- for the wrapped scheduler -----------------------------------------------------------------
 
     @property
     def solver_call(self) -> int:
         """Number of the solver's call that is being worked on, from 0."""
-        return self._under_way.solver_calls
+        return self._solver_calls
 
     @property
     def ends_step(self) -> bool:
         """Whether the solver's call that is being worked on is the last one of its step."""
-        return self.schedule.ends_step(self.solver_call)
+        return self.schedule.begins_step(self._solver_calls + 1)
 
     def enter_scheduler(self, guidance: GuidanceKind) -> None:
         """The solver is about to be called.
@@ -216,20 +200,21 @@ class SharedRun:
         Raises:
             UnsupportedPipelineError: the denoiser ran past the hook, or not as often as in the steps before.
         """
-        calls = 0 if self._progress is None else self._progress.denoiser_calls
-        if calls == 0:
+        if self._denoiser_calls == 0:
             raise UnsupportedPipelineError(
                 "the scheduler was called without a denoiser call that shared sampling saw: something "
                 "replaced the denoiser's forward inside the context (enable offloading and compile before "
                 "entering, and enter once for each run)"
             )
-        if guidance == "two calls" and calls != self.plan.rows_per_prompt:
-            raise _guidance_changed(self.plan.rows_per_prompt, calls, self.step, "denoiser calls per step")
+        if guidance == "two calls" and self._denoiser_calls != self.plan.rows_per_prompt:
+            raise _guidance_changed(
+                self.plan.rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls per step"
+            )
 
     def leave_scheduler(self) -> None:
         """The solver's call has ended."""
-        self._under_way.solver_calls += 1
-        self._under_way.denoiser_calls = 0
+        self._solver_calls += 1
+        self._denoiser_calls = 0
 
 
 def _count_rows(rows: int, prompts: int, guidance: GuidanceKind, guided: bool | None, is_second: bool) -> int:
