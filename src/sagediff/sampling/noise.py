@@ -81,14 +81,13 @@ class MemberNoise:
         branched = [prompt for prompt, branch in enumerate(plan.branch_steps) if 0 < branch <= run.step]
         if self._seeds is None or not branched:
             return given
-        if isinstance(given, list | tuple) and len(given) == plan.num_prompts:
-            rows: list[Any] = list(given)
-        else:
-            if given is None:  # the pipeline would draw from torch's: seed one generator from there
-                if self._fallback is None:
-                    self._fallback = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
-                given = self._fallback
-            rows = [given[0] if isinstance(given, list | tuple) else given] * plan.num_prompts
+        if given is None:  # the pipeline would draw from torch's: seed one generator from there
+            if self._fallback is None:
+                self._fallback = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
+            given = self._fallback
+        rows: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+        if len(rows) != plan.num_prompts:
+            rows = rows[:1] * plan.num_prompts
         for prompt in branched:
             rows[prompt] = self._generator(prompt)
         return rows
