@@ -16,17 +16,9 @@ from diffusers import (
     TaylorSeerCacheConfig,
     TextKVCacheConfig,
 )
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.faster_cache import FasterCacheBlockState, FasterCacheDenoiserState
-from diffusers.hooks.first_block_cache import FBCSharedBlockState
-from diffusers.hooks.hooks import StateManager
-from diffusers.hooks.mag_cache import MagCacheState
-from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastState
-from diffusers.hooks.taylorseer_cache import TaylorSeerState
 from tiny import Tiny, tiny
 from tiny.parts import WIDTH
 
-from sagediff.denoiser.caches import MEMORIES
 from sagediff.errors import UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
@@ -253,30 +245,3 @@ def test_caches_that_cannot_share_are_refused() -> None:
         shared_sampling(case.pipe, plan_of([[0, 1]], 0.5)),
     ):
         pass
-
-
-# -- what of diffusers we rely on ------------------------------------------------------------------
-
-
-def test_names_of_diffusers_that_we_rely_on() -> None:
-    states = [
-        FBCSharedBlockState(),
-        MagCacheState(),
-        PyramidAttentionBroadcastState(),
-        TaylorSeerState(),
-        FasterCacheBlockState(),
-        FasterCacheDenoiserState(),
-    ]
-    assert {type(state).__name__ for state in states} == set(MEMORIES)
-    for state in states:
-        assert set(MEMORIES[type(state).__name__].rows) <= set(vars(state))
-        state.reset()
-    assert states[1].step_index == 0
-    assert states[3].inactive_shapes is None
-    manager = StateManager(MagCacheState)
-    assert (manager._state_cls, manager._context, manager._state_cache) == (MagCacheState, None, {})
-    case = deep()
-    case.denoiser.enable_cache(CACHES["faster"](case))
-    hooks = HookRegistry.check_if_exists_or_initialize(case.denoiser).hooks
-    assert all(hook._is_stateful and hook.is_guidance_distilled for hook in hooks.values())
-    assert hooks

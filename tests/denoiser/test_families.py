@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
 from sagediff.denoiser.lookup import FAMILIES, Family, denoisers_of, family_of
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
@@ -89,8 +90,9 @@ def test_what_no_test_covers_is_not_in_the_table(name: str, argument: str) -> No
 def test_layout_where_the_conditional_rows_come_first() -> None:
     plan = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5)
     off = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5, shared_guidance=1.0)
-    assert Layout.of(plan, 0, 2, False, False) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
-    assert Layout.of(off, 0, 2, False, False) == Layout(((0, 2), (1,), (4,)), (0, 1, 0, 0, 2, 0))
+    call = DenoiserCall(1, 0, 0, 3, rows=6, negative_first=False)
+    assert Layout.of(plan, call) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
+    assert Layout.of(off, call) == Layout(((0, 2), (1,), (4,)), (0, 1, 0, 0, 2, 0))
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny
 
-from sagediff.denoiser.micro_batch import FixedSize, MicroBatches, micro_batches
+from sagediff.denoiser.micro_batch import FixedSize, MeasuredSize, micro_batches
 from sagediff.errors import InputError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
 
 
-def search(rows: int, seconds: dict[int, float], room: int, calls: int = 60) -> MicroBatches:
+def search(rows: int, seconds: dict[int, float], room: int, calls: int = 60) -> MeasuredSize:
     """Calls of so many rows on a machine that holds `room` of them, at so many seconds per row."""
-    micro = MicroBatches()
+    micro = MeasuredSize()
     for _ in range(calls):
         size = micro.size(rows)
         assert 1 <= size <= rows
@@ -47,7 +47,7 @@ def test_it_finds_the_fastest(best: int) -> None:
 
 
 def test_a_slow_first_run_is_forgiven() -> None:
-    micro = MicroBatches()
+    micro = MeasuredSize()
     micro.measured(32, micro.size(32), 100.0)  # compiles
     micro.measured(32, micro.size(32), 1.0)
     while not micro.is_known:
@@ -72,7 +72,7 @@ def test_images_differ_by_rounding_only_and_cost_the_same(family: str) -> None:
         assert run.evaluations == run.plan.evaluations
         return images
 
-    micro = MicroBatches()
+    micro = MeasuredSize()
     torch.testing.assert_close(sample(micro), sample(None), atol=1e-5, rtol=0)
     assert micro.is_known
     torch.testing.assert_close(sample("auto"), sample(2), atol=1e-5, rtol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from tiny import SCHEDULERS, embeddings, tiny
 
-from sagediff.denoiser.caches import REGISTRY
+from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
+from sagediff.denoiser.private_names import REGISTRY
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
@@ -75,13 +77,6 @@ def test_hooks_of_others_survive() -> None:
     assert case.denoiser.forward is forward
     case(PROMPTS, STEPS, plan.generators(0))
     assert other.calls == 2 * STEPS
-
-
-def test_names_of_diffusers_that_we_rely_on() -> None:
-    module = torch.nn.Linear(1, 1)
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    assert vars(module)[REGISTRY] is registry
-    assert registry.hooks == {}
 
 
 def test_scheduler_signatures_are_kept() -> None:
@@ -294,11 +289,13 @@ def test_fresh_noise_refuses_unknown_solvers() -> None:
 def test_layout_of_every_kind_of_call() -> None:
     plan = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5)
     off = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5, shared_guidance=1.0)
-    assert Layout.of(plan, 0, 1, False) == Layout(((0, 2), (1,)), (0, 1, 0))
-    assert Layout.of(plan, 0, 2, False) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
-    assert Layout.of(off, 0, 2, False) == Layout(((1,), (3, 5), (4,)), (1, 0, 1, 1, 2, 1))
-    assert Layout.of(off, 0, 1, True) == Layout(((1,),), (-1, 0, -1))
-    assert Layout.of(off, 1, 2, False).is_whole
+    one, both = DenoiserCall(1, 0, 0, 3, rows=3), DenoiserCall(1, 0, 0, 3, rows=6)
+    second, later = replace(one, is_second=True), replace(both, step=1, solver_call=1)
+    assert Layout.of(plan, one) == Layout(((0, 2), (1,)), (0, 1, 0))
+    assert Layout.of(plan, both) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
+    assert Layout.of(off, both) == Layout(((1,), (3, 5), (4,)), (1, 0, 1, 1, 2, 1))
+    assert Layout.of(off, second) == Layout(((1,),), (-1, 0, -1))
+    assert Layout.of(off, later).is_whole
 
 
 def test_conditions() -> None:

@@ -9,8 +9,9 @@ import diffusers
 import pytest
 from tiny import tiny
 
+from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
-from sagediff.pipelines.loading import SCHEDULERS, load_for_planning, load_pipeline
+from sagediff.pipelines.loading import load_for_planning, load_pipeline
 from sagediff.plan.sharing import Sharing
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.sampler import SharedSampler

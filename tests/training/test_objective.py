@@ -73,10 +73,16 @@ def test_the_hand_over_leads_the_groups_state_to_the_member(kind: str) -> None:
     z, mean, e = (torch.randn(3, 2, 3, 3, dtype=torch.float64) for _ in range(3))
     branch = process.timesteps(torch.tensor([0.3, 0.5, 0.7]))
     shared = process.state(mean, e, branch)
-    own = process.handover_noise(z, shared, branch)
+    own = process.noise_seen(z, shared, branch)
     torch.testing.assert_close(process.state(z, own, branch), shared)
     alpha, sigma = (rows_of(level, z) for level in process.levels(branch))
     torch.testing.assert_close(own, e + alpha / sigma * (mean - z))
+
+
+def test_flow_with_a_solver_for_diffusion_is_refused() -> None:
+    """Its noise levels are not those of the schedule that it holds."""
+    with pytest.raises(UnsupportedPipelineError, match="'flow' with DPMSolverMultistepScheduler"):
+        ForwardProcess.of(SCHEDULERS["dpmpp_flow"]())
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler", "heun", "flow"])
@@ -143,7 +149,7 @@ def test_a_model_that_knows_the_mean_rolls_out_to_the_state_made_from_it(kind: s
     state = roll_out(model, process, {}, e, branch, steps)
     # sampling starts from noise alone, where the process has a little of the image left
     start = process.timesteps(torch.zeros(3))
-    seen = process.handover_noise(mean, process.state(torch.zeros_like(e), e, start), start)
+    seen = process.noise_seen(mean, process.state(torch.zeros_like(e), e, start), start)
     expected = process.state(mean, seen, process.timesteps(branch))
     torch.testing.assert_close(state, expected, rtol=1e-3, atol=1e-3)
 
@@ -169,7 +175,7 @@ def test_a_rolled_out_state_is_the_models_own_and_leads_to_the_member() -> None:
     predicted = last * batch.group_conditions["c"].mean(1).view(-1, 1, 1, 1)
     end = process.state(*process.split(predicted, last, now), then)
     states, timesteps, _ = (part[2:] for part in trained)
-    noise = process.handover_noise(batch.latents, end[batch.node], then[batch.node])
+    noise = process.noise_seen(batch.latents, end[batch.node], then[batch.node])
     torch.testing.assert_close(states, process.state(batch.latents, noise, timesteps))
 
 

@@ -1,1 +1,1 @@
-"""What a denoiser call is, as data: families, conditions, caches, micro-batches. Knows no plan."""
+"""What a denoiser call is, as data: families, conditions, caches, micro-batches, schedulers. Knows no plan."""

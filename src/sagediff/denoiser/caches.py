@@ -11,20 +11,24 @@ knows a denoiser or a plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers.hooks.hooks import ModelHook, StateManager
+from diffusers.hooks.hooks import ModelHook
 from torch import Tensor
 
+from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.denoiser.private_names import (
+    class_of_states,
+    current_state,
+    forget_managed_states,
+    stateful_hooks,
+)
 from sagediff.errors import UnsupportedPipelineError
 
-REGISTRY = (
-    "_diffusers_hook"  # a module's HookRegistry; tests/sampling/test_hook.py guards diffusers' private name
-)
 Sources = tuple[tuple[int, ...], ...]
 """For every row run, the rows of the call that it stands for (`hook.Layout.sources`)."""
 
@@ -98,7 +102,7 @@ class CacheRows:
         """
         self._run = run
         self._sources = {}
-        self._hooks = list(_stateful_hooks(self._module))
+        self._hooks = list(stateful_hooks(self._module))
         for hook in self._hooks:
             self._check(hook)
         self.clear()
@@ -107,31 +111,27 @@ class CacheRows:
         """Forget all. The context that a pipeline may have set for the call under way stays."""
         for hook in self._hooks:
             for value in vars(hook).values():
-                if isinstance(value, StateManager):
-                    value._state_cache.clear()
-                elif type(value).__name__ in MEMORIES:
+                forget_managed_states(value)
+                if type(value).__name__ in MEMORIES:
                     value.reset()
 
-    def follow(self, sources: Sources, second: bool, run: int, step: int) -> None:
+    def follow(self, call: DenoiserCall, sources: Sources) -> None:
         """A denoiser call is about to run: bring what was remembered into the order of its rows.
 
         Args:
             sources: the rows to run.
-            second: the call is a step's second, negative one.
-            run: number of the pipeline's run, to tell a new one.
-            step: number of the scheduler call, from 0.
 
         Raises:
             UnsupportedPipelineError: a memory that does not hold a row for each row of the call before, or one for
                 both calls of a step.
         """
-        if run != self._run:
-            self.begin(run)
+        if call.run != self._run:
+            self.begin(call.run)
         if not self._hooks:
             return
-        before = self._sources.get(second)
-        self._sources[second] = sources
-        if second and sources and any(_has_one_state(hook) for hook in self._hooks):
+        before = self._sources.get(call.is_second)
+        self._sources[call.is_second] = sources
+        if call.is_second and sources and any(_has_one_state(hook) for hook in self._hooks):
             raise UnsupportedPipelineError(
                 "the cache on the denoiser keeps one memory for both of a step's calls (PyramidAttentionBroadcast and "
                 "FasterCache do), which cannot be told apart while prompts share: leave guidance by a second call "
@@ -146,7 +146,7 @@ class CacheRows:
             if None not in places:
                 _take(state, memory.rows, torch.tensor(places), len(before))
             elif memory.forget is not None:
-                memory.forget(state, step)
+                memory.forget(state, call.solver_call)
             elif memory.rows:
                 raise UnsupportedPipelineError(
                     f"the cache on the denoiser ({type(state).__name__}) has nothing to go on with for rows that were "
@@ -157,24 +157,14 @@ class CacheRows:
         """The states that the call under way will use, each once."""
         found: dict[int, Any] = {}
         for hook in self._hooks:
-            for value in vars(hook).values():
-                if isinstance(value, StateManager):
-                    if value._context is None:
-                        continue  # never called yet: nothing is remembered
-                    value = cast("Any", value).get_state()
-                if type(value).__name__ in MEMORIES:
-                    found[id(value)] = value
+            for state in map(current_state, vars(hook).values()):
+                if type(state).__name__ in MEMORIES:
+                    found[id(state)] = state
         return list(found.values())
 
     def _check(self, hook: ModelHook) -> None:
-        names = [
-            cast("type", value._state_cls).__name__
-            if isinstance(value, StateManager)
-            else type(value).__name__
-            for value in vars(hook).values()
-        ]
         name = type(hook).__name__
-        if not any(known in MEMORIES for known in names):
+        if not any(class_of_states(value) in MEMORIES for value in vars(hook).values()):
             raise UnsupportedPipelineError(
                 f"the denoiser carries a cache ({name}) whose memory sharing does not know: disable it "
                 f"(`disable_cache()`), or add its state to sagediff.denoiser.caches.MEMORIES"
@@ -191,13 +181,6 @@ class CacheRows:
                 f"micro-batch would overwrite what the one before remembered; set micro_batch_size=None and make "
                 f"waves smaller instead, or disable the cache (`disable_cache()`)"
             )
-
-
-def _stateful_hooks(module: torch.nn.Module) -> Iterator[ModelHook]:
-    for part in module.modules():
-        registry = vars(part).get(REGISTRY)
-        if registry is not None:
-            yield from (hook for hook in registry.hooks.values() if hook._is_stateful)
 
 
 def _has_one_state(hook: ModelHook) -> bool:

@@ -1,4 +1,4 @@
-"""What a denoiser's call looks like, as data: `Family`, one row of the table in `family_table.py`.
+"""What a denoiser's call looks like, as data: `Family`, one row of the table in `table.py`.
 
 A family turns the arguments of a call into one tensor each with a row per sample, and back.  Lists of tensors
 are padded into one on the way; which tokens are words and which are padding is told with them.  It knows no

@@ -1,4 +1,4 @@
-"""Which family a pipeline's denoiser belongs to.  The table itself is `family_table.py`."""
+"""Which family a pipeline's denoiser belongs to.  The table itself is `table.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sagediff.denoiser.family import Family, GuidanceKind, Role
+from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import UnsupportedPipelineError
 
@@ -42,11 +43,12 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
 
 
 def family_of(denoiser: torch.nn.Module) -> Family:
-    """The table's entry for a denoiser (not a compiled wrapper of it) or for one of its base classes.
+    """The table's entry for a denoiser's class, compiled or not, or for one of its base classes.
 
     Raises:
         UnsupportedPipelineError: none is known.
     """
+    denoiser = unwrapped(denoiser)
     for cls in type(denoiser).__mro__:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from sagediff.errors import InputError
 
@@ -12,7 +12,29 @@ _LEAST = 4  # rows of the smallest micro-batch that is tried
 _WORSE = 1.05  # a size this much slower than the best one ends the search for smaller ones
 
 
-class MicroBatches:
+@runtime_checkable
+class MicroBatches(Protocol):
+    """Says how many rows are run at once, and is told how that went."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether nothing is left to be measured."""
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every call is run at once, whatever its rows."""
+
+    def size(self, rows: int) -> int:
+        """Rows to run at once in a call of so many."""
+
+    def measured(self, rows: int, size: int, seconds: float) -> None:
+        """A call of so many rows took so long, run `size` rows at a time."""
+
+    def did_not_fit(self, size: int) -> bool:
+        """The memory did not hold so many rows. Returns whether there is a smaller size to try."""
+
+
+class MeasuredSize:
     """Finds the size that takes least time per row, over the calls of a run or of many.
 
     The first call tries all rows, the next ones half as many each time, as long as that is not slower; then the
@@ -31,16 +53,13 @@ class MicroBatches:
 
     @property
     def is_known(self) -> bool:
-        """Whether nothing is left to be measured."""
         return self.settled is not None
 
     @property
     def takes_all(self) -> bool:
-        """Whether every call is run at once, whatever its rows."""
         return False
 
     def size(self, rows: int) -> int:
-        """Rows to run at once in a call of so many."""
         if rows > self._rows:
             self._rows, self.settled = rows, None
         if rows < self._rows or self.settled is not None:  # too few to learn from, or learned
@@ -51,7 +70,6 @@ class MicroBatches:
         return size
 
     def measured(self, rows: int, size: int, seconds: float) -> None:
-        """A call of so many rows took so long, run `size` rows at a time."""
         if rows < self._rows or self.settled is not None:
             return
         self._seconds.setdefault(size, []).append(seconds / rows)
@@ -59,7 +77,6 @@ class MicroBatches:
             self.settled = self._best()
 
     def did_not_fit(self, size: int) -> bool:
-        """The memory did not hold so many rows. Returns whether there is a smaller size to try."""
         if size <= 1:
             return False
         self._too_large = min(size, self._too_large or size)
@@ -93,26 +110,20 @@ class MicroBatches:
             size = -(-size // 2)
 
 
-class FixedSize(MicroBatches):
+class FixedSize:
     """A size that the user named; None for all rows at once."""
 
+    is_known = True
+
     def __init__(self, size: int | None) -> None:
-        super().__init__()
-        self._fixed = size
-
-    @property
-    def is_known(self) -> bool:
-        return True
-
-    @property
-    def takes_all(self) -> bool:
-        return self._fixed is None
+        self._size = size
+        self.takes_all = size is None
 
     def size(self, rows: int) -> int:
-        return rows if self._fixed is None else min(rows, self._fixed)
+        return rows if self._size is None else min(rows, self._size)
 
     def measured(self, rows: int, size: int, seconds: float) -> None:
-        pass
+        pass  # nothing to learn
 
     def did_not_fit(self, size: int) -> bool:
         return False
@@ -122,12 +133,12 @@ def micro_batches(given: MicroBatch) -> MicroBatches:
     """What an option means.
 
     Raises:
-        InputError: neither a number of at least 1, "auto", None, nor a `MicroBatches`.
+        InputError: neither a number of at least 1, "auto", None, nor `MicroBatches` such as a `MeasuredSize`.
     """
     if isinstance(given, MicroBatches):
         return given
     if given == "auto":
-        return MicroBatches()
+        return MeasuredSize()
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
         return FixedSize(given)
     raise InputError(

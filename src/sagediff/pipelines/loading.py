@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.errors import InputError, UnsupportedPipelineError
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> class, changes to its configuration
-    "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "dpm++-beta": ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}),
-    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "ddim": ("DDIMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
-}
 BUILT_IN = {"demo": "builtin/scenes"}  # below the package; read as data, their code is not imported here
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -112,7 +100,7 @@ def load_pipeline(
     Args:
         name_or_path: "demo" for the built-in model, a local diffusers folder, or a hub id (the only case that
             uses the network).
-        scheduler: one of `SCHEDULERS` in place of the model's own; its configuration is taken over.
+        scheduler: one of `denoiser.scheduler.SCHEDULERS` in place of the model's own; its configuration is taken over.
         kwargs: passed to `DiffusionPipeline.from_pretrained`.
 
     Raises:
@@ -136,34 +124,8 @@ def load_pipeline(
     if str(name_or_path) == "demo" and getattr(pipe, "unet", None) is not None:
         pipe.unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, equal but for rounding
     if scheduler is not None:
-        class_name, changes = SCHEDULERS[scheduler]
-        changes = changes | _flow_changes(
-            pipe.scheduler, getattr(diffusers, class_name), changes, name_or_path
-        )
-        pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
+        pipe.scheduler = scheduler_like(pipe.scheduler, scheduler, name_or_path)
     return pipe
-
-
-def _flow_changes(own: Any, kind: type, changes: dict[str, Any], model: str | Path) -> dict[str, Any]:
-    """What to change in a scheduler's configuration so that one of another kind treats flow as it does.
-
-    Some models are made for flow matching with a solver for diffusion that knows flow too (Sana, Wan).
-
-    Raises:
-        InputError: one of them is for flow matching, the other is not.
-    """
-    matching, wants_matching = (name.startswith("FlowMatch") for name in (type(own).__name__, kind.__name__))
-    knows_flow = "use_flow_sigmas" in inspect.signature(kind).parameters and not changes.get(
-        "use_beta_sigmas"
-    )
-    is_flow = matching or bool(own.config.get("use_flow_sigmas"))
-    if (wants_matching and not is_flow) or (not wants_matching and is_flow and (matching or not knows_flow)):
-        raise InputError(
-            f"the scheduler {kind.__name__} does not fit the model {str(model)!r}, which was made for "
-            f"{type(own).__name__}{'' if matching or not is_flow else ' with flow'}: one of them is for flow "
-            f"matching, the other is not"
-        )
-    return {"shift": own.config.flow_shift} if wants_matching and not matching else {}
 
 
 def _cannot_load(name_or_path: str | Path, error: Exception) -> InputError:

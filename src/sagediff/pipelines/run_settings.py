@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
 from sagediff.files.json_object import read_object
 from sagediff.options import check, check_value, option
-from sagediff.pipelines.loading import BUILT_IN, SCHEDULERS, built_in_folder, model_folder
+from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
 from sagediff.pipelines.lora import lora_file, sharing_record
 from sagediff.plan.sharing import Sharing, for_guidance
 

@@ -3,7 +3,6 @@ its own loop."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,10 +13,11 @@ from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.hook import DenoiserHook, HookInstalled
+from sagediff.sampling.noise import MemberNoise
+from sagediff.sampling.record_replay import Record, RecordReplay, steps_to_record
 from sagediff.sampling.run import SharedRun
-from sagediff.sampling.solver import SchedulerTap
-from sagediff.sampling.tape import Record, Tape, steps_to_record
 from sagediff.sampling.trajectory import Trajectory
+from sagediff.sampling.wrapped_scheduler import WrappedScheduler
 
 
 @contextmanager
@@ -40,12 +40,12 @@ def shared_sampling(
     (`generator=plan.generators(seed)`). Afterwards the pipeline is as it was found, also after an error.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser class `families.FAMILIES` knows.
+        pipe: a diffusers pipeline whose denoiser class `denoiser.table.FAMILIES` knows.
         plan: which prompts share which steps.
         group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
         micro_batch_size: most denoiser rows run at once, None (default) for all.  Smaller takes less memory
             and changes no image beyond rounding.  "auto" measures, in the first steps, which size is fastest and
-            fits the memory; give a `MicroBatches` to several runs to measure once.
+            fits the memory; give a `MeasuredSize` to several runs to measure once.
         fresh_noise: part, in [0, 1], of the state's noise that is replaced at a prompt's branch point,
             variance kept.  Higher sets members of a group further apart, which equal prompts need; 0
             (default) hands the state over as it is.
@@ -74,42 +74,23 @@ def shared_sampling(
         StoppedError: out of the pipeline's call, when every prompt was dropped.
         PlanError: the pipeline is run with another number of steps than planned.
     """
-    _check_options(plan, fresh_noise, handover_noise, fresh_noise_rows, member_noise)
-    micro = micro_batches(micro_batch_size)
-    modules = denoisers_of(pipe)
-    if not hasattr(getattr(pipe, "scheduler", None), "step"):
-        raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
-    run = SharedRun(plan, steps_to_record(plan, record))
-    family = family_of(getattr(modules[0], "_orig_mod", modules[0]))
-    tape = Tape(run, replay or {}, family)
-    hooks = [DenoiserHook(pipe, module, run, tape, group_condition, micro) for module in modules]
-    tap = SchedulerTap(
-        pipe.scheduler, run, family.guidance, fresh_noise, fresh_noise_rows, member_noise, handover_noise
-    )
-    with ExitStack() as stack:
-        for module, hook in zip(modules, hooks, strict=True):
-            stack.enter_context(HookInstalled(module, hook))
-        stack.enter_context(tap)
-        yield run
-
-
-def _check_options(
-    plan: SharePlan,
-    fresh_noise: float,
-    handover_noise: float,
-    fresh_noise_rows: Sequence[bool] | None,
-    member_noise: Sequence[int] | None,
-) -> None:
     if not isinstance(plan, SharePlan):
         raise InputError(
             f"plan should be a SharePlan, got {type(plan).__name__} (SharePlan.from_groups(groups, "
             f"num_steps))"
         )
-    for option, strength in (("fresh_noise", fresh_noise), ("handover_noise", handover_noise)):
-        if not (math.isfinite(strength) and 0.0 <= strength <= 1.0):
-            raise InputError(f"{option} should be in [0, 1], got {strength!r}")
-    for name, values in (("fresh_noise_rows", fresh_noise_rows), ("member_noise", member_noise)):
-        if values is not None and len(values) != plan.num_prompts:
-            raise InputError(
-                f"{name} should hold one entry per prompt ({plan.num_prompts}), got {len(values)}"
-            )
+    micro = micro_batches(micro_batch_size)
+    modules = denoisers_of(pipe)
+    scheduler = getattr(pipe, "scheduler", None)
+    if not hasattr(scheduler, "step"):
+        raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
+    run = SharedRun(plan, steps_to_record(plan, record))
+    family = family_of(modules[0])
+    records = RecordReplay(run, replay or {}, family)
+    noise = MemberNoise(scheduler, plan, fresh_noise, fresh_noise_rows, member_noise, handover_noise)
+    hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]
+    with ExitStack() as stack:
+        for module, hook in zip(modules, hooks, strict=True):
+            stack.enter_context(HookInstalled(module, hook))
+        stack.enter_context(WrappedScheduler(scheduler, run, family.guidance, noise))
+        yield run

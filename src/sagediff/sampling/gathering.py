@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.lookup import Family
+from sagediff.denoiser.private_names import version_of
 
 _KEPT = 2  # sets of conditions: of a step's conditional and of its negative call, where those are two
 
@@ -111,7 +112,7 @@ def has_rows(family: Family, name: str, tensor: Tensor) -> bool:
 
 
 def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    return tuple(tensor._version for tensor in tensors.values())
+    return tuple(map(version_of, tensors.values()))
 
 
 def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:

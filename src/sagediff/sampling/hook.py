@@ -1,8 +1,8 @@
 """The hook on the denoiser: gather one row per node (`gathering.py`), run, spread the output over the members again.
 
 `DenoiserHook` does with real tensors what a `Layout` says; `HookInstalled` puts it on a module and takes it off,
-leaving no trace.  What is particular to a model is in `families.py`, what step it is in `run.py`, what is
-recorded and replayed in `tape.py`.
+leaving no trace.  What is particular to a model is in `denoiser/table.py`, what step it is in `run.py`, what is
+recorded and replayed in `record_replay.py`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from diffusers.hooks.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import ModelHook
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from sagediff.denoiser.caches import REGISTRY, CacheRows
+from sagediff.denoiser.caches import CacheRows
+from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
-from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.gathering import Gathering, has_rows
 from sagediff.sampling.layout import Layout
+from sagediff.sampling.record_replay import RecordReplay
 from sagediff.sampling.run import SharedRun
-from sagediff.sampling.tape import Tape
+from sagediff.sampling.shared_guidance import guidance_factor, reguided
 
 HOOK_NAME = "sagediff_shared_sampling"
 
@@ -48,7 +48,7 @@ class DenoiserHook(ModelHook):
         pipe: asked for its guidance scale and for its scheduler.
         module: the denoiser as the pipeline holds it.
         run: told of every call.
-        tape: records and replays.
+        records: records and replays.
         condition: makes the members' conditions into the group's.
         micro_batches: says how many rows one run of the module takes.
     """
@@ -58,23 +58,22 @@ class DenoiserHook(ModelHook):
         pipe: Any,
         module: torch.nn.Module,
         run: SharedRun,
-        tape: Tape,
+        records: RecordReplay,
         condition: GroupCondition,
         micro_batches: MicroBatches,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        inner = _unwrapped(module)
+        inner = unwrapped(module)
         self._pipe = pipe
         self._scheduler = pipe.scheduler
         self._class_name = type(inner).__name__
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner)
         self._run = run
-        self._tape = tape
+        self._records = records
         self._gathering = Gathering(self.family, condition)
         self._micro_batches = micro_batches
         self.caches = CacheRows(inner, micro_batches)
-        self._layouts: dict[tuple[object, ...], Layout] = {}
         self._first: Any = None  # output of the step's first call, for pipelines that make two
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -88,31 +87,29 @@ class DenoiserHook(ModelHook):
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
-        second = self._run.enter_denoiser(rows, self.family.guidance, self._guided(), self._scheduler)
-        plan, step = self._run.plan, self._run.step
-        shared: npt.NDArray[np.bool_] = np.asarray(plan.shared(step))
-        factor = self._guidance_factor(plan, shared, rows, second)
-        layout = self._layout(plan, step, rows, second)
-        self._check(tensors, rows, layout)
-        self.caches.follow(layout.sources, second, self._run.number, self._run.scheduler_call)
+        call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler)
+        factor = guidance_factor(self._pipe, self.family, self._run.plan, call)
+        layout = Layout.of(self._run.plan, call, self._run.abandoned())
+        self._check(call, tensors, layout)
+        self.caches.follow(call, layout.sources)
         sample = tensors[self.family.sample]
-        self._tape.check(sample, second)
+        self._records.check(call, sample)
 
         output: Any
         if layout.is_whole and rows <= self._micro_batches.size(rows) and self._micro_batches.is_known:
             output = forward(*args, **kwargs)
         else:
             output, kept = self._run_rows(forward, named, tensors, layout)
-            spread = self._spread(kept, layout, second, sample.device)
+            spread = self._spread(call, kept, layout, sample.device)
             if factor is not None:
-                spread = _reguide(spread, shared, factor, self.family.first == "negative")
-            self._tape.play(spread, second)
+                spread = reguided(spread, self._run.plan, call, factor)
+            self._records.replay(call, spread)
             if output is None:  # nothing run: answer in the form of the first call, or as asked for
-                output = self._first if second else self._form(named)
+                output = self._first if call.is_second else self._form(named)
             output = _in_form(spread, output)
-        self._tape.note(_sample_of(output, self._class_name), second, sample)
+        self._records.record(call, _sample_of(output, self._class_name), sample)
         if self.family.guidance == "two calls":
-            self._first = None if second else output
+            self._first = None if call.is_second else output
         self._run.leave_denoiser(len(layout.sources))
         return output
 
@@ -124,48 +121,7 @@ class DenoiserHook(ModelHook):
         except AttributeError:
             return None
 
-    def _guidance_factor(
-        self, plan: SharePlan, shared: npt.NDArray[np.bool_], rows: int, second: bool
-    ) -> float | None:
-        """(shared guidance - 1) / (pipeline's guidance - 1), where a shared guidance other than 1 applies.
-
-        Guidance scales count from the one that leaves the conditional prediction as it is, which the plan has
-        at 1 and the family at its `unguided_scale`.
-
-        Raises:
-            UnsupportedPipelineError: the pipeline does not say its own guidance scale.
-        """
-        guidance = plan.shared_guidance
-        if guidance is None or guidance == 1.0 or not shared.any():
-            return None
-        if second:
-            raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which "
-                f"{type(self._pipe).__name__} does not tell; only None (as the pipeline's) and 1.0 work with "
-                f"pipelines that call the denoiser twice per step"
-            )
-        if rows == plan.num_prompts:
-            return None  # no negative rows: there is no guidance to change
-        scale, unguided = getattr(self._pipe, "guidance_scale", None), self.family.unguided_scale
-        if not isinstance(scale, int | float) or scale == unguided:
-            raise UnsupportedPipelineError(
-                f"shared_guidance {guidance:g} needs the pipeline's `guidance_scale` to be a number "
-                f"other than {unguided:g}, but {type(self._pipe).__name__} has {scale!r}; use None or 1.0"
-            )
-        return (guidance - 1.0) / (float(scale) - unguided)
-
-    def _layout(self, plan: SharePlan, step: int, rows: int, second: bool) -> Layout:
-        unguided = step < plan.unguided_steps
-        left_out = self._run.abandoned()
-        replayed = plan.replays(step).tobytes()
-        key = (np.asarray(plan.partition(step)).tobytes(), unguided, rows, second, replayed, left_out)
-        if key not in self._layouts:
-            self._layouts[key] = Layout.of(
-                plan, step, rows // plan.num_prompts, second, self.family.first == "negative", left_out
-            )
-        return self._layouts[key]
-
-    def _check(self, tensors: Mapping[str, Tensor], rows: int, layout: Layout) -> None:
+    def _check(self, call: DenoiserCall, tensors: Mapping[str, Tensor], layout: Layout) -> None:
         """Sizes fit, and members hold the same rows.
 
         Raises:
@@ -176,15 +132,15 @@ class DenoiserHook(ModelHook):
             if not has_rows(self.family, name, tensor):
                 continue
             role = self.family.role(name)
-            if tensor.ndim == 0 or len(tensor) != rows:
+            if tensor.ndim == 0 or len(tensor) != call.rows:
                 raise UnsupportedPipelineError(
                     f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it "
-                    f"should begin with {rows}"
+                    f"should begin with {call.rows}"
                 )
-            if role == "row" and self._run.first_call:
+            if role == "row" and call.begins_run:
                 for members in layout.sources:
                     if len(members) > 1 and not (tensor[list(members[1:])] == tensor[members[0]]).all():
-                        prompts = [member % self._run.plan.num_prompts for member in members]
+                        prompts = [member % call.prompts for member in members]
                         raise InputError(
                             f"prompts {prompts} share their first steps, but `{name}` differs between "
                             f"them: members of a group must start from the same noise and size "
@@ -244,16 +200,18 @@ class DenoiserHook(ModelHook):
         rows: Any = [] if self.family.sample in self.family.lists else None
         return Prediction(sample=rows) if named.get("return_dict", True) else (rows,)
 
-    def _spread(self, kept: Tensor | None, layout: Layout, second: bool, device: torch.device) -> Tensor:
+    def _spread(
+        self, call: DenoiserCall, kept: Tensor | None, layout: Layout, device: torch.device
+    ) -> Tensor:
         """(rows run, ...) to (rows of the call, ...); zeros where nothing was run."""
         places = torch.tensor(layout.spread, device=device)
         if -1 not in layout.spread:
             assert kept is not None
             return kept.index_select(0, places)
-        if second:
+        if call.is_second:
             spread = _sample_of(self._first, self._class_name).clone()
         else:
-            like = self._tape.like() if kept is None else kept
+            like = self._records.like() if kept is None else kept
             spread = torch.zeros((len(places), *like.shape[1:]), dtype=like.dtype, device=device)
         if kept is not None:
             run = places >= 0
@@ -275,15 +233,14 @@ class HookInstalled:
 
     def __enter__(self) -> DenoiserHook:
         module = self._module
-        if getattr(module, "_compiled_call_impl", None) is not None:
+        if is_compiled_in_place(module):
             raise UnsupportedPipelineError(
                 f"{type(module).__name__} was compiled in place (`module.compile()`), which would compile sharing with "
                 f"it; wrap it instead (`pipe.transformer = torch.compile(pipe.transformer)`), or compile its blocks "
                 f"(`compile_repeated_blocks()`)"
             )
-        self._had_registry = REGISTRY in vars(module)
-        self._had_forward = "forward" in vars(module)
-        registry = _registry_of(module)
+        self._had_registry, self._had_forward = REGISTRY in vars(module), "forward" in vars(module)
+        registry = registry_of(module)
         if registry.get_hook(HOOK_NAME) is not None:
             raise InputError(
                 "shared_sampling is already active on this pipeline's denoiser; leave that context before "
@@ -296,7 +253,7 @@ class HookInstalled:
     def __exit__(self, *exc: object) -> None:
         module = self._module
         self._hook.caches.clear()  # what an aborted run remembered has the rows of nodes
-        registry = _registry_of(module)
+        registry = registry_of(module)
         found = vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
         if found is not self._forward and not registry.hooks:
@@ -310,22 +267,6 @@ class HookInstalled:
             vars(module).pop("forward", None)  # the class's own shows again
         if not self._had_registry and not registry.hooks:
             vars(module).pop(REGISTRY, None)
-
-
-def _registry_of(module: torch.nn.Module) -> HookRegistry:
-    """The module's own registry of hooks.
-
-    Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
-    inside, whose hooks would be compiled with it.
-    """
-    if REGISTRY not in vars(module):
-        vars(module)[REGISTRY] = HookRegistry(module)
-    return cast("HookRegistry", vars(module)[REGISTRY])
-
-
-def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside a `torch.compile` wrapper."""
-    return getattr(module, "_orig_mod", module)
 
 
 def _sample_of(output: Any, class_name: str) -> Tensor:
@@ -345,19 +286,3 @@ def _in_form(prediction: Tensor, form: Any) -> Any:
     sample = form[0] if isinstance(form, tuple) else form.sample
     rows = list(prediction.unbind(0)) if isinstance(sample, list) else prediction
     return (rows,) if isinstance(form, tuple) else type(form)(sample=rows)
-
-
-def _reguide(
-    prediction: Tensor, shared: npt.NDArray[np.bool_], factor: float, negative_first: bool
-) -> Tensor:
-    """Move the negative half of shared prompts so that the pipeline's guidance s comes out as the shared
-    guidance g.
-
-    With u' = c + (g - 1) / (s - 1) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The
-    conditional half stays, so that a guidance rescaling that looks at it sees the model's own.
-    """
-    halves = prediction.chunk(2)
-    negative, conditional = halves if negative_first else halves[::-1]
-    flags = torch.from_numpy(shared).to(prediction.device).view(-1, *[1] * (prediction.ndim - 1))
-    moved = torch.where(flags, conditional + factor * (negative - conditional), negative)
-    return torch.cat([moved, conditional] if negative_first else [conditional, moved])

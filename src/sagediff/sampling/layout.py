@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sagediff.denoiser.call import DenoiserCall
 from sagediff.plan.share_plan import SharePlan
 
 
@@ -30,26 +31,15 @@ class Layout:
         return self.spread == tuple(range(len(self.sources)))
 
     @classmethod
-    def of(
-        cls,
-        plan: SharePlan,
-        step: int,
-        halves: int,
-        second: bool,
-        negative_first: bool = True,
-        left_out: Collection[int] = (),
-    ) -> Layout:
-        """The layout of a call at a step.
+    def of(cls, plan: SharePlan, call: DenoiserCall, left_out: Collection[int] = ()) -> Layout:
+        """The layout of a call.
 
         Args:
-            halves: 2 when the call carries negative and conditional rows; 1 when it carries one row per prompt.
-            second: the call is a step's second, negative one.
-            negative_first: of two halves the first is the negative one.
             left_out: prompts whose nodes are not run, because nobody wants them any more.  Replayed ones are not
                 run either way.
         """
-        nodes = [int(node) for node in plan.partition(step)]
-        idle = {nodes[prompt] for prompt in (*np.flatnonzero(plan.replays(step)), *left_out)}
+        nodes = [int(node) for node in plan.partition(call.step)]
+        idle = {nodes[prompt] for prompt in (*np.flatnonzero(plan.replays(call.step)), *left_out)}
         members: dict[int, list[int]] = {}
         for prompt, node in enumerate(nodes):
             members.setdefault(node, []).append(prompt)
@@ -57,14 +47,13 @@ class Layout:
         spread: list[int] = []
         conditional: dict[int, int] = {}
         negative_skipped: list[tuple[int, int]] = []  # (row of the call, node): takes the conditional output
-        for half in range(halves):
-            is_negative = second or (halves == 2 and (half == 0) == negative_first)
+        for first_row, is_negative in call.halves():
             run_as: dict[int, int] = {}
             for node, of_node in members.items():
-                if node in idle or (is_negative and not plan.runs_negative(step, len(of_node))):
+                if node in idle or (is_negative and not plan.runs_negative(call.step, len(of_node))):
                     continue
                 run_as[node] = len(sources)
-                sources.append(tuple(half * len(nodes) + prompt for prompt in of_node))
+                sources.append(tuple(first_row + prompt for prompt in of_node))
             if not is_negative:
                 conditional = run_as
             for node in nodes:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from sagediff.denoiser.lookup import FAMILIES
+from sagediff.denoiser.scheduler import planned_calls
 from sagediff.errors import InputError
 from sagediff.plan.compatibility import group_requests
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import ImageRequest, as_requests
-from sagediff.sampling.run import planned_calls
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.private_names import unwrapped
+from sagediff.denoiser.scheduler import noise_levels_of
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
@@ -19,7 +21,6 @@ from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.run import SharedRun
-from sagediff.sampling.solver import noise_levels_of
 from sagediff.sampling.wave import run_wave
 
 _OWN = {
@@ -85,7 +86,7 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
-        denoiser = _plain(denoiser_of(pipe))
+        denoiser = unwrapped(denoiser_of(pipe))
         if family_of(denoiser).makes != "images":
             raise UnsupportedPipelineError(
                 f"SharedSampler makes images, and {type(pipe).__name__} makes videos: group and plan yourself "
@@ -252,8 +253,3 @@ def _one_per_prompt(name: str, value: Any, count: int) -> bool:
 def _check_keywords(kwargs: dict[str, Any]) -> None:
     if taken := sorted(_OWN & set(kwargs)):
         raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
-
-
-def _plain(module: Any) -> Any:
-    """The module behind torch.compile's wrapper."""
-    return getattr(module, "_orig_mod", module)

@@ -18,8 +18,8 @@ from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.decoding import decoding_in_parts
+from sagediff.sampling.record_replay import Record
 from sagediff.sampling.run import SharedRun
-from sagediff.sampling.tape import Record
 from sagediff.sampling.trajectory import Trajectory
 
 OnStep = Callable[[SharedRun, Mapping[str, Any]], None]

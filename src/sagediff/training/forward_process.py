@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from sagediff.denoiser.scheduler import prediction_type
 from sagediff.errors import UnsupportedPipelineError
 
 Conditions: TypeAlias = Mapping[str, Tensor]
@@ -61,9 +62,13 @@ class ForwardProcess:
         grid = torch.as_tensor(scheduler.timesteps).float()
         grid = grid[torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])]  # Heun's method tells each twice
         cumulative = getattr(scheduler, "alphas_cumprod", None)
-        kind = "flow" if cumulative is None else str(config.prediction_type)
-        if kind not in ("epsilon", "v_prediction", "sample", "flow"):
-            raise UnsupportedPipelineError(f"training does not know the prediction type {kind!r}")
+        kind = prediction_type(scheduler)
+        if kind not in ("epsilon", "v_prediction", "sample", "flow") or (kind == "flow") != (
+            cumulative is None
+        ):
+            raise UnsupportedPipelineError(
+                f"training does not know the prediction type {kind!r} with {type(scheduler).__name__}"
+            )
         return cls(
             kind,
             grid,
@@ -127,7 +132,7 @@ class ForwardProcess:
         capped = snr.clamp(max=gamma)
         return {"epsilon": capped / snr, "v_prediction": capped / (snr + 1), "sample": capped}[self.kind]
 
-    def handover_noise(self, clean: Tensor, state: Tensor, branch: Tensor) -> Tensor:
+    def noise_seen(self, clean: Tensor, state: Tensor, branch: Tensor) -> Tensor:
         """The noise that member n sees in the group's state at the branch timestep: e_n = (x - a z_n) / b.
 
         For x = a z-bar + b e that is e + (a / b) (z-bar - z_n)   (METHOD "hand-over").

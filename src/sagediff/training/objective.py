@@ -103,7 +103,7 @@ def sage_terms(
             predict, process, {k: rows[rolled] for k, rows in batch.group_conditions.items()},
             group_noise[rolled], branch[rolled], ROLLOUT_STEPS,
         )  # fmt: skip
-    taken_over = process.handover_noise(z, handed_over[node], branch_t[node])
+    taken_over = process.noise_seen(z, handed_over[node], branch_t[node])
     noise = torch.where(handed.view(-1, *[1] * (z.ndim - 1)), taken_over, own_noise)
 
     guided = batch.guided_conditions()

@@ -1,7 +1,7 @@
 """A pipeline's denoiser, callable on any states and timesteps: how training speaks to a model family.
 
 Conditions are not made anew for each family: the pipeline is run up to its first denoiser call and what it
-passes there is kept, sorted by the family's table (`families.py`). So training knows no encoder and no
+passes there is kept, sorted by the family's table (`denoiser/table.py`). So training knows no encoder and no
 argument name, and gives the denoiser what sampling will give it.
 """
 

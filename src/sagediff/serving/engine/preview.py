@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sagediff.denoiser.lookup import denoiser_of
+from sagediff.denoiser.private_names import unwrapped
 
 _PLAIN_LATENTS = (
     "UNet2DConditionModel",
@@ -23,10 +24,8 @@ def previewer_of(pipe: Any) -> Previewer | None:
     """How this pipeline's latents are shown; None where they are packed or normalised in a way of their own, and where
     images are therefore shown only when finished."""
     vae, processor = getattr(pipe, "vae", None), getattr(pipe, "image_processor", None)
-    denoiser = denoiser_of(pipe)
-    inner = getattr(denoiser, "_orig_mod", denoiser)
     if (
-        type(inner).__name__ not in _PLAIN_LATENTS
+        type(unwrapped(denoiser_of(pipe))).__name__ not in _PLAIN_LATENTS
         or type(vae).__name__ != "AutoencoderKL"
         or processor is None
     ):

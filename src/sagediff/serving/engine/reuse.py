@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sagediff.denoiser.lookup import denoiser_of
+from sagediff.denoiser.private_names import unwrapped
 from sagediff.errors import InputError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
@@ -68,12 +69,11 @@ class Reuse:
     def __init__(self, pipe: Any, use: CacheUse, across_tenants: bool) -> None:
         self._use, self._across_tenants = use, across_tenants
         self._default_guidance = default_guidance(type(pipe))
-        denoiser = denoiser_of(pipe)
         self._base = CacheKey(
             tenant="", model=use.identify(pipe), lora=use.lora, scheduler=type(pipe.scheduler).__name__,
             scheduler_config=config_text(pipe.scheduler.config), num_steps=1, branch_step=1, guidance_scale=0.0,
             sharing="", height=0, width=0,
-            dtype=str(getattr(denoiser, "_orig_mod", denoiser).dtype),
+            dtype=str(unwrapped(denoiser_of(pipe)).dtype),
         )  # fmt: skip
 
     def key(self, request: QueuedRequest, sharing: Sharing, guidance: float | None) -> CacheKey:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sagediff.denoiser.scheduler import noise_levels_of
 from sagediff.errors import StoppedError, UnsupportedPipelineError
 from sagediff.plan.compatibility import Embed, group_requests
 from sagediff.plan.share_plan import SharePlan
@@ -19,7 +20,6 @@ from sagediff.plan.waves import WaveTask, noise_seeds, repeats
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.run import SharedRun
-from sagediff.sampling.solver import noise_levels_of
 from sagediff.sampling.wave import OnStep, run_wave
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone

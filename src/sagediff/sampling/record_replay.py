@@ -1,16 +1,17 @@
-"""`Tape`: puts recorded answers of the denoiser in place of computed ones, and takes down what is to be recorded.
+"""`RecordReplay`: keeps answers of the denoiser for later runs, and puts kept ones in place of computed ones.
 
 It knows where a run stands and which row of a call is whose; not the module, nor how rows are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.family import Family
 from sagediff.errors import InputError
 from sagediff.plan.share_plan import SharePlan
@@ -21,7 +22,7 @@ Record: TypeAlias = Sequence[int | Sequence[int]] | Mapping[int, int]
 """Prompts, or groups of prompts, whose shared steps are recorded; or how many first steps of which prompt."""
 
 
-class Tape:
+class RecordReplay:
     """Records and replays; one for all denoisers of a pipeline.
 
     Args:
@@ -39,24 +40,25 @@ class Tape:
         self._replay = dict(replay)
         self._family = family
 
-    def check(self, sample: Tensor, second: bool) -> None:
+    def check(self, call: DenoiserCall, sample: Tensor) -> None:
         """Before a call runs: what is replayed fits this run.
 
         Args:
             sample: (rows, ...) the noisy latents.
-            second: the call is a step's second, negative one.
 
         Raises:
             InputError: other timesteps, size or noise, or only one of both runs is guided.
         """
-        run, plan = self._run, self._run.plan
+        plan, begins_run = self._run.plan, call.begins_run and not call.is_second
         # a pipeline that calls twice per step does not show that it guides before its second call
-        knows_guidance = self._family.guidance == "batched" or second or not run.first_call
+        knows_guidance = self._family.guidance == "batched" or not begins_run
         for prompt, trajectory in self._replay.items():
             where = f"prompt {prompt} cannot replay its trajectory"
-            if run.first_call and not second:
+            if begins_run:
                 steps = (plan.replayed_steps or ())[prompt]
-                check_timesteps(trajectory, steps, plan.calls_per_step or (), run.timesteps, where)
+                check_timesteps(
+                    trajectory, steps, plan.calls_per_step or (), self._run.schedule.timesteps, where
+                )
                 if tuple(sample.shape[1:]) != trajectory.sample_shape:
                     raise InputError(
                         f"{where}: it was recorded with latents of shape {trajectory.sample_shape}, this run has "
@@ -79,54 +81,40 @@ class Tape:
         trajectory = next(iter(self._replay.values()))
         return trajectory.row(0, negative=False)[None]
 
-    def play(self, prediction: Tensor, second: bool) -> None:
+    def replay(self, call: DenoiserCall, prediction: Tensor) -> None:
         """Put what is replayed in this call into the prediction (rows, ...), in place.
 
         Raises:
             InputError: it is of another shape or dtype than what this run's denoiser makes.
         """
-        run = self._run
-        for prompt in run.plan.replays(run.step).nonzero()[0].tolist():
-            for place, negative in self._places(prompt, len(prediction), second):
-                row = self._replay[prompt].row(run.scheduler_call, negative)
+        for prompt in self._run.plan.replays(call.step).nonzero()[0].tolist():
+            for first_row, negative in call.halves():
+                row = self._replay[prompt].row(call.solver_call, negative)
                 if row.shape != prediction.shape[1:] or row.dtype != prediction.dtype:
                     raise InputError(
                         f"prompt {prompt} cannot replay its trajectory: it holds {row.dtype} of shape "
                         f"{tuple(row.shape)}, this run's denoiser makes {prediction.dtype} of shape "
                         f"{tuple(prediction.shape[1:])}"
                     )
-                prediction[place] = row.to(prediction.device)
+                prediction[first_row + prompt] = row.to(prediction.device)
 
-    def note(self, prediction: Tensor, second: bool, sample: Tensor) -> None:
-        """Take down what the pipeline is about to see, for the prompts that are recorded.
+    def record(self, call: DenoiserCall, prediction: Tensor, sample: Tensor) -> None:
+        """Keep what the pipeline is about to see, of the prompts that are recorded.
 
         Args:
             prediction: (rows, ...) as the pipeline will see it.
             sample: (rows, ...) the noisy latents.
         """
         run = self._run
-        replays = run.plan.replays(run.step)
+        replays = run.plan.replays(call.step)
         for prompt, recording in run.recordings.items():
-            if run.step >= recording.num_steps:
+            if call.step >= recording.num_steps:
                 continue
             if prompt in run.abandoned() and not replays[prompt]:
                 recording.give_up()
                 continue
-            rows = {
-                negative: prediction[place]
-                for place, negative in self._places(prompt, len(prediction), second)
-            }
-            recording.note(run.scheduler_call, rows, sample[prompt])
-
-    def _places(self, prompt: int, rows: int, second: bool) -> Iterator[tuple[int, bool]]:
-        """The prompt's rows in a call, each with whether it is the negative one."""
-        prompts = self._run.plan.num_prompts
-        if rows == prompts:
-            yield prompt, second
-            return
-        negative_first = self._family.first == "negative"
-        yield prompt, negative_first
-        yield prompts + prompt, not negative_first
+            rows = {negative: prediction[first_row + prompt] for first_row, negative in call.halves()}
+            recording.note(call.solver_call, rows, sample[prompt])
 
 
 def steps_to_record(plan: SharePlan, record: Record) -> dict[int, int]:

@@ -1,0 +1,76 @@
+"""The private names of diffusers and torch that sharing relies on: nothing else in the package uses one.
+
+diffusers keeps a registry of hooks on a module, and what a cache remembers in a `StateManager`; torch wraps a compiled
+module, or compiles it in place.  `tests/denoiser/test_private_names.py` fails when one of them is renamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
+from torch import Tensor
+
+REGISTRY = "_diffusers_hook"  # attribute of a module: its registry of hooks
+
+
+def unwrapped(module: Any) -> Any:
+    """The module inside a `torch.compile` wrapper; any other as it is."""
+    return getattr(module, "_orig_mod", module)
+
+
+def is_compiled_in_place(module: torch.nn.Module) -> bool:
+    """Whether `module.compile()` was called, which leaves no wrapper."""
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that grows whenever the tensor is written to."""
+    return tensor._version
+
+
+# -- hooks on a module -----------------------------------------------------------------------------
+
+
+def registry_of(module: torch.nn.Module) -> HookRegistry:
+    """The module's own registry of hooks; it gets one where it has none.
+
+    Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
+    inside, whose hooks would be compiled with it.
+    """
+    if REGISTRY not in vars(module):
+        vars(module)[REGISTRY] = HookRegistry(module)
+    return cast("HookRegistry", vars(module)[REGISTRY])
+
+
+def stateful_hooks(module: torch.nn.Module) -> Iterator[ModelHook]:
+    """The hooks that remember something, of a module and all its parts."""
+    for part in module.modules():
+        registry = vars(part).get(REGISTRY)
+        if registry is not None:
+            yield from (hook for hook in registry.hooks.values() if hook._is_stateful)
+
+
+# -- what a hook remembers -------------------------------------------------------------------------
+
+
+def class_of_states(value: Any) -> str:
+    """Name of the class of the states that a hook's attribute manages, or of the attribute itself."""
+    kind: Any = value._state_cls if isinstance(value, StateManager) else type(value)
+    return str(kind.__name__)
+
+
+def current_state(value: Any) -> Any:
+    """The state that the call under way will use, of those that a hook's attribute manages; None before its first
+    call, when nothing is remembered.  Any other attribute as it is."""
+    if not isinstance(value, StateManager):
+        return value
+    return None if value._context is None else cast("Any", value).get_state()
+
+
+def forget_managed_states(value: Any) -> None:
+    """Clear all states that a hook's attribute manages, if it does; which of them the call under way will use stays."""
+    if isinstance(value, StateManager):
+        value._state_cache.clear()

@@ -1,0 +1,242 @@
+"""What sharing knows of schedulers: solvers by short name, calls of the denoiser per step, predictions, noise levels.
+
+Nothing else in the package recognises a scheduler by its class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> class, changes to its configuration
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "dpm++-beta": ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}),
+    "dpm++-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "ddim": ("DDIMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
+}
+
+
+def scheduler_like(own: Any, name: str, model: str | Path) -> Any:
+    """The scheduler of a short name, with the configuration of the model's own.
+
+    Some models are made for flow matching with a solver for diffusion that knows flow too (Sana, Wan).
+
+    Args:
+        own: the model's scheduler.
+        name: one of `SCHEDULERS`.
+        model: named in the error.
+
+    Raises:
+        InputError: one of them is for flow matching, the other is not.
+    """
+    import diffusers
+
+    class_name, changes = SCHEDULERS[name]
+    kind = getattr(diffusers, class_name)
+    matching, wants_matching = (cls.__name__.startswith("FlowMatch") for cls in (type(own), kind))
+    knows_flow = "use_flow_sigmas" in inspect.signature(kind).parameters and not changes.get(
+        "use_beta_sigmas"
+    )
+    is_flow = matching or bool(own.config.get("use_flow_sigmas"))
+    if (wants_matching and not is_flow) or (not wants_matching and is_flow and (matching or not knows_flow)):
+        raise InputError(
+            f"the scheduler {class_name} does not fit the model {str(model)!r}, which was made for "
+            f"{type(own).__name__}{'' if matching or not is_flow else ' with flow'}: one of them is for flow "
+            f"matching, the other is not"
+        )
+    shift = {"shift": own.config.flow_shift} if wants_matching and not matching else {}
+    return kind.from_config(own.config, **changes, **shift)
+
+
+def _is_a(scheduler: Any, class_name: str) -> bool:
+    return any(cls.__name__ == class_name for cls in type(scheduler).__mro__)
+
+
+# -- calls and timesteps ---------------------------------------------------------------------------
+
+
+def _begin_index(scheduler: Any) -> int:
+    """Of the first timestep that is taken; image-to-image pipelines begin later."""
+    return getattr(scheduler, "begin_index", None) or 0
+
+
+def timesteps_of(scheduler: Any) -> tuple[float, ...]:
+    """The timestep of every call of the solver, after `set_timesteps`."""
+    return tuple(float(t) for t in scheduler.timesteps[_begin_index(scheduler) :])
+
+
+def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
+    """Denoiser calls of every step, read from the scheduler's timesteps after `set_timesteps`.
+
+    Raises:
+        PlanError: the scheduler was set to another number of steps than the plan has.
+    """
+    begin = _begin_index(scheduler)
+    timesteps = len(scheduler.timesteps) - begin
+    calls = planned_calls(scheduler, num_steps, from_start=begin == 0)
+    if sum(calls) != timesteps:
+        raise PlanError(
+            f"the share plan has {num_steps} steps ({sum(calls)} calls of {type(scheduler).__name__}), but "
+            f"the pipeline's scheduler is set to {timesteps} calls; make them equal, e.g. "
+            f"num_inference_steps=plan.num_steps (with an image-to-image strength, plan only the steps that "
+            f"it leaves)"
+        )
+    return calls
+
+
+def planned_calls(scheduler: Any, num_steps: int, from_start: bool = True) -> tuple[int, ...]:
+    """Denoiser calls that each step of this kind of solver takes, before any timesteps are set."""
+    pndm = _is_a(scheduler, "PNDMScheduler")
+    if pndm and from_start and scheduler.config.skip_prk_steps:
+        return (2,) + (1,) * (num_steps - 1) if num_steps > 1 else (1,)  # the first step is taken twice
+    if pndm and from_start:
+        return (4, 4, 4) + (1,) * (num_steps - 3)  # three Runge-Kutta steps to start with
+    if getattr(scheduler, "order", 1) == 2:
+        return (2,) * (num_steps - 1) + (1,)  # the last step of Heun's method is Euler's
+    return (1,) * num_steps
+
+
+def check_first_timestep(scheduler: Any, timestep: Any) -> None:
+    """The first scheduler call must be at the first timestep.
+
+    Raises:
+        PlanError: it is not; the pipeline skips steps in a way that the scheduler does not tell beforehand.
+    """
+    first = scheduler.timesteps[_begin_index(scheduler)]
+    if getattr(timestep, "ndim", 0) and timestep.numel() != 1:
+        return  # a timestep per row
+    if float(timestep) != float(first):
+        raise PlanError(
+            f"the pipeline begins at timestep {float(timestep):g}, not at the scheduler's first, "
+            f"{float(first):g}: it skips steps that the share plan counts (image-to-image strength below 1 "
+            f"with {type(scheduler).__name__})"
+        )
+
+
+# -- predictions -----------------------------------------------------------------------------------
+
+
+def prediction_type(scheduler: Any) -> str:
+    """What the denoiser predicts: "epsilon", "v_prediction", "sample", "flow", or a name that only diffusers knows."""
+    kind = str(getattr(scheduler.config, "prediction_type", "flow_prediction"))
+    return "flow" if kind == "flow_prediction" else kind
+
+
+def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, kind: str) -> Tensor:
+    """The noise e that a denoiser's prediction sees in a state alpha x0 + sigma e; all shapes alike.
+
+    Also for states that are not variance preserving (alpha 1): v-predicting models get them divided by
+    sqrt(alpha^2 + sigma^2).
+
+    Args:
+        kind: the prediction's (`prediction_type`).
+    """
+    if kind == "epsilon":
+        return prediction
+    if kind == "sample":
+        return (sample - alpha * prediction) / sigma
+    if kind == "v_prediction":
+        norm = math.hypot(alpha, sigma)
+        return (sigma / norm) * (sample / norm) + (alpha / norm) * prediction
+    return sample + alpha * prediction  # flow: v = e - x0, x = (1 - s) x0 + s e
+
+
+# -- noise levels ----------------------------------------------------------------------------------
+
+Levels = Callable[[Any, int], tuple[float, float, float, float]]
+"""(scheduler, number of the call) to (alpha, sigma) of the state that the call starts from, and of the one it
+leads to."""
+
+
+def _sigma_pair(scheduler: Any, call: int) -> tuple[float, float]:
+    place = call + _begin_index(scheduler)
+    return float(scheduler.sigmas[place]), float(scheduler.sigmas[place + 1])
+
+
+def _flow(scheduler: Any, call: int) -> tuple[float, float, float, float]:
+    """x = (1 - s) x0 + s e."""
+    sigma, following = _sigma_pair(scheduler, call)
+    return 1.0 - sigma, sigma, 1.0 - following, following
+
+
+def _exploding(scheduler: Any, call: int) -> tuple[float, float, float, float]:
+    """x = x0 + s e: the state that Euler's and Heun's step is given."""
+    sigma, following = _sigma_pair(scheduler, call)
+    return 1.0, sigma, 1.0, following
+
+
+def _preserving(scheduler: Any, call: int) -> tuple[float, float, float, float]:
+    """x = (x0 + s e) / sqrt(1 + s^2), or flow if so configured."""
+    if getattr(scheduler.config, "use_flow_sigmas", False):
+        return _flow(scheduler, call)
+    sigma, following = _sigma_pair(scheduler, call)
+    norm, following_norm = (1 + sigma**2) ** 0.5, (1 + following**2) ** 0.5
+    return 1.0 / norm, sigma / norm, 1.0 / following_norm, following / following_norm
+
+
+def _cumulative(scheduler: Any, call: int) -> tuple[float, float, float, float]:
+    """DDIM: from the products of alphas at this call's timestep and the next one's."""
+    timesteps = scheduler.timesteps
+    product = float(scheduler.alphas_cumprod[int(timesteps[call])])
+    last = call + 1 == len(timesteps)
+    following = float(
+        scheduler.final_alpha_cumprod if last else scheduler.alphas_cumprod[int(timesteps[call + 1])]
+    )
+    return product**0.5, (1 - product) ** 0.5, following**0.5, (1 - following) ** 0.5
+
+
+NOISE_LEVELS: dict[str, Levels] = {
+    "DDIMScheduler": _cumulative,
+    "DPMSolverMultistepScheduler": _preserving,
+    "EulerAncestralDiscreteScheduler": _exploding,
+    "EulerDiscreteScheduler": _exploding,
+    "FlowMatchEulerDiscreteScheduler": _flow,
+    "HeunDiscreteScheduler": _exploding,
+    "UniPCMultistepScheduler": _preserving,
+}
+
+
+def noise_levels_of(scheduler: Any) -> Levels:
+    """The table's entry for a scheduler's class or one of its base classes.
+
+    Raises:
+        UnsupportedPipelineError: none is known, or the solver carries noise predictions over from earlier
+            steps, which fresh noise would contradict.
+    """
+    config = scheduler.config
+    remembers_noise = (
+        getattr(config, "algorithm_type", None) in ("dpmsolver", "sde-dpmsolver")
+        or getattr(config, "predict_x0", True) is False
+    )
+    for cls in type(scheduler).__mro__:
+        if cls.__name__ in NOISE_LEVELS and not remembers_noise:
+            return NOISE_LEVELS[cls.__name__]
+    why = (
+        "extrapolates earlier noise predictions"
+        if remembers_noise
+        else "is not in sagediff.denoiser.scheduler.NOISE_LEVELS"
+    )
+    raise UnsupportedPipelineError(
+        f"fresh noise at the branch point does not work with {type(scheduler).__name__}, which {why}; set "
+        f"fresh_noise to 0, or take one of {', '.join(sorted(NOISE_LEVELS))} (DPM-Solver as dpmsolver++, "
+        f"UniPC with predict_x0)"
+    )
+
+
+def corrects_last_state(scheduler: Any) -> bool:
+    """Whether the solver starts its next step anew from the state before this one, its `last_sample`."""
+    return _is_a(scheduler, "UniPCMultistepScheduler")
