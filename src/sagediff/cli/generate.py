@@ -19,7 +19,8 @@ from sagediff.distributed.cluster import PoolOptions
 from sagediff.distributed.pool import Pool
 from sagediff.errors import InputError
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.output_folder import OutputFolder, fingerprint
+from sagediff.files.digest import texts_digest
+from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import ShardStore, check_shard_size
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_record, sharing_warnings
@@ -68,7 +69,7 @@ class GenerateRequest:
             "encoder": settings.encoder,
             "seed": self.seed,
             "handover_noise": settings.handover_noise,
-            "prompts": fingerprint(self.prompts),
+            "prompts": texts_digest(self.prompts),
             "shard_size": self.shard_size if self.sharded else None,
         }
 

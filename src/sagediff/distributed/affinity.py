@@ -12,7 +12,6 @@ Tenants are not told apart here: groups and caches do that inside each replica.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import InputError
+from sagediff.files.digest import bytes_digest
 
 Vector = npt.NDArray[np.float32]
 How: TypeAlias = Literal["home", "founded", "spilled", "anywhere"]
@@ -94,7 +94,7 @@ class AffinityRouter:
         )  # by a number never used again; least recent first
         self._vectors: Vector = np.zeros((0, 0), np.float32)  # (rows, D)
         self._of_row: list[int] = []  # which centre stands in a row
-        self._texts: OrderedDict[bytes, int] = OrderedDict()  # digest of a prompt's vector -> its centre
+        self._texts: OrderedDict[str, int] = OrderedDict()  # digest of a prompt's vector -> its centre
         self._asked: dict[int, float] = {}  # of each replica, of late
         self._founded = 0
 
@@ -165,7 +165,7 @@ class AffinityRouter:
                 f"the router was given {unit.shape[0]} dimensions, and {self._vectors.shape[1]} before: "
                 "all prompts must be embedded by one encoder"
             )
-        text = hashlib.blake2b(unit.tobytes(), digest_size=16).digest()
+        text = bytes_digest(unit.tobytes())
         number = self._texts.get(text)
         if number is None or number not in self._centres:
             number = self._nearest(unit)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.files.output_folder import OutputFolder, written
+from sagediff.files.atomic import output_errors, sweep, writing
+from sagediff.files.output_folder import OutputFolder
 
 Record = Mapping[str, Any]
 
@@ -55,10 +55,9 @@ class ShardStore:
 
     def finished(self) -> list[int]:
         """Prompts whose images are there, in a shard or waiting for theirs; shards that are full are written."""
-        with written(self._folder.path / "shards") as home:
+        with output_errors(self._folder.path / "shards") as home:
             home.mkdir(exist_ok=True)
-            for leftover in home.glob("*.partial"):
-                leftover.unlink()
+            sweep(home)
         done: list[int] = []
         for number, members in enumerate(self._members):
             if self.parquet_path(number).is_file():
@@ -93,19 +92,17 @@ class ShardStore:
         members = self._members[number]
         records = [dict(self._record(index)) | {"key": f"{index:06d}"} for index in members]
         target = self.tar_path(number)
-        with written(target):
-            partial = target.with_name(target.name + ".partial")
-            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for index, record in zip(members, records, strict=True):
-                    data = self._folder.image_path(index).read_bytes()
-                    record["bytes"] = len(data)
-                    text = json.dumps(record, ensure_ascii=False).encode()
-                    for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
-                        entry = tarfile.TarInfo(name)  # no time, no owner: equal images give equal shards
-                        entry.size = len(content)
-                        tar.addfile(entry, io.BytesIO(content))
-            os.replace(partial, target)
-            self._write_metadata(number, records)
+        with writing(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index, record in zip(members, records, strict=True):
+                data = self._folder.image_path(index).read_bytes()
+                record["bytes"] = len(data)
+                text = json.dumps(record, ensure_ascii=False).encode()
+                for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
+                    entry = tarfile.TarInfo(name)  # no time, no owner: equal images give equal shards
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+        self._write_metadata(number, records)
+        with output_errors(target):
             self._drop_files(members)
 
     def _write_metadata(self, number: int, records: Sequence[dict[str, Any]]) -> None:
@@ -121,10 +118,8 @@ class ShardStore:
         }
         table = pyarrow.Table.from_pylist(records)
         table = table.replace_schema_metadata({"sagediff": json.dumps(statistics)})
-        target = self.parquet_path(number)
-        partial = target.with_name(target.name + ".partial")
-        parquet.write_table(table, partial)
-        os.replace(partial, target)
+        with writing(self.parquet_path(number)) as partial:
+            parquet.write_table(table, partial)
 
     def _drop_files(self, members: Iterable[int]) -> None:
         for index in members:

@@ -7,7 +7,6 @@ text, the groups as lists, and one cell per process.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.errors import OutputError
-from sagediff.files.output_folder import fingerprint
+from sagediff.files.atomic import sweep, writing
+from sagediff.files.digest import texts_digest
 from sagediff.prompts.embeddings import TextEncoder
 from sagediff.scale.cover import CoverOptions, Progress, group_on_disk
 from sagediff.scale.disk_vectors import embed_to_disk
@@ -53,7 +52,7 @@ def groups_at_scale(
         texts, encoder, folder, source=source, on_batch=lambda done: tell("embedding", done, len(texts))
     )
     choice = asdict(options) | {"jobs": 0}  # processes change no group
-    key = fingerprint([fingerprint(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
+    key = texts_digest([texts_digest(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
     groups = load_groups(folder / GROUPS, key)
     if groups is None:
         groups = group_on_disk(vectors, inverse, options, on_progress)
@@ -72,15 +71,9 @@ def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:
     """Members one after the other and where each group ends; the key says what they were made from."""
     members = np.fromiter((i for group in groups for i in group), np.int64)
     ends = np.cumsum([len(group) for group in groups], dtype=np.int64)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, key=np.array(key), members=members, ends=ends)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; the embeddings are kept"
-        ) from error
+    sweep(path.parent, path.name)
+    with writing(path) as partial, partial.open("wb") as file:
+        np.savez(file, key=np.array(key), members=members, ends=ends)
 
 
 def load_groups(path: Path, key: str) -> list[list[int]] | None:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.errors import InputError, OutputError
-from sagediff.files.output_folder import fingerprint
+from sagediff.errors import InputError
+from sagediff.files.atomic import output_errors, sweep, write_text
+from sagediff.files.digest import texts_digest
 from sagediff.prompts.embeddings import TextEncoder, unit_rows
 
 Floats = npt.NDArray[np.float32]
@@ -71,14 +72,11 @@ def embed_to_disk(
         InputError: the folder holds other vectors, or the encoder gives something else than one vector a text.
         OutputError: the disk is full, or the folder not writable.
     """
-    wanted = {"texts": fingerprint(texts), "count": len(texts), "encoder": encoder.name, "source": source}
-    try:
+    wanted = {"texts": texts_digest(texts), "count": len(texts), "encoder": encoder.name, "source": source}
+    with output_errors(folder / DATA):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, STATE)
         return _embed(texts, encoder, folder, wanted, batch_size, on_batch or (lambda done: None))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the embeddings to {folder}: {error.strerror or error}; those written before are kept"
-        ) from error
 
 
 def _embed(
@@ -109,7 +107,8 @@ def _embed(
             file.flush()
             os.fsync(file.fileno())
             done += len(exact)
-            _note(folder, wanted | {"done": done, "dim": dim, "rounding": rounding})
+            state = wanted | {"done": done, "dim": dim, "rounding": rounding}
+            write_text(folder / STATE, json.dumps(state) + "\n")
     return DiskVectors(folder / DATA, len(texts), dim, rounding)
 
 
@@ -151,12 +150,6 @@ def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if not (folder / DATA).is_file() or (folder / DATA).stat().st_size < done * dim * 2:
         raise InputError(f"{folder / DATA} is shorter than {path} says; remove both to embed anew")
     return {"done": done, "dim": dim, "rounding": rounding}
-
-
-def _note(folder: Path, state: dict[str, Any]) -> None:
-    partial = folder / (STATE + ".partial")
-    partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
-    os.replace(partial, folder / STATE)
 
 
 def _unit(rows: Floats) -> Floats:

@@ -6,11 +6,9 @@ embeddings.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, OutputError
+from sagediff.files.atomic import sweep, writing
+from sagediff.files.digest import cache_name, number_of
 from sagediff.sampling.trajectory import Trajectory, read_file
 
 Vector = npt.NDArray[np.float32]
@@ -191,8 +191,7 @@ class TrajectoryCache:
         """
         if not candidates:
             return None
-        digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") % max(len(candidates), self.variety)
+        place = number_of(str(seed)) % max(len(candidates), self.variety)
         if place >= len(candidates):
             return None
         chosen = sorted(candidates, key=lambda entry: entry.name)[place]
@@ -268,8 +267,7 @@ class TrajectoryCache:
 
     def _load(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for partial in folder.glob("*.partial"):  # of a cache that was killed while it wrote
-            partial.unlink(missing_ok=True)
+        sweep(folder)
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 entry = _read(path)
@@ -300,7 +298,7 @@ def _unit(vector: npt.ArrayLike) -> Vector:
 
 def _name(key: CacheKey, centroid: Vector, noise_seed: int) -> str:
     text = json.dumps(asdict(key), sort_keys=True) + f"\0{int(noise_seed)}\0"
-    return hashlib.sha256(text.encode() + centroid.tobytes()).hexdigest()[:40]
+    return cache_name(text.encode() + centroid.tobytes())
 
 
 # -- on disk
@@ -311,19 +309,15 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _write(folder: Path, entry: Entry) -> None:
-    """Under a temporary name, then renamed: a file is whole or not there. A full disk costs the file only."""
-    told = json.dumps({"key": asdict(entry.key), "noise_seed": entry.noise_seed, "value": entry.value})
+    """A full disk costs the file only."""
+    header = json.dumps({"key": asdict(entry.key), "noise_seed": entry.noise_seed, "value": entry.value})
     tensors = entry.trajectory.tensors() | {"centroid": torch.from_numpy(entry.centroid)}
     target = _path(folder, entry.name)
-    partial = target.with_suffix(".partial")
     try:
-        save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": told})
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        _LOG.warning(
-            "the trajectory cache cannot write to %s, and keeps it in memory only: %s", folder, error
-        )
-        partial.unlink(missing_ok=True)
+        with writing(target) as partial:
+            save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": header})
+    except (OutputError, SafetensorError) as error:
+        _LOG.warning("the trajectory cache keeps an entry in memory only: %s", error)
 
 
 def _read(path: Path) -> Entry:
@@ -331,8 +325,8 @@ def _read(path: Path) -> Entry:
     tensors, metadata = read_file(path)
     trajectory = Trajectory.from_tensors(tensors, metadata)
     try:
-        told = json.loads(metadata["entry"])
-        key, seed, value = CacheKey(**told["key"]), int(told["noise_seed"]), float(told["value"])
+        header = json.loads(metadata["entry"])
+        key, seed, value = CacheKey(**header["key"]), int(header["noise_seed"]), float(header["value"])
         centroid = np.asarray(tensors["centroid"].numpy(), dtype=np.float32)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no entry of a trajectory cache: {error!r}") from error
