@@ -205,7 +205,7 @@ class _WorkerFactory:
 
         request = self.request
         assert request.pool is not None
-        torch.set_num_threads(max(1, int(request.pool.cpus_a_worker)))
+        torch.set_num_threads(max(1, int(request.pool.cpus_per_worker)))
         return WaveMaker(_sampler(request), self.guidance)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sagediff.distributed.cluster import PoolOptions
     from sagediff.serving.config import ServeConfig
     from sagediff.serving.engine.model_thread import Engine, WaveReport
-    from sagediff.serving.image_service import EngineFront
+    from sagediff.serving.image_service import ImageService
     from sagediff.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _front(
     metrics: Metrics,
     failed: Callable[[Exception], None],
     stack: ExitStack,
-) -> tuple[EngineFront, Callable[[], int]]:
+) -> tuple[ImageService, Callable[[], int]]:
     """What makes the images, not started yet, and what says how many bytes its caches hold.
 
     Args:

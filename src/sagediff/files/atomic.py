@@ -1,6 +1,6 @@
 """Files and folders that are written whole or not at all: under a temporary name beside the target, then renamed.
 
-A kill leaves a temporary name at most; `sweep` removes those of earlier runs. Only this module renames.
+A killed process leaves at most a file under a temporary name, which `sweep` removes. No other module renames files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIX = ".partial"
 def writing(target: Path) -> Iterator[Path]:
     """A path beside `target` to make a file or a folder at, which then takes the target's place.
 
-    No other process uses that path. If the block raises, the target stays as it was.
+    No other process uses that path. If the block raises, the target stays as it was. The target's folder must exist.
 
     Raises:
         OutputError: the disk refused.
@@ -67,7 +67,7 @@ def sweep(folder: Path, prefix: str = "") -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether the name is a temporary one, so that a killed run may have left it."""
+    """Whether the name is a temporary one, left by a killed run."""
     return path.suffix == _SUFFIX
 
 

@@ -18,7 +18,7 @@ def bytes_digest(data: bytes, size: int = 16) -> str:
 
 
 def texts_digest(texts: Iterable[str]) -> str:
-    """Of texts in order; it tells where one ends and the next begins."""
+    """Digest of a list of texts; their order and borders matter."""
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         digest.update(text.encode() + b"\0")
@@ -26,7 +26,7 @@ def texts_digest(texts: Iterable[str]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Of what the file holds; the file is read in pieces."""
+    """Digest of a file's content, read in blocks."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -35,15 +35,15 @@ def file_digest(path: Path) -> str:
 
 
 def object_digest(value: Any, size: int = 16) -> str:
-    """Of anything that JSON can hold, whatever the order of its keys."""
+    """Digest of any value that JSON can hold; the order of keys does not matter."""
     return bytes_digest(json.dumps(value, sort_keys=True).encode(), size)
 
 
 def number_of(text: str) -> int:
-    """A whole number of 64 bits that follows from the text, for choices and seeds."""
+    """A whole number of 64 bits derived from the text, for seeds and reproducible choices."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def cache_name(content: bytes) -> str:
-    """The name of a file in a cache folder: 40 hexadecimal digits of SHA-256."""
+    """Name for a file in a cache folder: 40 hexadecimal digits of SHA-256."""
     return hashlib.sha256(content).hexdigest()[:40]

@@ -26,7 +26,7 @@ MANIFEST = "run.json"
 
 
 class OutputFolder:
-    """One run's folder. `run.json` is written first and says what the run is; images follow one by one."""
+    """One run's folder. `run.json`, with the run's settings, is written first; images follow one by one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class OutputFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file, not a folder")
-        # a run killed before its manifest was whole has left a temporary name at most
+        # a run killed before its manifest was whole has left only a temporary file
         used = self.path.is_dir() and not all(map(is_leftover, self.path.iterdir()))
         if not used:
             return
@@ -66,7 +66,7 @@ class OutputFolder:
             )
 
     def begin(self, settings: Mapping[str, Any], plan_json: str) -> None:
-        """Create the folder and its manifest; leftovers of a killed run (temporary names) go away."""
+        """Create the folder and its manifest; a killed run's temporary files are removed."""
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.path / "images"):
@@ -76,11 +76,11 @@ class OutputFolder:
             (self.path / "images").mkdir(exist_ok=True)
 
     def finished(self, count: int) -> list[int]:
-        """Prompts whose images are there. A file under its final name is whole: it was renamed to it."""
+        """Numbers of the prompts whose images are there. A file under its final name is whole."""
         return [index for index in range(count) if self.image_path(index).is_file()]
 
     def save_png(self, index: int, data: bytes) -> None:
-        """Write one image that is a PNG already."""
+        """Write one image, encoded as PNG by `png_bytes`."""
         write_bytes(self.image_path(index), data)
 
     def write_text(self, name: str, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Images of a large run: webdataset shards and parquet metadata in place of a file each.
+"""Images of a large run: webdataset shards and parquet metadata instead of one file per image.
 
-An image is kept as a file of its own until its shard is full; then the shard is written, and the files go away. What
-belongs to a shard follows from the plan: prompts in the order of their groups, `size` per shard. So a killed run goes
-on, whoever makes which image. A shard is there once its parquet file is: that one is written last.
+An image is kept as a file of its own until its shard is full; then the shard is written, and the files are removed. The
+plan decides which images belong to a shard: prompts in the order of their groups, `size` per shard. So a killed run can
+be resumed with any number of workers. A shard is complete once its parquet file exists, as that is written last.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ShardStore:
         return self.tar_path(number).with_suffix(".parquet")
 
     def finished(self) -> list[int]:
-        """Prompts whose images are there, in a shard or waiting for theirs; shards that are full are written."""
+        """Prompts whose images are there, in a shard or as files; full shards are written."""
         with output_errors(self._folder.path / "shards") as home:
             home.mkdir(exist_ok=True)
             sweep(home)
@@ -72,7 +72,7 @@ class ShardStore:
         return sorted(done)
 
     def save_png(self, index: int, data: bytes) -> None:
-        """Keep one image; write its shard if that was the last."""
+        """Keep one image; write its shard if it was the last one missing."""
         self._folder.save_png(index, data)
         number = self._shard[index]
         self._missing[number] -= 1
@@ -80,7 +80,7 @@ class ShardStore:
             self._write(number)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Each shard's statistics, as they stand in its parquet file."""
+        """Each shard's statistics, from its parquet file."""
         from pyarrow.parquet import read_schema
 
         return [
@@ -129,7 +129,7 @@ class ShardStore:
 def check_shard_size(size: int) -> None:
     """Raises InputError for a size below 1, or if pyarrow is not installed."""
     if size < 1:
-        raise InputError(f"the images of a shard must be at least 1, got {size}")
+        raise InputError(f"images per shard must be at least 1, got {size}")
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Prompts -> groups by way of a folder: what is there already is taken over, so that a killed run goes on.
+"""Prompts -> groups by way of a folder; finished parts found there are reused, so that a killed run can be resumed.
 
-The folder holds the embeddings (`vectors.py`) and `groups.npz`. In memory are the prompts' own
-text, the groups as lists, and one cell per process.
+The folder holds the embeddings (`disk_vectors`) and `groups.npz`. In memory are the prompts' text, the groups as lists,
+and one cell per process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sagediff.files.atomic import sweep, writing
 from sagediff.files.digest import texts_digest
 from sagediff.prompts.embeddings import TextEncoder
-from sagediff.scale.cover import CoverOptions, Progress, group_on_disk
+from sagediff.scale.cover import CoverOptions, OnProgress, group_on_disk
 from sagediff.scale.disk_vectors import embed_to_disk
 
 Ints = npt.NDArray[np.int64]
@@ -33,12 +33,12 @@ def groups_at_scale(
     options: CoverOptions,
     *,
     source: str = "",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[list[int]]:
     """Embed and group, on disk.
 
     Args:
-        source: what, beside the encoder's name, the vectors depend on (`embed_to_disk`).
+        source: what the vectors depend on besides the encoder's name (see `embed_to_disk`).
 
     Returns:
         Groups of prompt numbers, every prompt once; each ascending, groups by their first prompt.
@@ -46,10 +46,10 @@ def groups_at_scale(
     Raises:
         InputError: the folder belongs to other prompts or another encoder. OutputError: it cannot be written to.
     """
-    tell = on_progress or (lambda stage, done, total: None)
+    report = on_progress or (lambda stage, done, total: None)
     texts, inverse = distinct(prompts)
     vectors = embed_to_disk(
-        texts, encoder, folder, source=source, on_batch=lambda done: tell("embedding", done, len(texts))
+        texts, encoder, folder, source=source, on_batch=lambda done: report("embedding", done, len(texts))
     )
     choice = asdict(options) | {"jobs": 0}  # processes change no group
     key = texts_digest([texts_digest(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
@@ -61,14 +61,14 @@ def groups_at_scale(
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Ints]:
-    """The texts, sorted, each once, and for each text given its place there, (N,)."""
+    """The distinct texts, sorted, and the index of each given text among them, (N,)."""
     unique = sorted(set(texts))
     place = {text: i for i, text in enumerate(unique)}
     return unique, np.fromiter((place[text] for text in texts), np.int64, len(texts))
 
 
 def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:
-    """Members one after the other and where each group ends; the key says what they were made from."""
+    """Save the concatenated members and the end of each group; `key` is the digest of what they were made from."""
     members = np.fromiter((i for group in groups for i in group), np.int64)
     ends = np.cumsum([len(group) for group in groups], dtype=np.int64)
     sweep(path.parent, path.name)
@@ -77,7 +77,7 @@ def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:
 
 
 def load_groups(path: Path, key: str) -> list[list[int]] | None:
-    """The groups of an earlier run with the same key; None where there are none."""
+    """The groups of an earlier run with the same key; None if there are none."""
     try:
         with np.load(path, allow_pickle=False) as found:
             held: dict[str, Any] = {name: found[name] for name in ("key", "members", "ends")}

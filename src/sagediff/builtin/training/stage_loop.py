@@ -1,6 +1,6 @@
 """One training loop for every stage: schedule, progress, average of weights, checkpoints, exact resume.
 
-It does not know what is trained: a stage hands it modules and a function from step to loss. All chance of
+It does not know what is trained: a stage passes it a module and a function from step to losses. All randomness of
 step k comes from (seed, k), so a resumed run sees the same batches and the same noise.
 """
 
@@ -26,7 +26,7 @@ from sagediff.training.checkpoint import optimizer_tensors, restore_optimizer
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, how fast, where to."""
+    """Length, learning rate, output and device of a stage."""
 
     name: str
     out: Path

@@ -1,4 +1,4 @@
-"""Put the trained stages together: a diffusers folder in half precision, and what evaluates it beside it."""
+"""Put the trained stages together: a diffusers folder in half precision, and its evaluation networks beside it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
 from sagediff.builtin.scenes.training.stages import PREDICTION, SCHEDULE
 from sagediff.files.atomic import writing
 
-# what the command line takes for this model when the user names nothing else; measured by
-# benchmarks/sharing.py. The scheduler spends more of its steps at high noise, where sharing costs nothing, but
-# needs enough of them.
+# the command line's defaults for this model, measured by benchmarks/sharing.py. The scheduler spends more of its
+# steps at high noise, where sharing costs no quality, but needs enough of them
 DEFAULTS = {
     "threshold": 0.45,
     "share_ratio": 0.3,
