@@ -47,6 +47,14 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["new"]
 
 
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()
+    (tmp_path / "name" / "kept").write_text("kept")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_text(tmp_path / "name", "text")
+    assert names(tmp_path) == ["name"] and names(tmp_path / "name") == ["kept"]
+
+
 def test_two_who_write_one_file_do_not_meet(tmp_path: Path) -> None:
     target = tmp_path / "file"
     with writing(target) as mine, writing(target) as yours:

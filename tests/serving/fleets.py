@@ -86,6 +86,8 @@ class LocalReplicas:
             self.begin(number)
 
     def begin(self, pipe: int) -> None:
+        for host in self._ended:
+            host._engine._thread.join(30)  # off its pipeline, which the new one may want
         self.hosts[f"r{next(self._names)}"] = ReplicaHost(self._make(pipe))
         self.dispatcher.set_replicas(sorted(self.hosts))
 

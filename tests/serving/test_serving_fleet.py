@@ -261,4 +261,4 @@ def test_causes_travel_as_text() -> None:
     except ValueError as cause:
         error.__cause__ = cause
     event = pickle.loads(pickle.dumps(Finished(portable(error), cause=cause_of(error))))
-    assert "ValueError: the reason" in str(event.opened().__cause__)
+    assert "ValueError: the reason" in str(event.with_cause().__cause__)

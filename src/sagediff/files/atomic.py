@@ -32,8 +32,8 @@ def writing(target: Path) -> Iterator[Path]:
     with output_errors(target):
         try:
             yield partial
-            if target.is_dir():
-                shutil.rmtree(target)  # a folder cannot be renamed onto one that holds anything
+            if partial.is_dir() and target.is_dir():
+                shutil.rmtree(target)  # a folder cannot be renamed onto one that is not empty
             os.replace(partial, target)
         except (Exception, KeyboardInterrupt):
             _remove(partial)
