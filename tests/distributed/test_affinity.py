@@ -114,7 +114,7 @@ def test_what_is_asked_for_too_much_gets_a_second_home_and_comes_back_to_the_fir
     first = router.route(vector, {0: 0, 1: 0, 2: 0})
     loads = {0: 0, 1: 0, 2: 0} | {first.replica: 3}
     second = router.route(vector, loads)
-    assert second.how == "spilled" and second.replica != first.replica
+    assert second.reason == "spilled" and second.replica != first.replica
     assert router.route(vector, loads) == (second.replica, "home")  # and meets those that spilled before
     assert router.route(vector, {0: 0, 1: 0, 2: 0}) == (first.replica, "home")
 
