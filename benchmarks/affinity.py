@@ -67,7 +67,7 @@ class Counted:
         choice = self._router.route(vector, loads)
         if vector is not None:  # else it is the fleet's own question
             self.sent[choice.replica] += 1
-            self.ways[choice.how] += 1
+            self.ways[choice.reason] += 1
         return choice
 
     def remove(self, replica: int) -> None:

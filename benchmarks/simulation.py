@@ -121,7 +121,7 @@ class Dealer:
             self.turn += 1
             return self.turn % self.setting.workers
         choice = self.router.route(self.vectors[prompt], loads)
-        self.spilled += choice.how == "spilled"
+        self.spilled += choice.reason == "spilled"
         return choice.replica
 
 

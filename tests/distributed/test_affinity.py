@@ -71,7 +71,7 @@ def test_equal_prompts_have_one_home_while_it_is_not_too_busy(threshold: float, 
     for prompt in stream:
         choice = router.route(unit(prompt), dict.fromkeys(range(4), 0))
         assert homes.setdefault(prompt, choice.replica) == choice.replica
-        assert choice.how in ("home", "founded")
+        assert choice.reason in ("home", "founded")
 
 
 @settings(deadline=None, max_examples=80)
@@ -114,7 +114,7 @@ def test_what_is_asked_for_too_much_gets_a_second_home_and_comes_back_to_the_fir
     first = router.route(vector, {0: 0, 1: 0, 2: 0})
     loads = {0: 0, 1: 0, 2: 0} | {first.replica: 3}
     second = router.route(vector, loads)
-    assert second.how == "spilled" and second.replica != first.replica
+    assert second.reason == "spilled" and second.replica != first.replica
     assert router.route(vector, loads) == (second.replica, "home")  # and meets those that spilled before
     assert router.route(vector, {0: 0, 1: 0, 2: 0}) == (first.replica, "home")
 
@@ -123,7 +123,7 @@ def test_centres_that_nobody_asks_for_are_forgotten_first() -> None:
     router = AffinityRouter(AffinityPolicy(0.99, max_centres=2))
     replicas = {0: 0, 1: 0}
     axes = np.eye(3, dtype=np.float32)
-    for number, how in (
+    for number, reason in (
         (0, "founded"),
         (1, "founded"),
         (0, "home"),
@@ -131,7 +131,7 @@ def test_centres_that_nobody_asks_for_are_forgotten_first() -> None:
         (0, "home"),
         (1, "founded"),
     ):
-        assert router.route(axes[number], replicas).how == how
+        assert router.route(axes[number], replicas).reason == reason
 
 
 def test_what_cannot_be_routed_is_refused() -> None:

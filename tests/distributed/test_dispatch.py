@@ -1,4 +1,4 @@
-"""The desk alone: what each replica has in hand is what was sent there and has not ended, whatever happens between."""
+"""The dispatcher alone: a replica's load is what was sent there and has not ended, whatever happens between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
-from sagediff.distributed.dispatch import Desk, desk_of, post, withdraw
+from sagediff.distributed.dispatch import Dispatcher, register, registered, unregister
 
 VECTORS = [None, *np.eye(4, dtype=np.float32)]
 NAMES = ["a", "b", "c", "d"]
@@ -31,61 +31,61 @@ steps = st.lists(
 @given(steps)
 def test_loads_are_what_was_sent_and_has_not_ended(happened: list[tuple[str, object]]) -> None:
     router, routes = AffinityRouter(AffinityPolicy(0.5, 2)), list[str]()
-    desk = Desk(router, routes.append)
+    dispatcher = Dispatcher(router, routes.append)
     there, held, calls = ["a", "b"], dict[str, int | None](), 0
-    desk.replicas(there)
+    dispatcher.set_replicas(there)
     for what, how in happened:
         if what == "call":
             name = f"call {calls}"
             calls += 1
-            desk.announce(name, VECTORS[how])  # type: ignore[call-overload]
-            held[name] = desk.number(desk.choose(name, there))
+            dispatcher.announce(name, VECTORS[how])  # type: ignore[call-overload]
+            held[name] = dispatcher.number(dispatcher.choose(name, there))
         elif what == "again" and held:
             name = sorted(held)[how % len(held)]  # type: ignore[operator]
-            held[name] = desk.number(desk.choose(name, there))
+            held[name] = dispatcher.number(dispatcher.choose(name, there))
         elif what == "end" and held:
             name = sorted(held)[how % len(held)]  # type: ignore[operator]
-            desk.end(name)
-            desk.end(name)
+            dispatcher.end(name)
+            dispatcher.end(name)
             del held[name]
         elif what == "there":
             there = sorted(how)  # type: ignore[call-overload]
-            desk.replicas(there)
+            dispatcher.set_replicas(there)
         counts = Counter(held.values())
-        assert desk.loads() == {number: counts[number] for number in map(desk.number, there)}
+        assert dispatcher.loads() == {number: counts[number] for number in map(dispatcher.number, there)}
         homes = {home for homes in router.homes().values() for home in homes}
-        assert homes <= set(desk.loads())  # nobody is at home where nobody is
+        assert homes <= set(dispatcher.loads())  # nobody is at home where nobody is
     assert len(routes) >= calls  # a call whose replica went is told of again
     for name in list(held):
-        desk.end(name)
-    assert not any(desk.loads().values())
+        dispatcher.end(name)
+    assert not any(dispatcher.loads().values())
 
 
 def test_numbers_are_not_used_again_and_changes_are_told() -> None:
     told: list[frozenset[int]] = []
-    desk = Desk(AffinityRouter(), on_replicas=told.append)
-    desk.replicas(["a", "b"])
-    desk.replicas(["b", "a"])
-    desk.replicas(["b"])
-    desk.replicas(["b", "c"])
+    dispatcher = Dispatcher(AffinityRouter(), on_replicas=told.append)
+    dispatcher.set_replicas(["a", "b"])
+    dispatcher.set_replicas(["b", "a"])
+    dispatcher.set_replicas(["b"])
+    dispatcher.set_replicas(["b", "c"])
     assert told == [{0, 1}, {1}, {1, 2}]
-    assert desk.number("a") is None and desk.number("c") == 2
+    assert dispatcher.number("a") is None and dispatcher.number("c") == 2
 
 
 def test_a_call_that_has_ended_on_its_way_is_sent_anywhere_and_counted_nowhere() -> None:
-    desk = Desk(AffinityRouter())
-    desk.replicas(["a"])
-    desk.announce("call", None)
-    desk.end("call")
-    assert desk.choose("call", ["a"]) == "a" and desk.loads() == {0: 0}
-    assert desk.choose("never announced", ["z"]) == "z"
+    dispatcher = Dispatcher(AffinityRouter())
+    dispatcher.set_replicas(["a"])
+    dispatcher.announce("call", None)
+    dispatcher.end("call")
+    assert dispatcher.choose("call", ["a"]) == "a" and dispatcher.loads() == {0: 0}
+    assert dispatcher.choose("never announced", ["z"]) == "z"
 
 
-def test_a_desk_is_found_by_name_until_it_is_withdrawn() -> None:
-    desk = Desk(AffinityRouter())
-    post("desk", desk)
-    assert desk_of("desk") is desk and withdraw("desk")
-    assert desk_of("desk") is None and not withdraw("desk")
+def test_a_dispatcher_is_found_by_name_until_it_is_unregistered() -> None:
+    dispatcher = Dispatcher(AffinityRouter())
+    register("name", dispatcher)
+    assert registered("name") is dispatcher and unregister("name")
+    assert registered("name") is None and not unregister("name")
 
 
 @pytest.mark.parametrize("prompts", [1, 40])
@@ -93,10 +93,10 @@ def test_replicas_share_what_is_asked_for(prompts: int) -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((prompts, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    desk = Desk(AffinityRouter(AffinityPolicy(0.5, 4)))
-    desk.replicas(NAMES)
+    dispatcher = Dispatcher(AffinityRouter(AffinityPolicy(0.5, 4)))
+    dispatcher.set_replicas(NAMES)
     for number in range(200):
-        desk.announce(str(number), vectors[number % prompts])
-        desk.choose(str(number), NAMES)
-    loads = desk.loads().values()
+        dispatcher.announce(str(number), vectors[number % prompts])
+        dispatcher.choose(str(number), NAMES)
+    loads = dispatcher.loads().values()
     assert max(loads) - min(loads) <= 5  # the guard, and the one that filled it

@@ -15,8 +15,8 @@ import pytest
 
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
 from sagediff.distributed.cluster import PoolOptions, connected
-from sagediff.distributed.dispatch import Desk
-from sagediff.distributed.ray_replicas import Replicas, Scaling, quiet_serve
+from sagediff.distributed.dispatch import Dispatcher
+from sagediff.distributed.ray_replicas import RayReplicas, Scaling, quiet_serve
 from sagediff.errors import SagediffError
 
 quiet_serve()  # before Serve is imported, which reads it then
@@ -55,12 +55,12 @@ def ray() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def replicas_of(
-    folder: Any, scaling: Scaling, make: Any = None, max_in_hand: int = 64
-) -> Iterator[tuple[Replicas[Any, Any], list[str]]]:
+    folder: Any, scaling: Scaling, make: Any = None, max_in_flight: int = 64
+) -> Iterator[tuple[RayReplicas[Any, Any], list[str]]]:
     routes: list[str] = []
-    desk = Desk(AffinityRouter(AffinityPolicy(0.5, 4)), routes.append)
-    replicas: Replicas[Any, Any] = Replicas(
-        make or counter(str(folder)), desk, OPTIONS, scaling, max_in_hand=max_in_hand, drain_s=20.0
+    dispatcher = Dispatcher(AffinityRouter(AffinityPolicy(0.5, 4)), routes.append)
+    replicas: RayReplicas[Any, Any] = RayReplicas(
+        make or counter(str(folder)), dispatcher, OPTIONS, scaling, max_in_flight=max_in_flight, drain_s=20.0
     )
     try:
         replicas.open()
@@ -86,7 +86,7 @@ async def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(ray: Any, tmp_path_factory: Any) -> Iterator[tuple[Replicas[Any, Any], list[str], Any]]:
+def two(ray: Any, tmp_path_factory: Any) -> Iterator[tuple[RayReplicas[Any, Any], list[str], Any]]:
     folder = tmp_path_factory.mktemp("two")
     with replicas_of(folder, Scaling(2, 2)) as (replicas, routes):
         asyncio.run(heard(replicas.call((0, 0.0), None)))  # Serve makes the router at the first call
@@ -147,7 +147,7 @@ def test_who_cancels_is_heard_in_the_replica(two: Any) -> None:
 
 
 def test_a_full_replica_lets_calls_wait_and_loses_none(ray: Any, tmp_path: Any) -> None:
-    with replicas_of(tmp_path, Scaling(1, 1), max_in_hand=1) as (replicas, _):
+    with replicas_of(tmp_path, Scaling(1, 1), max_in_flight=1) as (replicas, _):
 
         async def ask() -> list[list[Any]]:
             return await asyncio.gather(*(heard(replicas.call((2, 0.05), EAST)) for _ in range(4)))

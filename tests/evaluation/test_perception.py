@@ -25,8 +25,8 @@ from sagediff.builtin.scenes.world import held_out_scenes, parse_caption
 from sagediff.errors import InputError
 from sagediff.evaluation.feature_networks import InceptionFeatures
 from sagediff.evaluation.perception import Judging, NetworkPerception
-from sagediff.evaluation.reference import folder_features
-from sagediff.files.imagefolder import read_imagefolder
+from sagediff.evaluation.reference import file_features
+from sagediff.files.imagefolder import list_images, read_imagefolder
 
 _PROMPTS = ["a small cat", "a large dog at the top", "a heart"]
 
@@ -169,13 +169,13 @@ def test_a_folder_of_real_images(dinov2: Path, clip: Path, tmp_path: Path) -> No
     (tmp_path / "deep").mkdir()
     for number, side in enumerate((40, 50, 64)):
         Image.new("RGB", (side, side), (number * 80, 20, 90)).save(tmp_path / "deep" / f"{number}.png")
-    features = folder_features(tmp_path, perception, (40, 40))
+    features = file_features(list_images(tmp_path), perception, (40, 40))
     assert features.shape == (3, 24)
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"broken\.png"):
-        folder_features(tmp_path, perception, (40, 40))
+        file_features(list_images(tmp_path), perception, (40, 40))
     with pytest.raises(InputError, match="no such folder"):
-        folder_features(tmp_path / "absent", perception, (40, 40))
+        list_images(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_folder_of_other_prompts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="encoder differ"):
         embed_to_disk([str(i) for i in range(20)], TextEncoder(len, "other"), tmp_path)
     (tmp_path / STATE).write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="not what sagediff wrote"):
+    with pytest.raises(InputError, match="was not written by sagediff"):
         on_disk(rows, tmp_path)
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from engines import POLICY, SETTINGS
 
 from sagediff import embed_prompts
-from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How
-from sagediff.distributed.dispatch import Desk
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, RouteReason
+from sagediff.distributed.dispatch import Dispatcher
 from sagediff.serving.engine.batcher import BatchPolicy
 from sagediff.serving.engine.model_thread import Engine, WaveReport
 from sagediff.serving.engine.wave_runner import ModelSettings
 from sagediff.serving.fleet.messages import Command, Event
 from sagediff.serving.fleet.replica_fleet import Fleet
-from sagediff.serving.fleet.replica_host import Host
+from sagediff.serving.fleet.replica_host import ReplicaHost
 
 
 class LocalCall:
@@ -37,8 +37,8 @@ class LocalCall:
         number = None
         try:
             if not self._broken.done():
-                chosen = replicas.desk.choose(self.name, sorted(replicas.hosts))
-                number = replicas.desk.number(chosen)
+                chosen = replicas.dispatcher.choose(self.name, sorted(replicas.hosts))
+                number = replicas.dispatcher.number(chosen)
                 events = replicas.hosts[chosen].answer(self._command)
                 replicas.calls.setdefault(chosen, []).append(self)
             while True:
@@ -58,7 +58,7 @@ class LocalCall:
                 yield number, event
         finally:
             self._broken.cancel()
-            replicas.desk.end(self.name)
+            replicas.dispatcher.end(self.name)
 
     def cancel(self) -> None:
         self._break(RuntimeError("cancelled"))
@@ -74,26 +74,28 @@ class LocalCall:
 class LocalReplicas:
     """Hosts by name, which a test may kill and start."""
 
-    def __init__(self, count: int, make: Callable[[int], Any], desk: Desk) -> None:
-        self._count, self._make, self.desk = count, make, desk
-        self.hosts: dict[str, Host] = {}
+    def __init__(self, count: int, make: Callable[[int], Any], dispatcher: Dispatcher) -> None:
+        self._count, self._make, self.dispatcher = count, make, dispatcher
+        self.hosts: dict[str, ReplicaHost] = {}
         self.calls: dict[str, list[LocalCall]] = {}
         self._names = itertools.count()
-        self._ended: list[Host] = []
+        self._ended: list[ReplicaHost] = []
 
     def open(self) -> None:
         for number in range(self._count):
             self.begin(number)
 
     def begin(self, pipe: int) -> None:
-        self.hosts[f"r{next(self._names)}"] = Host(self._make(pipe))
-        self.desk.replicas(sorted(self.hosts))
+        for host in self._ended:
+            host._engine._thread.join(30)  # off its pipeline, which the new one may want
+        self.hosts[f"r{next(self._names)}"] = ReplicaHost(self._make(pipe))
+        self.dispatcher.set_replicas(sorted(self.hosts))
 
     def kill(self, number: int) -> None:
-        """Of the desk's number: its calls break off, and nobody replaces it."""
-        name = next(name for name in self.hosts if self.desk.number(name) == number)
+        """Of the dispatcher's number: its calls break off, and nobody replaces it."""
+        name = next(name for name in self.hosts if self.dispatcher.number(name) == number)
         host = self.hosts.pop(name)
-        self.desk.replicas(sorted(self.hosts))
+        self.dispatcher.set_replicas(sorted(self.hosts))
         for call in self.calls.pop(name, []):
             call.fail()
         host.stop(0.0)
@@ -101,11 +103,11 @@ class LocalReplicas:
 
     def call(self, message: Command, vector: Any) -> LocalCall:
         name = f"call-{next(self._names)}"
-        self.desk.announce(name, vector)
+        self.dispatcher.announce(name, vector)
         return LocalCall(self, name, message)
 
     def loads(self) -> dict[int, int]:
-        return self.desk.loads()
+        return self.dispatcher.loads()
 
     def close(self) -> None:
         for host in [*self.hosts.values(), *self._ended]:
@@ -117,14 +119,14 @@ class Watch:
     """Remembers what a fleet tells."""
 
     def __init__(self) -> None:
-        self.routes: list[How] = []
+        self.routes: list[RouteReason] = []
         self.reports: list[tuple[int | None, WaveReport]] = []
         self.broken: list[int | None] = []
 
-    def waved(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
+    def wave_done(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
         self.reports.append((replica, report))
 
-    def broke(self, replica: int | None) -> None:
+    def call_broke(self, replica: int | None) -> None:
         self.broken.append(replica)
 
 
@@ -150,8 +152,8 @@ class LocalFleet:
 
             return engine
 
-        self.desk = Desk(AffinityRouter(affinity), self.watch.routes.append)
-        self.replicas = LocalReplicas(len(pipes), make, self.desk)
+        self.dispatcher = Dispatcher(AffinityRouter(affinity), self.watch.routes.append)
+        self.replicas = LocalReplicas(len(pipes), make, self.dispatcher)
         self.fleet = Fleet(
             self.replicas, max_batch=policy.max_batch, max_queue=policy.max_queue,
             load_embed=lambda: lambda texts: embed_prompts(texts, pipes[0]).vectors,
@@ -170,7 +172,7 @@ def fleet_of(pipes: list[Any], **options: Any) -> Iterator[LocalFleet]:
     finally:
         local.fleet.stop(60)
         assert local.fleet.state == "stopped" and local.fleet.waiting == 0
-        assert not any(local.desk.loads().values())
+        assert not any(local.dispatcher.loads().values())
 
 
 def until(true: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -18,7 +18,7 @@ from sagediff.serving.failures import (
 )
 from sagediff.serving.http.answers import error_answer
 from sagediff.serving.http.image_store import ImageStore
-from sagediff.serving.http.schema import GenerationBody, RequestProblem, read_body
+from sagediff.serving.http.schema import GenerationBody, RequestProblem, parse_body
 
 
 def test_what_is_given_goes_before_the_environment_and_that_before_the_default(
@@ -74,7 +74,7 @@ def test_errors_say_whether_to_try_again_and_nothing_of_the_inside(
 
 def wanted(**body: Any) -> Any:
     parsed = GenerationBody.model_validate({"prompt": "a cat"} | body)
-    return read_body(parsed, ServeConfig.of(), tenant="t", now=10.0, num_steps=7, size_multiple=8)
+    return parse_body(parsed, ServeConfig.of(), tenant="t", now=10.0, num_steps=7, size_multiple=8)
 
 
 def test_a_body_becomes_one_request_a_image() -> None:

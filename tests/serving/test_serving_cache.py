@@ -111,7 +111,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def forget_a_tenant(self, key: CacheKey) -> None:
-        self.cache.clear(key.tenant)
+        for entry in self.taken.values():
+            if entry.key.tenant == key.tenant:
+                self.cache.discard(entry)
         self.taken = {name: e for name, e in self.taken.items() if e.key.tenant != key.tenant}
 
     @rule()

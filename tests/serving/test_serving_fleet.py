@@ -49,8 +49,8 @@ def local(pipes: list[Any]) -> Iterator[LocalFleet]:
 
 def home_of(local: LocalFleet) -> int:
     """The replica that has requests in hand."""
-    until(lambda: any(local.desk.loads().values()))
-    return next(number for number, load in local.desk.loads().items() if load)
+    until(lambda: any(local.dispatcher.loads().values()))
+    return next(number for number, load in local.dispatcher.loads().items() if load)
 
 
 def test_seeds_give_the_images_of_the_pipeline_whatever_the_replica(
@@ -86,7 +86,7 @@ def test_previews_come_through_and_none_twice(local: LocalFleet) -> None:
 
 def test_who_leaves_is_forgotten_and_others_stay(local: LocalFleet) -> None:
     leaves, stays = local.fleet.submit([wanted("leaves", **SLOW), wanted("stays", **SLOW)])
-    until(lambda: sum(local.desk.loads().values()) == 2)
+    until(lambda: sum(local.dispatcher.loads().values()) == 2)
     local.fleet.cancel([leaves])
     gone, made = results([leaves, stays])
     assert isinstance(gone, Cancelled) and hasattr(made, "image")
@@ -109,7 +109,7 @@ def test_deadlines_hold_in_replicas_too(local: LocalFleet) -> None:
     (late,) = results(local.fleet.submit([wanted("a", deadline=local.fleet.clock() - 1)]))
     assert isinstance(late, DeadlineExpired)
     running = local.fleet.submit([wanted(f"runs {i}", seed=i, **SLOW) for i in range(2)])
-    until(lambda: min(local.desk.loads().values()) == 1)
+    until(lambda: min(local.dispatcher.loads().values()) == 1)
     time.sleep(0.3)  # both have begun
     (waits,) = local.fleet.submit([wanted("waits", deadline=local.fleet.clock() + 0.05)])
     assert isinstance(results([waits])[0], DeadlineExpired)
@@ -150,7 +150,7 @@ def test_draining_finishes_what_was_taken_and_refuses_more(pipes: list[Any]) -> 
 def test_stopping_gives_up_on_what_takes_too_long(pipes: list[Any]) -> None:
     with fleet_of(pipes) as local:
         tickets = local.fleet.submit([wanted("a", num_inference_steps=2000)])
-        until(lambda: any(local.desk.loads().values()))
+        until(lambda: any(local.dispatcher.loads().values()))
         local.fleet.stop(0.2)
         assert isinstance(results(tickets)[0], Cancelled)
 
@@ -160,7 +160,7 @@ def test_stopping_gives_up_on_what_takes_too_long(pipes: list[Any]) -> None:
 
 def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(local: LocalFleet) -> None:
     tickets = local.fleet.submit([wanted("a", **SLOW), wanted("b", STAR, seed=5, share=True, **SLOW)])
-    until(lambda: sum(local.desk.loads().values()) == 2)
+    until(lambda: sum(local.dispatcher.loads().values()) == 2)
     seeds = [ticket.seed for ticket in tickets]
     victim = home_of(local)
     local.replicas.kill(victim)
@@ -171,7 +171,7 @@ def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(l
 
 def test_others_do_not_notice_a_death(local: LocalFleet) -> None:
     tickets = local.fleet.submit([wanted(str(i), seed=i, **SLOW) for i in range(2)])  # one at each
-    until(lambda: set(local.desk.loads().values()) == {1})
+    until(lambda: set(local.dispatcher.loads().values()) == {1})
     local.replicas.kill(0)
     assert all(hasattr(made, "image") for made in results(tickets))
     assert local.watch.broken == [0]
@@ -179,9 +179,9 @@ def test_others_do_not_notice_a_death(local: LocalFleet) -> None:
 
 def test_who_dies_twice_with_a_request_gives_it_up(local: LocalFleet) -> None:
     (ticket,) = local.fleet.submit([wanted("a", num_inference_steps=2000)])
-    until(lambda: any(local.desk.loads().values()))
+    until(lambda: any(local.dispatcher.loads().values()))
     local.replicas.kill(home_of(local))
-    until(lambda: any(local.desk.loads().values()))
+    until(lambda: any(local.dispatcher.loads().values()))
     local.replicas.kill(home_of(local))
     assert isinstance(results([ticket])[0], ReplicaLost)
 
@@ -193,7 +193,7 @@ def test_without_replicas_what_comes_is_refused_and_what_was_taken_waits_for_the
         waits, late = local.fleet.submit(
             [wanted("a", seed=1, **SLOW), wanted("b", seed=2, deadline=local.fleet.clock() + 0.5, **SLOW)]
         )
-        until(lambda: sum(local.desk.loads().values()) == 2)
+        until(lambda: sum(local.dispatcher.loads().values()) == 2)
         time.sleep(0.2)  # begun
         local.replicas.kill(0)
         assert local.fleet.state == "loading"
@@ -261,4 +261,4 @@ def test_causes_travel_as_text() -> None:
     except ValueError as cause:
         error.__cause__ = cause
     event = pickle.loads(pickle.dumps(Finished(portable(error), cause=cause_of(error))))
-    assert "ValueError: the reason" in str(event.opened().__cause__)
+    assert "ValueError: the reason" in str(event.with_cause().__cause__)

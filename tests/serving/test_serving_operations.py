@@ -240,13 +240,13 @@ def test_the_series_of_a_replica_that_has_gone_end_and_the_sums_stay() -> None:
     loads = {0: 2, 1: 1}
     metrics = Metrics()
     fleet = FleetMetrics(metrics, lambda: loads, ("home",))
-    fleet.replicas(frozenset({0, 1}))
+    fleet.set_replicas(frozenset({0, 1}))
     wave = WaveReport((0.1,), 1.0, (1,), 6, 10, {"image": 1}, 0)
     for replica in (0, 1, 7, None):  # of the last two nothing is known; their waves count all the same
-        fleet.waved(replica, wave, 100)
+        fleet.wave_done(replica, wave, 100)
     assert fleet.cache_bytes() == 200
     del loads[0]
-    fleet.replicas(frozenset({1}))
+    fleet.set_replicas(frozenset({1}))
     text = metrics.text().decode()
     assert 'replica="0"' not in text and 'sagediff_replica_in_hand{replica="1"} 1.0' in text
     assert 'sagediff_replica_evaluations_saved_total{replica="1"} 4.0' in text

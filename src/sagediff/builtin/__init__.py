@@ -1,1 +1,1 @@
-"""The models that come along: one folder per world, one code of training. Never used by the core."""
+"""Bundled models: one folder per world, shared training code. Never used by the core."""

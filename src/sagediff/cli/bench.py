@@ -32,8 +32,8 @@ from sagediff.evaluation.reference import Reference, file_features
 from sagediff.evaluation.report_table import csv_text, json_text, markdown
 from sagediff.evaluation.result_store import CellStore
 from sagediff.evaluation.summary import Row, row
+from sagediff.files.digest import texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
-from sagediff.files.output_folder import fingerprint
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.placement import open_pipeline, placement
 from sagediff.progress import stderr_progress
@@ -252,9 +252,9 @@ def _manifest(
         "model": settings.model,
         "lora": _digest(request.lora),
         "baseline_lora": _digest(request.baseline_lora),
-        "prompts": fingerprint(material.prompts),
+        "prompts": texts_digest(material.prompts),
         "num_prompts": len(material.prompts),
-        "real_images": None if material.real is None else fingerprint([str(f) for f in material.real]),
+        "real_images": None if material.real is None else texts_digest([str(f) for f in material.real]),
         "steps": grid.steps,
         "share_ratios": grid.share_ratios,
         "thresholds": grid.thresholds,

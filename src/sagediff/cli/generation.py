@@ -17,7 +17,8 @@ from sagediff.denoiser.micro_batch import MicroBatch
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.distributed.pool import Pool
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.output_folder import OutputFolder, fingerprint, png_bytes
+from sagediff.files.digest import texts_digest
+from sagediff.files.output_folder import OutputFolder, png_bytes
 from sagediff.files.shards import ShardStore, check_shard_size
 from sagediff.pipelines.loading import quiet_libraries, supported_parts
 from sagediff.pipelines.lora import sharing_record, sharing_warnings
@@ -56,7 +57,7 @@ class Generation:
         """What a resumed run must repeat."""
         return self.settings.record() | {
             "seed": self.output.seed,
-            "prompts": fingerprint(self.prompts),
+            "prompts": texts_digest(self.prompts),
             "shard_size": self.shard_size,
         }
 
@@ -211,7 +212,7 @@ def _here(sampler: SharedSampler, guidance: float) -> MakeAll:
 
 
 def _elsewhere(job: Generation, guidance: float, options: PoolOptions) -> MakeAll:
-    factory = _WorkerFactory(job, guidance, max(1, int(options.cpus_a_worker)))
+    factory = _WorkerFactory(job, guidance, max(1, int(options.cpus_per_worker)))
     pool = Pool(factory, options, lambda words: print(words, file=sys.stderr))
 
     def make(

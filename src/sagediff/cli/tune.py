@@ -23,7 +23,7 @@ from sagediff.evaluation.comparison import as_tensor
 from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.perception import Judging, Perception
 from sagediff.evaluation.search import Measured, Search, Trial, Tuned, tune
-from sagediff.files.output_folder import fingerprint
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.placement import open_pipeline, placement
 from sagediff.plan.sharing import Sharing
@@ -263,7 +263,7 @@ def _about(request: TuneRequest, metric: str) -> str:
     facts = [
         sagediff.__version__, settings.model, None if lora is None else hashlib.blake2b(lora).hexdigest(),
         settings.num_steps, settings.guidance_scale, settings.scheduler, settings.encoder, settings.handover_noise,
-        fingerprint(request.prompts), list(request.seeds), metric, request.features, request.clip, request.dtype,
+        texts_digest(request.prompts), list(request.seeds), metric, request.features, request.clip, request.dtype,
     ]  # fmt: skip
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 

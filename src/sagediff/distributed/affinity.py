@@ -1,18 +1,17 @@
-"""Which replica a request goes to: where its meaning is at home, unless that one is too busy. Pure: no Ray, no clock.
+"""Which replica a request goes to: the one that last served similar prompts, unless it is too busy. Pure: no Ray, no
+clock.
 
-Replicas group what waits together and replay what they made before, so both are worth most where requests that mean
-nearly the same meet. Centres are learnt as requests come: the first prompt that is near to none founds one, at the
-replica that was asked for least of late. Whoever is near to it later goes there too. A home that is busier than the
-least busy replica by more than the guard is passed over: the request goes to the centre's next home, which the least
-busy one becomes if there is none, so that what is asked for most spreads over as many replicas as it needs and meets
-there again.
+A replica groups the requests that wait there and replays shared phases that it ran before; both save most where similar
+prompts arrive at the same replica. Centres are learnt online: a prompt that is near no centre becomes one, and its home
+is the replica that got the fewest requests lately. Later prompts near that centre go to its home. A home that is busier
+than the least busy replica by more than the guard is passed over for the centre's next home; if there is none, the
+least busy replica becomes one. So a popular centre spreads over as many replicas as it needs.
 
 Tenants are not told apart here: groups and caches do that inside each replica.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,24 +22,31 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import InputError
+from sagediff.files.digest import bytes_digest
 
 Vector = npt.NDArray[np.float32]
-How: TypeAlias = Literal["home", "founded", "spilled", "anywhere"]
+RouteReason: TypeAlias = Literal["home", "founded", "spilled", "anywhere"]
 
-_REMEMBERED = 0.99  # of what a replica was asked for, after each further request
-_TEXTS_A_CENTRE = 16  # how many distinct prompts are remembered for each centre, on the average
+_DECAY = 0.99  # of the count of recent requests at each replica, per further request
+_PROMPTS_PER_CENTRE = 16  # distinct prompts remembered per centre, on average
 
 
 class Choice(NamedTuple):
-    """Where a request goes, and why: its meaning is at home there ("home"), or is from now on ("founded"); its homes
-    are too busy ("spilled"); or it has no meaning to go by ("anywhere")."""
+    """Where a request goes, and why.
+
+    Attributes:
+        replica: its number.
+        reason: "home": a home of the prompt's centre; "founded": the prompt became a centre, or its centre had lost
+            its homes, and this is its home from now on; "spilled": the homes are too busy, and this becomes another;
+            "anywhere": the request has no vector.
+    """
 
     replica: int
-    how: How
+    reason: RouteReason
 
 
 class Router(Protocol):
-    """Where requests go."""
+    """Chooses replicas for requests."""
 
     def route(self, vector: Vector | None, loads: Mapping[int, int]) -> Choice:
         """See `AffinityRouter.route`."""
@@ -51,13 +57,13 @@ class Router(Protocol):
 
 @dataclass(frozen=True)
 class AffinityPolicy:
-    """How requests find their homes.
+    """How requests are sent to replicas.
 
     Attributes:
-        threshold: least cosine to a centre for its homes, in [-1, 1]. Higher: more centres, spread more evenly; fewer
-            requests meet those that they could share with.
-        guard: requests by which a home may be busier than the least busy replica. Higher: more sharing, longer queues.
-        max_centres: most centres remembered; the one that was asked for longest ago goes first.
+        threshold: minimum cosine similarity of a prompt to a centre to go to its homes, in [-1, 1]. Higher: more
+            centres, spread more evenly; fewer requests meet those that they could share with.
+        guard: how many requests more than the least busy replica a home may have. Higher: more sharing, longer queues.
+        max_centres: most centres remembered; the least recently used one is dropped first.
 
     Raises:
         InputError: a value out of range.
@@ -78,7 +84,7 @@ class AffinityPolicy:
 
 @dataclass
 class _Centre:
-    """A meaning and its homes, the first one first. `row` is where its vector stands."""
+    """A centre's row in the matrix of vectors, and its home replicas, in the order in which they became so."""
 
     row: int
     homes: list[int] = field(default_factory=list)
@@ -89,14 +95,15 @@ class AffinityRouter:
 
     def __init__(self, policy: AffinityPolicy = AffinityPolicy()) -> None:
         self.policy = policy
-        self._centres: OrderedDict[int, _Centre] = (
-            OrderedDict()
-        )  # by a number never used again; least recent first
+        # by a number that is never used again; least recently used first
+        self._centres: OrderedDict[int, _Centre] = OrderedDict()
         self._vectors: Vector = np.zeros((0, 0), np.float32)  # (rows, D)
-        self._of_row: list[int] = []  # which centre stands in a row
-        self._texts: OrderedDict[bytes, int] = OrderedDict()  # digest of a prompt's vector -> its centre
-        self._asked: dict[int, float] = {}  # of each replica, of late
-        self._founded = 0
+        self._centre_in_row: list[int] = []
+        self._centre_by_prompt: OrderedDict[str, int] = (
+            OrderedDict()
+        )  # digest of a prompt's vector -> its centre
+        self._recent: dict[int, float] = {}  # requests sent to each replica lately, decayed
+        self._next_centre = 0
 
     def __len__(self) -> int:
         """Centres remembered."""
@@ -113,7 +120,7 @@ class AffinityRouter:
 
         Args:
             vector: of its prompt, (D,) of unit length; None for one that may not share.
-            loads: requests in hand of every replica that takes any.
+            loads: requests in flight at every replica that takes any.
 
         Raises:
             InputError: no replica, or a vector that cannot be right.
@@ -121,14 +128,14 @@ class AffinityRouter:
         if not loads:
             raise InputError("there is no replica to send a request to")
         choice = self._choose(vector, loads)
-        self._asked = {number: asked * _REMEMBERED for number, asked in self._asked.items()}
-        self._asked[choice.replica] = self._asked.get(choice.replica, 0.0) + 1.0
+        self._recent = {number: count * _DECAY for number, count in self._recent.items()}
+        self._recent[choice.replica] = self._recent.get(choice.replica, 0.0) + 1.0
         return choice
 
     def remove(self, replica: int) -> None:
-        """It has gone, and what it kept with it: centres lose it as a home, and those that had no other are founded
-        anew when they are next asked for. Other homes stay."""
-        self._asked.pop(replica, None)
+        """The replica is gone, and its cache with it: it is no centre's home any more. A centre that had no other home
+        gets one with its next request."""
+        self._recent.pop(replica, None)
         for centre in self._centres.values():
             if replica in centre.homes:
                 centre.homes.remove(replica)
@@ -137,26 +144,26 @@ class AffinityRouter:
         least = min(loads.values())
         if vector is None:
             return Choice(self._least_busy(loads), "anywhere")
-        bearable = {number: load for number, load in loads.items() if load <= least + self.policy.guard}
+        eligible = {number: load for number, load in loads.items() if load <= least + self.policy.guard}
         centre = self._centre_of(vector)
         for home in centre.homes:
-            if home in bearable:
+            if home in eligible:
                 return Choice(home, "home")
         if centre.homes:
             chosen = self._least_busy(loads)
             # a home that is only full or starting keeps its place before the new one
             centre.homes.append(chosen)
             return Choice(chosen, "spilled")
-        # queues of this moment say little: among those that could take it, whoever was asked for least
-        chosen = min(bearable, key=lambda n: (self._asked.get(n, 0.0), loads[n], n))
+        # queues of this moment say little: among those that could take it, the one with the fewest recent requests
+        chosen = min(eligible, key=lambda n: (self._recent.get(n, 0.0), loads[n], n))
         centre.homes.append(chosen)
         return Choice(chosen, "founded")
 
     def _least_busy(self, loads: Mapping[int, int]) -> int:
-        return min(loads, key=lambda number: (loads[number], self._asked.get(number, 0.0), number))
+        return min(loads, key=lambda number: (loads[number], self._recent.get(number, 0.0), number))
 
     def _centre_of(self, vector: Vector) -> _Centre:
-        """The one of its prompt if that has come before, else the nearest, else a new one."""
+        """The centre that this prompt had before, else the nearest, else a new one."""
         unit = np.ascontiguousarray(vector, np.float32)
         if unit.ndim != 1 or not math.isclose(float(np.linalg.norm(unit)), 1.0, abs_tol=1e-3):
             raise InputError(f"the router needs a unit vector (D,), got shape {unit.shape}")
@@ -165,17 +172,17 @@ class AffinityRouter:
                 f"the router was given {unit.shape[0]} dimensions, and {self._vectors.shape[1]} before: "
                 "all prompts must be embedded by one encoder"
             )
-        text = hashlib.blake2b(unit.tobytes(), digest_size=16).digest()
-        number = self._texts.get(text)
+        prompt = bytes_digest(unit.tobytes())
+        number = self._centre_by_prompt.get(prompt)
         if number is None or number not in self._centres:
             number = self._nearest(unit)
             if number is None:
-                number = self._found(unit)
-        # without this a centre founded later and nearer would take a prompt away from where its shared phase is kept
-        self._texts[text] = number
-        self._texts.move_to_end(text)
-        if len(self._texts) > _TEXTS_A_CENTRE * self.policy.max_centres:
-            self._texts.popitem(last=False)
+                number = self._new_centre(unit)
+        # without this a nearer, later centre would take a prompt away from where its shared phase is cached
+        self._centre_by_prompt[prompt] = number
+        self._centre_by_prompt.move_to_end(prompt)
+        if len(self._centre_by_prompt) > _PROMPTS_PER_CENTRE * self.policy.max_centres:
+            self._centre_by_prompt.popitem(last=False)
         self._centres.move_to_end(number)
         return self._centres[number]
 
@@ -183,21 +190,21 @@ class AffinityRouter:
         """The nearest centre's number, if it is near enough; of equals the first row's."""
         if not self._centres:
             return None
-        alike = self._vectors[: len(self._of_row)] @ unit  # (centres,)
+        alike = self._vectors[: len(self._centre_in_row)] @ unit  # (centres,)
         row = int(np.argmax(alike))
-        return self._of_row[row] if alike[row] >= self.policy.threshold else None
+        return self._centre_in_row[row] if alike[row] >= self.policy.threshold else None
 
-    def _found(self, unit: Vector) -> int:
-        number = self._founded
-        self._founded += 1
+    def _new_centre(self, unit: Vector) -> int:
+        number = self._next_centre
+        self._next_centre += 1
         if len(self._centres) >= self.policy.max_centres:
             _, oldest = self._centres.popitem(last=False)
             row = oldest.row
-            self._of_row[row] = number
+            self._centre_in_row[row] = number
         else:
-            row = len(self._of_row)
-            self._of_row.append(number)
-            if row >= len(self._vectors):  # doubled, so that founding stays cheap
+            row = len(self._centre_in_row)
+            self._centre_in_row.append(number)
+            if row >= len(self._vectors):  # doubled, so that new centres stay cheap
                 grown = np.zeros((min(max(64, 2 * row), self.policy.max_centres), len(unit)), np.float32)
                 if row:
                     grown[:row] = self._vectors[:row]

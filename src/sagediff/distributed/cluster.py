@@ -1,4 +1,4 @@
-"""Ray, connected, and what of it each worker is given. Only this folder imports Ray."""
+"""Connecting to Ray, and the resources of each worker. Only this folder imports Ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sagediff.errors import InputError
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """Where the workers run and what each is given.
+    """Where the workers run, and the resources of each.
 
     Attributes:
-        workers: how many.
+        workers: their number.
         address: of a Ray cluster ("auto" for the one of this machine); None starts one here that ends with the run.
-        cpus: cores of a worker, which may be a fraction; None for an even part of this machine's, one in a cluster.
-        gpus: GPUs of a worker; a fraction lets several share one.
+        cpus: cores per worker, which may be a fraction; None: an even part of this machine's cores, one in a cluster.
+        gpus: GPUs per worker; a fraction lets several share one.
 
     Raises:
         InputError: a number out of range.
@@ -39,7 +39,7 @@ class PoolOptions:
             )
 
     @property
-    def cpus_a_worker(self) -> float:
+    def cpus_per_worker(self) -> float:
         if self.cpus is not None:
             return self.cpus
         return max(1, usable_cores() // self.workers) if self.address is None else 1
@@ -51,20 +51,19 @@ def usable_cores() -> int:
 
 @contextmanager
 def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
-    """Ray, connected; one that was started here ends here. No dashboard, and nothing is reported to anybody.
+    """Connect to Ray, or start it here and shut it down at the end; no dashboard, no usage reports.
 
     Args:
-        serve: Ray Serve is wanted too.
+        serve: whether Ray Serve is needed too.
 
     Raises:
-        InputError: Ray, or Ray Serve where it is wanted, is not installed, or Ray cannot be started or reached.
+        InputError: Ray, or Ray Serve where it is needed, is not installed, or Ray cannot be started or reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # a thread of Ray Serve's that outlives the connection would start another Ray, for nobody
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # what Ray will do anyway, without its warning
+    # Ray's future default, set here to silence its warning
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if (
         options.address is None
     ):  # Ray's workers are nice by 15, and starve beside anything else that runs here
@@ -95,26 +94,24 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
             ray.shutdown()
 
 
-def check_resources(ray: Any, options: PoolOptions, tell: Callable[[str], None]) -> None:
-    """See that there is room for all workers; a cluster may still grow, so there it is only told.
+def check_resources(ray: Any, options: PoolOptions, warn: Callable[[str], None]) -> None:
+    """Check that Ray has the resources of all workers. A cluster may still grow, so there a lack is only a warning.
 
     Raises:
-        InputError: a Ray that was started here has not what the workers ask for.
+        InputError: a Ray that was started here lacks them.
     """
-    there = ray.cluster_resources()
-    asked = {"CPU": options.cpus_a_worker, "GPU": options.gpus}
-    for name, amount in asked.items():
-        if amount * options.workers <= there.get(name, 0):
+    available = ray.cluster_resources()
+    needed = {"CPU": options.cpus_per_worker, "GPU": options.gpus}
+    for name, amount in needed.items():
+        if amount * options.workers <= available.get(name, 0):
             continue
-        words = (
-            f"{options.workers} workers ask for {amount:g} {name} each, and Ray has {there.get(name, 0):g}"
-        )
+        lack = f"{options.workers} workers ask for {amount:g} {name} each, and Ray has {available.get(name, 0):g}"
         if options.address is None:
-            raise InputError(f"{words}; take fewer workers or give each less")
-        tell(f"{words}; workers beyond that start when the cluster grows")
+            raise InputError(f"{lack}; take fewer workers or give each less")
+        warn(f"{lack}; workers beyond that start when the cluster grows")
 
 
 def last_line(error: BaseException) -> str:
-    """What an error of Ray's says at the end, after its tracebacks."""
+    """The last line of an error of Ray's, which comes after its tracebacks."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """A pool of Ray actors that each build one worker and run tasks on it.
 
-Tasks are tried again if the worker that had them in hand died; what it had finished was handed over before. Workers
-keep nothing, so who runs a task does not matter. Knows neither prompts nor images.
+A task is run again if its worker died; results are passed on as they come, so finished ones are never lost. Workers
+keep no state, so it does not matter which one runs a task. Knows neither prompts nor images.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Pool(Generic[T, R]):
     """Workers that take tasks until none is left.
 
     Args:
-        make: called once in every worker; returns what runs a task. It travels there, with what it holds.
-        on_event: told in a sentence when something happens that a user should know of.
+        make: called once in every worker; returns the function that runs a task. It is pickled, with all it holds.
+        on_event: called with a sentence when something happens that a user should know of.
     """
 
     def __init__(
@@ -34,24 +34,24 @@ class Pool(Generic[T, R]):
         options: PoolOptions,
         on_event: Callable[[str], None] = lambda words: None,
     ) -> None:
-        self._make, self._options, self._tell = make, options, on_event
+        self._make, self._options, self._on_event = make, options, on_event
 
     def run(self, task: Callable[[int], T], costs: Sequence[float]) -> Iterator[tuple[int, R]]:
-        """Every task's number and result, in the order in which they are finished; each task once.
+        """Yield each task's number and result once, in the order in which they finish.
 
         Args:
-            task: the task of a number, asked for when a worker is about to take it.
-            costs: of each task, for balance.
+            task: makes the task of a number; called when a worker is about to take it.
+            costs: of each task, to balance the workers.
 
         Raises:
-            InputError: Ray is not installed, cannot be reached, or has not what a worker asks for.
+            InputError: Ray is not installed, cannot be reached, or lacks what a worker needs.
             OutputError: a task killed its worker three times, or failed for a reason of its own.
         """
         with connected(self._options) as ray:
             work = WorkList(costs, self._options.workers)
-            check_resources(ray, self._options, self._tell)
+            check_resources(ray, self._options, self._on_event)
             start = ray.remote(_Worker).options(
-                num_cpus=self._options.cpus_a_worker,
+                num_cpus=self._options.cpus_per_worker,
                 num_gpus=self._options.gpus,
                 max_restarts=0,
                 max_task_retries=0,
@@ -59,25 +59,25 @@ class Pool(Generic[T, R]):
             workers = {
                 number: start.remote(self._make) for number in range(min(self._options.workers, len(work)))
             }
-            in_hand: dict[Any, tuple[int, int]] = {}  # answer to come -> (worker, task)
+            in_flight: dict[Any, tuple[int, int]] = {}  # Ray's reference to the result -> (worker, task)
             died: Counter[int] = Counter()
             try:
                 while True:
-                    busy = {worker for worker, _ in in_hand.values()}
+                    busy = {worker for worker, _ in in_flight.values()}
                     for worker in workers.keys() - busy:
                         number = work.take(worker)
-                        if number is None:  # what it held may be what another waits for
+                        if number is None:  # its resources may be what another worker waits for
                             ray.kill(workers.pop(worker))
                         else:
-                            in_hand[workers[worker].run.remote(task(number))] = (worker, number)
-                    if not in_hand:
+                            in_flight[workers[worker].run.remote(task(number))] = (worker, number)
+                    if not in_flight:
                         return
-                    (answer,), _ = ray.wait(list(in_hand), num_returns=1)
-                    worker, number = in_hand.pop(answer)
+                    (answer,), _ = ray.wait(list(in_flight), num_returns=1)
+                    worker, number = in_flight.pop(answer)
                     try:
                         result = ray.get(answer)
                     except ray.exceptions.RayActorError as error:
-                        self._bury(error, number, died)
+                        self._count_death(error, number, died)
                         work.give_back(worker, number)
                         workers[worker] = start.remote(self._make)
                         continue
@@ -88,7 +88,7 @@ class Pool(Generic[T, R]):
                 for actor in workers.values():
                     ray.kill(actor)
 
-    def _bury(self, error: Any, number: int, died: Counter[int]) -> None:
+    def _count_death(self, error: Any, number: int, died: Counter[int]) -> None:
         if getattr(error, "actor_init_failed", False):
             raise OutputError(f"a worker could not start: {last_line(error)}") from error
         died[number] += 1
@@ -97,7 +97,7 @@ class Pool(Generic[T, R]):
                 f"{MAX_TRIES} workers died of task {number}, most likely for want of memory: take smaller waves or "
                 "give a worker more; what was finished is kept, --resume goes on"
             ) from error
-        self._tell(f"a worker died ({type(error).__name__}); what it had in hand is done elsewhere")
+        self._on_event(f"a worker died ({type(error).__name__}); its task is run again by another")
 
 
 class _Worker:

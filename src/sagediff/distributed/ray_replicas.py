@@ -1,7 +1,7 @@
-"""Replicas on Ray Serve that answer each message with a stream of events, and calls to them that are routed by meaning.
+"""Replicas on Ray Serve that answer each message with a stream of events, and calls that a dispatcher sends to them.
 
-Ray Serve starts replicas, replaces those that died, adds and takes away by load, and lets a replica finish what it has
-in hand before it goes. It is used without its proxies: calls come from this process only. Knows not what messages say.
+Ray Serve starts replicas, replaces those that died, scales their number by load, and lets a replica finish its calls
+before it is removed. It is used without its proxies: calls come from this process only. Messages are opaque here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from sagediff.distributed.affinity import Vector
 from sagediff.distributed.cluster import PoolOptions, last_line
-from sagediff.distributed.dispatch import Desk, post, withdraw
+from sagediff.distributed.dispatch import Dispatcher, register, unregister
 from sagediff.errors import InputError, SagediffError
 
 M = TypeVar("M")
@@ -34,9 +34,9 @@ class Scaling:
 
     Attributes:
         least, most: replicas; equal for a number that never changes.
-        target: calls in hand of each, on the average, that there are replicas for.
-        up_s, down_s: seconds for which more, or fewer, must have been wanted before some are added or taken away.
-        look_back_s: seconds over which calls in hand are averaged.
+        target: calls in flight per replica, on average, that scaling aims at.
+        up_s, down_s: seconds for which more, or fewer, must have been wanted before some are added or removed.
+        look_back_s: seconds over which calls in flight are averaged.
 
     Raises:
         InputError: a value out of range.
@@ -61,34 +61,35 @@ class Scaling:
             )
 
 
-class Replicas(Generic[M, E]):
+class RayReplicas(Generic[M, E]):
     """Starts with `open`, ends with `close`.
 
     Args:
-        make: called once in every replica, where it may block until that is ready; returns what answers a message
-            there. It travels there, with what it holds.
-        options: what each replica is given.
-        max_in_hand: calls that one replica takes at once; more wait in front of it.
-        drain_s: seconds that a replica which is taken away gets to finish what it has in hand.
+        make: called once in every replica, where it may block until that is ready; returns the function that answers
+            a message there. It is pickled, with everything it holds.
+        dispatcher: chooses the replica of each call.
+        options: resources of each replica.
+        max_in_flight: calls that one replica takes at once; more wait in front of it.
+        drain_s: seconds that a replica which is removed gets to finish its calls.
     """
 
     def __init__(
         self,
         make: Callable[[], Callable[[M], AsyncIterator[E]]],
-        desk: Desk,
+        dispatcher: Dispatcher,
         options: PoolOptions,
         scaling: Scaling,
         *,
-        max_in_hand: int = 1024,
+        max_in_flight: int = 1024,
         drain_s: float = 60.0,
     ) -> None:
-        self._make, self._desk, self._options, self._scaling = make, desk, options, scaling
-        self._max_in_hand, self._drain_s = max_in_hand, drain_s
+        self._make, self._dispatcher, self._options, self._scaling = make, dispatcher, options, scaling
+        self._max_in_flight, self._drain_s = max_in_flight, drain_s
         self._name = f"sagediff-{uuid.uuid4().hex[:8]}"
         self._handle: Any = None
 
     def open(self) -> None:
-        """Start them, and wait until the first ones, as many as there are at least, are ready. Needs Ray connected.
+        """Start the least number of replicas, and wait until they are ready. Needs Ray connected.
 
         Raises:
             SagediffError: they could not be started.
@@ -103,22 +104,22 @@ class Replicas(Generic[M, E]):
         self._handle = handle.options(stream=True)
 
     def call(self, message: M, vector: Vector | None) -> Call[E]:
-        """Send a message to the replica that the desk chooses, without waiting.
+        """Send a message to the replica that the dispatcher chooses, without waiting.
 
         Args:
-            vector: what the message means, (D,) of unit length; None for nothing to go by.
+            vector: of the message's prompt, (D,) of unit length; None: any replica will do.
         """
         name = uuid.uuid4().hex
-        self._desk.announce(name, vector)
-        return Call(self._handle.answer.remote(message, call=name), name, self._desk)
+        self._dispatcher.announce(name, vector)
+        return Call(self._handle.answer.remote(message, call=name), name, self._dispatcher)
 
     def loads(self) -> dict[int, int]:
-        """Calls in hand of every replica that takes any."""
-        return self._desk.loads()
+        """Calls in flight at every replica that takes any."""
+        return self._dispatcher.loads()
 
     def close(self) -> None:
-        """End all of them; what is in hand is cut off. Doing it again does nothing."""
-        if withdraw(self._name):
+        """End all replicas at once; calls in flight break off. Doing it again does nothing."""
+        if unregister(self._name):
             if self._handle is not None:
                 self._handle.shutdown()
             from ray import serve
@@ -128,14 +129,14 @@ class Replicas(Generic[M, E]):
                 serve.delete(self._name)
 
     def _application(self) -> tuple[Any, Any]:
-        """Serve, and what it is to run."""
+        """Ray Serve, and the application that it runs."""
         from ray import serve
         from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
-        from sagediff.distributed.ray_router import DeskRouter
+        from sagediff.distributed.ray_router import ServeRouter
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        post(self._name, self._desk)
+        register(self._name, self._dispatcher)
         scaling, options = self._scaling, self._options
         size: dict[str, Any] = {"num_replicas": scaling.least}
         if scaling.most > scaling.least:
@@ -152,54 +153,54 @@ class Replicas(Generic[M, E]):
             _Replica
         ).options(
             name=_DEPLOYMENT,
-            ray_actor_options={"num_cpus": options.cpus_a_worker, "num_gpus": options.gpus},
-            max_ongoing_requests=self._max_in_hand,
+            ray_actor_options={"num_cpus": options.cpus_per_worker, "num_gpus": options.gpus},
+            max_ongoing_requests=self._max_in_flight,
             max_constructor_retry_count=2,  # weights that cannot be read will not be readable at the twentieth try
             health_check_period_s=1.0,  # a dead replica is replaced after that
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=self._drain_s,
             request_router_config=RequestRouterConfig(
-                request_router_class=DeskRouter, request_router_kwargs={"desk": self._name}
+                request_router_class=ServeRouter, request_router_kwargs={"dispatcher": self._name}
             ),
             **size,
         )
         return serve, deployment.bind(self._make)
 
     def _reason(self, serve: Any) -> str:
-        """What Serve says of the application at last, in a line."""
+        """Serve's last message about the application, in one line."""
         found = serve.status().applications.get(self._name)
         deployments = [] if found is None else found.deployments.values()
         return " ".join(last_line(Exception(deployment.message)) for deployment in deployments).strip()
 
 
 class Call(Generic[E]):
-    """The events of one message, each with the number of the replica that it comes from, None once that has gone.
+    """The events of one message, each with the number of the replica that sent it; None once that replica is gone.
 
-    Iterated to its end, or cancelled. Raises, while it is iterated, what made it break off: most likely the replica
-    died.
+    Must be iterated to its end, or cancelled. Iteration raises the error that broke the call off, most likely because
+    the replica died.
     """
 
-    def __init__(self, response: Any, name: str, desk: Desk) -> None:
-        self._response, self._name, self._desk = response, name, desk
+    def __init__(self, response: Any, name: str, dispatcher: Dispatcher) -> None:
+        self._response, self._name, self._dispatcher = response, name, dispatcher
 
     async def __aiter__(self) -> AsyncIterator[tuple[int | None, E]]:
-        said_all = False
+        complete = False
         try:
             async for replica, event in self._response:
-                yield self._desk.number(replica), event
-            said_all = True
+                yield self._dispatcher.number(replica), event
+            complete = True
         finally:
-            self._desk.end(self._name)
-            if not said_all:  # nobody listens any more
+            self._dispatcher.end(self._name)
+            if not complete:  # nobody listens any more
                 self._response.cancel()
 
     def cancel(self) -> None:
-        """Whoever asked has gone: the replica is told, and whoever iterates gets an error."""
+        """Stop the call: the replica stops its work, and iteration raises an error."""
         self._response.cancel()
 
 
 class _Replica:
-    """What Serve runs in a process of each replica."""
+    """What Serve runs in each replica's process."""
 
     def __init__(self, make: Callable[[], Callable[[Any], AsyncIterator[Any]]]) -> None:
         from ray import serve
@@ -208,15 +209,15 @@ class _Replica:
         self._answer = make()
 
     async def answer(self, message: Any, call: str) -> AsyncIterator[tuple[str, Any]]:
-        """The message's events. `call` is for the router."""
+        """The message's events. `call`, its name, is for the router."""
         events = self._answer(message)
         try:
             async for event in events:
                 yield self._name, event
-        finally:  # at once, and not when the garbage is collected: who has gone must not be worked for
+        finally:  # at once, not at garbage collection: nobody wants this work any more
             await events.aclose()  # type: ignore[attr-defined]
 
 
 def quiet_serve() -> None:
-    """Before Ray starts: Serve's processes write to Ray's log files, and not to our stderr too."""
+    """Have Serve's processes write to Ray's log files and not to our stderr too; call before Ray starts."""
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")

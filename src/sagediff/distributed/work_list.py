@@ -1,6 +1,6 @@
 """Which worker takes which wave. Pure: knows neither Ray nor images.
 
-Waves are whole groups and are formed before this, so where a border between workers runs changes no image.
+Waves are whole groups and are formed before this, so how they are divided among workers changes no image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sagediff.errors import InputError
 
 
-def shards(costs: Sequence[float], workers: int) -> list[list[int]]:
+def balance(costs: Sequence[float], workers: int) -> list[list[int]]:
     """Balance tasks over workers: largest first, each to the worker with the least so far (LPT, Graham 1969).
 
     No worker gets more than 4/3 - 1/(3 workers) of what it would at best.
@@ -40,21 +40,21 @@ def shards(costs: Sequence[float], workers: int) -> list[list[int]]:
 
 
 class WorkList:
-    """Tasks of each worker, in order; who has none left takes the last of whoever has most left.
+    """Tasks of each worker, in order; a worker with none left takes the last task of the worker with the most left.
 
     Args:
-        costs: of each task, as `shards` takes them.
+        costs: of each task, as `balance` takes them.
     """
 
     def __init__(self, costs: Sequence[float], workers: int) -> None:
         self._costs = list(costs)
-        self._queues = [deque(tasks) for tasks in shards(costs, workers)]
+        self._queues = [deque(tasks) for tasks in balance(costs, workers)]
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
 
     def take(self, worker: int) -> int | None:
-        """The worker's next task; None if nobody has any left."""
+        """The worker's next task; None if no tasks are left."""
         if self._queues[worker]:
             return self._queues[worker].popleft()
         # by cost, then by number: tasks that cost nothing must be taken too
@@ -62,5 +62,5 @@ class WorkList:
         return fullest.pop() if fullest else None
 
     def give_back(self, worker: int, task: int) -> None:
-        """A task that a worker took and did not finish; whoever is free takes it before others of that worker's."""
+        """Put back a task that a worker took and did not finish; it is taken before the rest of that queue."""
         self._queues[worker].append(task)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sagediff.errors import InputError
 from sagediff.evaluation.arrays import Floats, pair_of_rows
 
 
@@ -26,36 +25,12 @@ def frechet_distance(features: Any, reference: Any) -> float:
         InputError: other shapes, or numbers that are not finite.
     """
     x, y = pair_of_rows(features, reference)
-    return _distance(x.mean(0), y.mean(0), _factor_of_rows(x), _factor_of_rows(y))
+    factor, other = _factor(x), _factor(y)
+    cross = np.linalg.svd(factor @ other.T, compute_uv=False).sum()
+    spread = np.square(factor).sum() + np.square(other).sum() - 2 * cross
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + max(spread, 0.0))  # below 0 by rounding only
 
 
-def frechet_from_statistics(mean: Any, covariance: Any, other_mean: Any, other_covariance: Any) -> float:
-    """The same from means (D,) and covariances (D, D).
-
-    Raises:
-        InputError: shapes that do not belong together.
-    """
-    means = [np.asarray(m, np.float64) for m in (mean, other_mean)]
-    covariances = [np.asarray(c, np.float64) for c in (covariance, other_covariance)]
-    wide = means[0].shape
-    if len(wide) != 1 or means[1].shape != wide or any(c.shape != wide * 2 for c in covariances):
-        shapes = [a.shape for a in (*means, *covariances)]
-        raise InputError(f"expected means (D,) and covariances (D, D), got {shapes}")
-    return _distance(*means, *(_factor_of_covariance(c) for c in covariances))
-
-
-def _distance(mean: Floats, other_mean: Floats, factor: Floats, other_factor: Floats) -> float:
-    cross = np.linalg.svd(factor @ other_factor.T, compute_uv=False).sum()
-    spread = np.square(factor).sum() + np.square(other_factor).sum() - 2 * cross
-    return float(np.square(mean - other_mean).sum() + max(spread, 0.0))  # below 0 by rounding only
-
-
-def _factor_of_rows(x: Floats) -> Floats:
+def _factor(x: Floats) -> Floats:
     """A (min(N, D), D) with A^T A the unbiased covariance of the rows."""
     return np.asarray(np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r"))
-
-
-def _factor_of_covariance(covariance: Floats) -> Floats:
-    """A (D, D) with A^T A the covariance; eigenvalues below 0, by rounding, count as 0."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    return np.asarray(np.sqrt(values.clip(0))[:, None] * vectors.T)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sagediff.errors import InputError
 from sagediff.evaluation.perception import Perception
-from sagediff.files.imagefolder import list_images, open_images
+from sagediff.files.imagefolder import open_images
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,6 @@ class Reference:
 
     features: Tensor
     paired: bool
-
-
-def folder_features(folder: Path, perception: Perception, size: tuple[int, int]) -> Tensor:
-    """As `file_features`, of every image below a folder.
-
-    Raises:
-        InputError: no folder, no images, or a broken one; the file is named.
-    """
-    return file_features(list_images(folder), perception, size)
 
 
 def file_features(

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from sagediff.errors import OutputError
 from sagediff.evaluation.grid import Setting
+from sagediff.files.atomic import output_errors, sweep, write_bytes
 from sagediff.files.output_folder import MANIFEST, OutputFolder
 
 
@@ -38,8 +38,8 @@ class CellStore:
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Create the folder."""
         self._make(self.path / "cells")
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        for folder in (self.path, self.path / "cells", *self.path.glob("images/*")):
+            sweep(folder)
         self.write_text(MANIFEST, json.dumps({"settings": dict(manifest)}, indent=2) + "\n")
 
     def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
@@ -57,13 +57,7 @@ class CellStore:
         self._folder.write_text(name, text)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        target = self.path / name
-        partial = target.with_name(target.name + ".partial")
-        try:
-            partial.write_bytes(data)
-            partial.replace(target)
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        write_bytes(self.path / name, data)
 
     def strip_path(self, setting: Setting, group: int) -> Path:
         return self.path / "images" / setting.key / f"{group}.png"
@@ -86,7 +80,5 @@ class CellStore:
 
     @staticmethod
     def _make(folder: Path) -> None:
-        try:
+        with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error

@@ -1,1 +1,1 @@
-"""What lies on disk: output folders, shards, contact sheets, folders of captioned images."""
+"""Files: atomic writes, digests, output folders, shards, contact sheets, folders of captioned images."""

@@ -1,6 +1,6 @@
 """Files and folders that are written whole or not at all: under a temporary name beside the target, then renamed.
 
-A kill leaves a temporary name at most; `sweep` removes those of earlier runs. Only this module renames.
+A killed process leaves at most a file under a temporary name, which `sweep` removes. No other module renames files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIX = ".partial"
 def writing(target: Path) -> Iterator[Path]:
     """A path beside `target` to make a file or a folder at, which then takes the target's place.
 
-    No other process uses that path. If the block raises, the target stays as it was.
+    No other process uses that path. If the block raises, the target stays as it was. The target's folder must exist.
 
     Raises:
         OutputError: the disk refused.
@@ -32,8 +32,8 @@ def writing(target: Path) -> Iterator[Path]:
     with output_errors(target):
         try:
             yield partial
-            if target.is_dir():
-                shutil.rmtree(target)  # a folder cannot be renamed onto one that holds anything
+            if partial.is_dir() and target.is_dir():
+                shutil.rmtree(target)  # a folder cannot be renamed onto one that is not empty
             os.replace(partial, target)
         except (Exception, KeyboardInterrupt):
             _remove(partial)
@@ -57,15 +57,17 @@ def write_json_lines(target: Path, records: Iterable[Mapping[str, Any]]) -> None
     write_text(target, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def sweep(*folders: Path) -> None:
-    """Remove what killed runs left in these folders under temporary names; nobody may be writing there."""
-    for folder in folders:
-        for leftover in folder.glob(f"*{_SUFFIX}"):
-            _remove(leftover)
+def sweep(folder: Path, prefix: str = "") -> None:
+    """Remove temporary names that killed runs left in a folder, of targets whose names begin with `prefix`.
+
+    Nobody else may be writing those targets.
+    """
+    for leftover in folder.glob(f"{prefix}*{_SUFFIX}"):
+        _remove(leftover)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether the name is a temporary one, so that a killed run may have left it."""
+    """Whether the name is a temporary one, left by a killed run."""
     return path.suffix == _SUFFIX
 
 

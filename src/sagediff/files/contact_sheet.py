@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN, _GAP, _LABEL = 16, 10, 92  # pixels; _LABEL is the column that names the group
-_MAX_IMAGES = 512  # a sheet of more could not be looked at, nor opened by every viewer
+_MAX_IMAGES = 512  # a larger sheet could not be read, nor opened by every viewer
 
 
 def contact_sheet(

@@ -19,14 +19,14 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """captions and files, one of each an image, in the order of the metadata."""
+    """One caption and one file per image, in the order of the metadata."""
 
     captions: list[str]
     files: list[Path]
 
 
 def read_imagefolder(folder: Path) -> ImageFolder:
-    """The captions of a folder, and where their images are; the images are not opened.
+    """The captions and image files of a folder; the images are not opened.
 
     Raises:
         InputError: no folder, no metadata.jsonl, or a line without an image or caption; the line is named.

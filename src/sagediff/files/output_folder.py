@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sagediff.errors import InputError, OutputError
+from sagediff.errors import InputError
+from sagediff.files.atomic import (
+    is_leftover,
+    output_errors,
+    sweep,
+    write_bytes,
+    write_json_lines,
+    write_text,
+    writing,
+)
 
 MANIFEST = "run.json"
 
 
 class OutputFolder:
-    """One run's folder. `run.json` is written first and says what the run is; images follow one by one."""
+    """One run's folder. `run.json`, with the run's settings, is written first; images follow one by one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,8 +42,8 @@ class OutputFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file, not a folder")
-        # a run killed before its manifest was whole has left a temporary name at most
-        used = self.path.is_dir() and any(entry.suffix != ".partial" for entry in self.path.iterdir())
+        # a run killed before its manifest was whole has left only a temporary file
+        used = self.path.is_dir() and not all(map(is_leftover, self.path.iterdir()))
         if not used:
             return
         if not resume:
@@ -60,48 +66,34 @@ class OutputFolder:
             )
 
     def begin(self, settings: Mapping[str, Any], plan_json: str) -> None:
-        """Create the folder and its manifest; leftovers of a killed run (temporary names) go away."""
-        with written(self.path):
+        """Create the folder and its manifest; a killed run's temporary files are removed."""
+        with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in [*self.path.glob("*.partial"), *self.path.glob("images/*.partial")]:
-                leftover.unlink()
+            for folder in (self.path, self.path / "images"):
+                sweep(folder)
             manifest = {"settings": dict(settings), "plan": json.loads(plan_json)}
             self.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
             (self.path / "images").mkdir(exist_ok=True)
 
     def finished(self, count: int) -> list[int]:
-        """Prompts whose images are there. A file under its final name is whole: it was renamed to it."""
+        """Numbers of the prompts whose images are there. A file under its final name is whole."""
         return [index for index in range(count) if self.image_path(index).is_file()]
 
-    def save_image(self, index: int, image: Image.Image, texts: Mapping[str, str]) -> None:
-        """Write one image with `texts` in its PNG text chunks."""
-        self.save_png(index, png_bytes(image, texts))
-
     def save_png(self, index: int, data: bytes) -> None:
-        """Write one image that is a PNG already."""
-        target = self.image_path(index)
-        partial = target.with_name(target.name + ".partial")
-        with written(target):
-            partial.write_bytes(data)
-            os.replace(partial, target)
+        """Write one image, encoded as PNG by `png_bytes`."""
+        write_bytes(self.image_path(index), data)
 
     def write_text(self, name: str, text: str) -> None:
-        target = self.path / name
-        partial = target.with_name(target.name + ".partial")
-        with written(target):
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, target)
+        write_text(self.path / name, text)
 
     def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """One JSON object per line."""
-        self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        write_json_lines(self.path / name, records)
 
     def save_sheet(self, sheet: Image.Image) -> Path:
         target = self.path / "contact-sheet.png"
-        partial = target.with_name(target.name + ".partial")
-        with written(target):
+        with writing(target) as partial:
             sheet.save(partial, format="PNG")
-            os.replace(partial, target)
         return target
 
 
@@ -113,22 +105,3 @@ def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
-
-
-def fingerprint(parts: Sequence[str]) -> str:
-    """A short name for long input: the same text gives the same name."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()
-
-
-@contextmanager
-def written(target: Path) -> Iterator[Path]:
-    """Turn what the disk refuses into an OutputError that names `target`, which is also given back."""
-    try:
-        yield target
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {target}: {error.strerror or error}; what was finished before is kept"
-        ) from error

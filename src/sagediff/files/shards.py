@@ -1,15 +1,14 @@
-"""Images of a large run: webdataset shards and parquet metadata in place of a file each.
+"""Images of a large run: webdataset shards and parquet metadata instead of one file per image.
 
-An image is kept as a file of its own until its shard is full; then the shard is written, and the files go away. What
-belongs to a shard follows from the plan: prompts in the order of their groups, `size` per shard. So a killed run goes
-on, whoever makes which image. A shard is there once its parquet file is: that one is written last.
+An image is kept as a file of its own until its shard is full; then the shard is written, and the files are removed. The
+plan decides which images belong to a shard: prompts in the order of their groups, `size` per shard. So a killed run can
+be resumed with any number of workers. A shard is complete once its parquet file exists, as that is written last.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.files.output_folder import OutputFolder, written
+from sagediff.files.atomic import output_errors, sweep, writing
+from sagediff.files.output_folder import OutputFolder
 
 Record = Mapping[str, Any]
 
@@ -54,11 +54,10 @@ class ShardStore:
         return self.tar_path(number).with_suffix(".parquet")
 
     def finished(self) -> list[int]:
-        """Prompts whose images are there, in a shard or waiting for theirs; shards that are full are written."""
-        with written(self._folder.path / "shards") as home:
+        """Prompts whose images are there, in a shard or as files; full shards are written."""
+        with output_errors(self._folder.path / "shards") as home:
             home.mkdir(exist_ok=True)
-            for leftover in home.glob("*.partial"):
-                leftover.unlink()
+            sweep(home)
         done: list[int] = []
         for number, members in enumerate(self._members):
             if self.parquet_path(number).is_file():
@@ -73,7 +72,7 @@ class ShardStore:
         return sorted(done)
 
     def save_png(self, index: int, data: bytes) -> None:
-        """Keep one image; write its shard if that was the last."""
+        """Keep one image; write its shard if it was the last one missing."""
         self._folder.save_png(index, data)
         number = self._shard[index]
         self._missing[number] -= 1
@@ -81,7 +80,7 @@ class ShardStore:
             self._write(number)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Each shard's statistics, as they stand in its parquet file."""
+        """Each shard's statistics, from its parquet file."""
         from pyarrow.parquet import read_schema
 
         return [
@@ -93,19 +92,17 @@ class ShardStore:
         members = self._members[number]
         records = [dict(self._record(index)) | {"key": f"{index:06d}"} for index in members]
         target = self.tar_path(number)
-        with written(target):
-            partial = target.with_name(target.name + ".partial")
-            with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for index, record in zip(members, records, strict=True):
-                    data = self._folder.image_path(index).read_bytes()
-                    record["bytes"] = len(data)
-                    text = json.dumps(record, ensure_ascii=False).encode()
-                    for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
-                        entry = tarfile.TarInfo(name)  # no time, no owner: equal images give equal shards
-                        entry.size = len(content)
-                        tar.addfile(entry, io.BytesIO(content))
-            os.replace(partial, target)
-            self._write_metadata(number, records)
+        with writing(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index, record in zip(members, records, strict=True):
+                data = self._folder.image_path(index).read_bytes()
+                record["bytes"] = len(data)
+                text = json.dumps(record, ensure_ascii=False).encode()
+                for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
+                    entry = tarfile.TarInfo(name)  # no time, no owner: equal images give equal shards
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+        self._write_metadata(number, records)
+        with output_errors(target):
             self._drop_files(members)
 
     def _write_metadata(self, number: int, records: Sequence[dict[str, Any]]) -> None:
@@ -121,10 +118,8 @@ class ShardStore:
         }
         table = pyarrow.Table.from_pylist(records)
         table = table.replace_schema_metadata({"sagediff": json.dumps(statistics)})
-        target = self.parquet_path(number)
-        partial = target.with_name(target.name + ".partial")
-        parquet.write_table(table, partial)
-        os.replace(partial, target)
+        with writing(self.parquet_path(number)) as partial:
+            parquet.write_table(table, partial)
 
     def _drop_files(self, members: Iterable[int]) -> None:
         for index in members:
@@ -134,7 +129,7 @@ class ShardStore:
 def check_shard_size(size: int) -> None:
     """Raises InputError for a size below 1, or if pyarrow is not installed."""
     if size < 1:
-        raise InputError(f"the images of a shard must be at least 1, got {size}")
+        raise InputError(f"images per shard must be at least 1, got {size}")
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:

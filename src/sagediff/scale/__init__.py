@@ -1,1 +1,1 @@
-"""Planning for more prompts than fit the exact way: embeddings on disk, groups cell by cell, memory bounded."""
+"""Planning for more prompts than exact grouping can hold: embeddings on disk, groups cell by cell, bounded memory."""

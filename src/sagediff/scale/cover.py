@@ -1,8 +1,8 @@
-"""Vectors on disk -> groups: the exact cover inside cells, then a second look across their borders.
+"""Vectors on disk -> groups: exact grouping inside cells, then again across their borders.
 
-Every group is a clique at the threshold, as `group_prompts` makes them, whatever the cells. What cells cost is groups
-that a border cut: those that are not full are put into other cells, with other borders, and kept as they come out there
-if that is fewer. Deterministic, whatever the number of processes; the order of the prompts may change the groups.
+Every group is a clique at the threshold, as `group_prompts` makes them, whatever the cells. Cells only cost groups that
+a border cuts: groups that are not full are put into other cells with other borders and grouped again, and the result is
+kept if it has fewer groups. Deterministic for any number of processes; the order of the prompts may change the groups.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sagediff.scale.disk_vectors import DiskVectors
 from sagediff.scale.partition import cut_cells
 
 Ints = npt.NDArray[np.int64]
-Cover = list[list[int]]  # rows, a row as often as it has copies in the group
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+Cover = list[list[int]]  # row numbers; a row repeats for each of its copies in the group
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of the stage, the number of items done and their total."""
 
 CELL = 4096  # rows grouped exactly at once: 64 MiB of similarities
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -37,11 +37,11 @@ class CoverOptions:
     """How vectors are grouped.
 
     Attributes:
-        threshold: least cosine between any two members of a group, of the vectors before they were rounded.
+        threshold: minimum cosine similarity of any two members of a group, before the vectors were rounded.
         max_group_size: most members of a group.
-        cell_size: rows grouped exactly at once; more gives fewer groups and takes longer.
-        passes: looks across the borders of cells; 0 leaves the groups that borders cut.
-        jobs: processes; changes no group.
+        cell_size: rows grouped exactly at once. Higher: fewer groups, longer.
+        passes: regroupings across the borders of cells; 0 leaves the groups that borders cut.
+        jobs: number of processes; changes no group.
     """
 
     threshold: float
@@ -62,12 +62,12 @@ class CoverOptions:
 
 
 def group_on_disk(
-    vectors: DiskVectors, inverse: Ints, options: CoverOptions, on_progress: Progress | None = None
+    vectors: DiskVectors, inverse: Ints, options: CoverOptions, on_progress: OnProgress | None = None
 ) -> list[list[int]]:
     """Partition prompts into groups, as `group_prompts` does, in bounded memory.
 
     Args:
-        inverse: (N,) the row of each prompt; equal prompts have the same.
+        inverse: (N,) row of each prompt; equal prompts have the same row.
 
     Returns:
         Groups of prompt numbers, every prompt once; each ascending, groups by their first prompt.
@@ -75,7 +75,7 @@ def group_on_disk(
     Raises:
         InputError: an option out of range. OutputError: a process was killed.
     """
-    tell = on_progress or (lambda stage, done, total: None)
+    on_progress = on_progress or (lambda stage, done, total: None)
     if not len(inverse):
         return []
     copies = np.bincount(inverse, minlength=vectors.count)
@@ -85,19 +85,24 @@ def group_on_disk(
     ]
     left = copies % size
     with _limited_threads(), _Cells(vectors, options) as run:
-        tell("cutting cells", 0, 1)
+        on_progress("cutting cells", 0, 1)
         cells = cut_cells(vectors, np.flatnonzero(left), options.cell_size)
         tasks: list[Cover] = [[[row] * int(left[row]) for row in cell.tolist()] for cell in cells]
-        cover = run.all(tasks, "grouping", tell)
+        cover = run.all(tasks, "grouping", on_progress)
         for number in range(1, options.passes + 1):
-            cover = _second_look(vectors, cover, options, number, run, tell)
+            cover = _regroup(vectors, cover, options, number, run, on_progress)
     return _numbered([*full, *cover], inverse)
 
 
-def _second_look(
-    vectors: DiskVectors, cover: Cover, options: CoverOptions, number: int, run: _Cells, tell: Progress
+def _regroup(
+    vectors: DiskVectors,
+    cover: Cover,
+    options: CoverOptions,
+    number: int,
+    run: _Cells,
+    on_progress: OnProgress,
 ) -> Cover:
-    """Groups that are not full, grouped again in cells with other borders."""
+    """Group those again that are not full, in cells with other borders."""
     kept = [group for group in cover if len(group) >= options.max_group_size]
     open_ = sorted((group for group in cover if len(group) < options.max_group_size), key=lambda g: g[0])
     by_first: dict[int, Cover] = {}
@@ -106,11 +111,11 @@ def _second_look(
     firsts = np.array(sorted(by_first), dtype=np.int64)
     cells = cut_cells(vectors, firsts, max(2, options.cell_size // 2), seed=number)
     tasks = [[group for first in cell.tolist() for group in by_first[first]] for cell in cells]
-    return kept + run.all(tasks, "looking across borders", tell)
+    return kept + run.all(tasks, "regrouping across borders", on_progress)
 
 
 def cover_cell(vectors: DiskVectors, groups: Cover, threshold: float, size: int) -> Cover:
-    """Group the members of some groups anew; the groups as they were where that makes no fewer of them."""
+    """Group the members of some groups again; the groups as they were unless that makes fewer."""
     members = np.array([row for group in groups for row in group], dtype=np.int64)
     rows = vectors.take(members)
     found = group_prompts(rows, min(1.0, threshold + 2 * vectors.rounding), size, orders=1)
@@ -120,7 +125,7 @@ def cover_cell(vectors: DiskVectors, groups: Cover, threshold: float, size: int)
 
 
 class _Cells:
-    """Covers cells in processes of its own, a few waiting at a time; results come in the order of the tasks."""
+    """Groups cells in child processes, with a bounded queue; results come in the order of the tasks."""
 
     def __init__(self, vectors: DiskVectors, options: CoverOptions) -> None:
         self._fixed = (vectors, options.threshold, options.max_group_size)
@@ -136,18 +141,18 @@ class _Cells:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def all(self, tasks: Sequence[Cover], stage: str, tell: Progress) -> Cover:
+    def all(self, tasks: Sequence[Cover], stage: str, on_progress: OnProgress) -> Cover:
         total = sum(map(len, tasks))
         done, cover = 0, []
-        tell(stage, 0, total)
+        on_progress(stage, 0, total)
         try:
             for task, found in zip(tasks, self._each(tasks), strict=True):
                 cover += found
                 done += len(task)
-                tell(stage, done, total)
+                on_progress(stage, done, total)
         except BrokenProcessPool as error:
             raise OutputError(
-                "a grouping process was killed, most likely for want of memory; take fewer processes or smaller cells"
+                "a grouping process was killed, most likely for lack of memory; use fewer processes or smaller cells"
             ) from error
         return cover
 
@@ -167,7 +172,7 @@ class _Cells:
 
 @contextmanager
 def _limited_threads() -> Iterator[None]:
-    """Processes that start inside use one thread each: the cells are what runs side by side."""
+    """Child processes that start inside use one thread each, as cells already run in parallel."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -181,7 +186,7 @@ def _limited_threads() -> Iterator[None]:
 
 
 def _numbered(cover: Cover, inverse: Ints) -> list[list[int]]:
-    """Groups of rows -> groups of prompt numbers: copies of a row are dealt out in order."""
+    """Groups of rows -> groups of prompt numbers; copies of a row are assigned in order."""
     order = np.argsort(inverse, kind="stable")
     following = np.concatenate([[0], np.cumsum(np.bincount(inverse))]).tolist()
     out = []

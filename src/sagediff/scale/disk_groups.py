@@ -1,13 +1,12 @@
-"""Prompts -> groups by way of a folder: what is there already is taken over, so that a killed run goes on.
+"""Prompts -> groups by way of a folder; finished parts found there are reused, so that a killed run can be resumed.
 
-The folder holds the embeddings (`vectors.py`) and `groups.npz`. In memory are the prompts' own
-text, the groups as lists, and one cell per process.
+The folder holds the embeddings (`disk_vectors`) and `groups.npz`. In memory are the prompts' text, the groups as lists,
+and one cell per process.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.errors import OutputError
-from sagediff.files.output_folder import fingerprint
+from sagediff.files.atomic import sweep, writing
+from sagediff.files.digest import texts_digest
 from sagediff.prompts.embeddings import TextEncoder
-from sagediff.scale.cover import CoverOptions, Progress, group_on_disk
+from sagediff.scale.cover import CoverOptions, OnProgress, group_on_disk
 from sagediff.scale.disk_vectors import embed_to_disk
 
 Ints = npt.NDArray[np.int64]
@@ -34,12 +33,12 @@ def groups_at_scale(
     options: CoverOptions,
     *,
     source: str = "",
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[list[int]]:
     """Embed and group, on disk.
 
     Args:
-        source: what, beside the encoder's name, the vectors depend on (`embed_to_disk`).
+        source: what the vectors depend on besides the encoder's name (see `embed_to_disk`).
 
     Returns:
         Groups of prompt numbers, every prompt once; each ascending, groups by their first prompt.
@@ -47,13 +46,13 @@ def groups_at_scale(
     Raises:
         InputError: the folder belongs to other prompts or another encoder. OutputError: it cannot be written to.
     """
-    tell = on_progress or (lambda stage, done, total: None)
+    report = on_progress or (lambda stage, done, total: None)
     texts, inverse = distinct(prompts)
     vectors = embed_to_disk(
-        texts, encoder, folder, source=source, on_batch=lambda done: tell("embedding", done, len(texts))
+        texts, encoder, folder, source=source, on_batch=lambda done: report("embedding", done, len(texts))
     )
     choice = asdict(options) | {"jobs": 0}  # processes change no group
-    key = fingerprint([fingerprint(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
+    key = texts_digest([texts_digest(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
     groups = load_groups(folder / GROUPS, key)
     if groups is None:
         groups = group_on_disk(vectors, inverse, options, on_progress)
@@ -62,29 +61,23 @@ def groups_at_scale(
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Ints]:
-    """The texts, sorted, each once, and for each text given its place there, (N,)."""
+    """The distinct texts, sorted, and the index of each given text among them, (N,)."""
     unique = sorted(set(texts))
     place = {text: i for i, text in enumerate(unique)}
     return unique, np.fromiter((place[text] for text in texts), np.int64, len(texts))
 
 
 def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:
-    """Members one after the other and where each group ends; the key says what they were made from."""
+    """Save the concatenated members and the end of each group; `key` is the digest of what they were made from."""
     members = np.fromiter((i for group in groups for i in group), np.int64)
     ends = np.cumsum([len(group) for group in groups], dtype=np.int64)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, key=np.array(key), members=members, ends=ends)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; the embeddings are kept"
-        ) from error
+    sweep(path.parent, path.name)
+    with writing(path) as partial, partial.open("wb") as file:
+        np.savez(file, key=np.array(key), members=members, ends=ends)
 
 
 def load_groups(path: Path, key: str) -> list[list[int]] | None:
-    """The groups of an earlier run with the same key; None where there are none."""
+    """The groups of an earlier run with the same key; None if there are none."""
     try:
         with np.load(path, allow_pickle=False) as found:
             held: dict[str, Any] = {name: found[name] for name in ("key", "members", "ends")}

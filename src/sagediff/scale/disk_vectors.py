@@ -1,7 +1,7 @@
-"""Embeddings on disk: half precision, written window by window, so that a kill at any moment loses one at most.
+"""Embeddings on disk: half precision, written window by window, so that a kill at any moment loses one window at most.
 
-Knows neither groups nor plans. A folder holds `vectors.f16`, the rows of the distinct prompts one after the other, and
-`vectors.json`, which says how many of them are whole and what they were made from.
+Knows neither groups nor plans. A folder holds `vectors.f16`, one row per distinct prompt, and `vectors.json`: how many
+rows are complete, and what they were made from.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.errors import InputError, OutputError
-from sagediff.files.output_folder import fingerprint
+from sagediff.errors import InputError
+from sagediff.files.atomic import output_errors, sweep, write_text
+from sagediff.files.digest import texts_digest
 from sagediff.prompts.embeddings import TextEncoder, unit_rows
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 DATA, STATE = "vectors.f16", "vectors.json"
-WINDOW = 16_384  # texts between two notes of how far it came
+WINDOW = 16_384  # texts between two updates of vectors.json
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class DiskVectors:
     Attributes:
         file: rows of float16.
         count, dim: its shape.
-        rounding: largest distance of a row as it reads from the vector that was written: a cosine of two rows is off
-            by twice that at most.
+        rounding: largest distance of a row read back from the vector that was written; a cosine similarity of two rows
+            is off by at most twice that.
     """
 
     file: Path
@@ -44,7 +45,7 @@ class DiskVectors:
     rounding: float
 
     def take(self, rows: Ints) -> Floats:
-        """(len(rows), D) float32 of unit length. The file is mapped for the call only, so its pages do not stay."""
+        """(len(rows), D) float32 of unit length. The file is mapped for the call only, so that its pages are freed."""
         data = np.memmap(self.file, np.float16, "r", shape=(self.count, self.dim))
         return _unit(np.asarray(data[rows], dtype=np.float32))
 
@@ -58,27 +59,24 @@ def embed_to_disk(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> DiskVectors:
-    """Encode distinct texts into a folder, or go on where an earlier call was stopped.
+    """Encode distinct texts into a folder, or continue where an earlier call was stopped.
 
     Args:
-        texts: each once; sorted ones are faster with an encoder that cuts long texts, as equal beginnings are
-            then encoded once a window.
-        source: what, beside the encoder's name, the vectors depend on (the model's name, say).
+        texts: distinct. Sorted ones are faster with an encoder that truncates long texts, as equal beginnings are
+            then encoded once per window.
+        source: what the vectors depend on besides the encoder's name (the model's name, say).
         batch_size: texts encoded at once.
         on_batch: called with the number of texts that are done.
 
     Raises:
-        InputError: the folder holds other vectors, or the encoder gives something else than one vector a text.
+        InputError: the folder holds other vectors, or the encoder does not return one vector per text.
         OutputError: the disk is full, or the folder not writable.
     """
-    wanted = {"texts": fingerprint(texts), "count": len(texts), "encoder": encoder.name, "source": source}
-    try:
+    wanted = {"texts": texts_digest(texts), "count": len(texts), "encoder": encoder.name, "source": source}
+    with output_errors(folder / DATA):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, STATE)
         return _embed(texts, encoder, folder, wanted, batch_size, on_batch or (lambda done: None))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the embeddings to {folder}: {error.strerror or error}; those written before are kept"
-        ) from error
 
 
 def _embed(
@@ -93,7 +91,7 @@ def _embed(
     done, dim, rounding = state["done"], state["dim"], state["rounding"]
     on_batch(done)
     with (folder / DATA).open("r+b" if done else "wb") as file:
-        file.truncate(done * dim * 2)  # what a killed run wrote after its last note
+        file.truncate(done * dim * 2)  # what a killed run wrote after its last update of vectors.json
         file.seek(0, os.SEEK_END)
         for start in range(done, len(texts), WINDOW):
             exact = _window(texts[start : start + WINDOW], encoder, batch_size, start, on_batch)
@@ -109,14 +107,15 @@ def _embed(
             file.flush()
             os.fsync(file.fileno())
             done += len(exact)
-            _note(folder, wanted | {"done": done, "dim": dim, "rounding": rounding})
+            state = wanted | {"done": done, "dim": dim, "rounding": rounding}
+            write_text(folder / STATE, json.dumps(state) + "\n")
     return DiskVectors(folder / DATA, len(texts), dim, rounding)
 
 
 def _window(
     texts: Sequence[str], encoder: TextEncoder, batch_size: int, start: int, on_batch: Callable[[int], None]
 ) -> Floats:
-    """The vectors of some texts; those that the encoder reads alike are encoded once."""
+    """The vectors of some texts; those that the encoder truncates to the same tokens are encoded once."""
     first = inverse = np.arange(len(texts))
     if encoder.reads is not None:
         _, first, inverse = np.unique(
@@ -133,7 +132,7 @@ def _window(
 
 
 def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """How far an earlier call came; refuses the vectors of another."""
+    """The state of an earlier call; refuses vectors of other texts."""
     path = folder / STATE
     if not path.exists():
         return {"done": 0, "dim": 0, "rounding": 0.0}
@@ -142,21 +141,15 @@ def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         other = sorted(key for key, value in wanted.items() if state[key] != value)
         done, dim, rounding = int(state["done"]), int(state["dim"]), float(state["rounding"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not what sagediff wrote; take another folder or remove it") from error
+        raise InputError(f"{path} was not written by sagediff; use another folder or remove it") from error
     if other:
         raise InputError(
             f"{folder} holds embeddings of other prompts or another encoder ({', '.join(other)} differ); "
-            "take another folder or remove it"
+            "use another folder or remove it"
         )
     if not (folder / DATA).is_file() or (folder / DATA).stat().st_size < done * dim * 2:
-        raise InputError(f"{folder / DATA} is shorter than {path} says; remove both to embed anew")
+        raise InputError(f"{folder / DATA} is shorter than {path} says; remove both to embed again")
     return {"done": done, "dim": dim, "rounding": rounding}
-
-
-def _note(folder: Path, state: dict[str, Any]) -> None:
-    partial = folder / (STATE + ".partial")
-    partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
-    os.replace(partial, folder / STATE)
 
 
 def _unit(rows: Floats) -> Floats:

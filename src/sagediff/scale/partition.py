@@ -53,13 +53,13 @@ def _cut(vectors: DiskVectors, rows: Ints, most: int, rng: np.random.Generator) 
     ])  # fmt: skip
     order = np.argsort(labels, kind="stable")
     parts = np.split(rows[order], np.flatnonzero(np.diff(labels[order])) + 1)
-    if max(map(len, parts)) > 0.95 * len(rows):  # nearly all alike: no centres part them
+    if max(map(len, parts)) > 0.95 * len(rows):  # nearly all are similar: no centres separate them
         return _slices(vectors, rows, most, sample)
     return parts
 
 
 def _centres(sample: Floats, count: int, rng: np.random.Generator) -> Floats:
-    """(count, D) directions; one that nobody is nearest to stays where it was."""
+    """(count, D) directions; a centre with no rows nearest to it stays where it was."""
     centres = sample[np.sort(rng.choice(len(sample), count, replace=False))].copy()
     for _ in range(_ROUNDS):
         labels = np.argmax(sample @ centres.T, axis=1)

@@ -1,7 +1,6 @@
-"""An images server: requests of many people that mean nearly the same share their early steps.
+"""An images server: similar prompts of many clients share their early denoising steps.
 
-Requests go one way: `requests` -> `batcher` (who waits together) -> `engine` (the thread that owns the model) ->
-`recovery` (what is tried again, and how) -> `runner` (one wave on the pipeline) -> images. `app` is HTTP around
-it and the only importer of the web framework. Nothing here knows the command line or the built-in model; settings
-are handed in.
+`engine/` makes images in one process, `fleet/` uses engines in many processes like one, and `http/` serves either (an
+`image_service`) to clients. `config`, `logs`, `metrics` and `failures` are used by all of them. Nothing here knows the
+command line or the built-in model; settings are passed in.
 """

@@ -1,4 +1,4 @@
-"""What a server's operator decides: on the command line, else by `SAGEDIFF_...` in the environment, else as here."""
+"""A server's settings: from the command line, else `SAGEDIFF_...` in the environment, else the defaults here."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ from sagediff.serving.engine.batcher import BatchPolicy
 
 
 class ServeConfig(BaseSettings):
-    """Every number is checked when the server starts.
+    """Settings of a server, checked when it starts.
 
     Attributes:
-        model_name: what clients call the model.
-        host, port: where it listens; 127.0.0.1 keeps it to this machine.
-        api_keys: who may ask, and which tenant he is; with commas in the environment. None: anyone may, as one tenant.
-        window_ms: milliseconds that a request waits for others to share with. Longer: more sharing, later images.
+        model_name: the model's name in requests and answers.
+        host, port: address to listen on; 127.0.0.1 is reachable from this machine only.
+        api_keys: keys that are accepted, each a tenant; comma-separated in the environment. None: no key is needed, and
+            all clients are one tenant.
+        window_ms: milliseconds that a request waits for others to share with. Higher: more sharing, higher latency.
         max_batch: most requests in a wave.
         max_queue: most requests waiting; more get 429.
         share: False switches sharing off; requests are still batched.
-        share_across_keys: lets clients of different keys share. Their images then tell of each other's prompts.
-        cache_mib: memory for shared phases that later requests replay, in MiB; 0 switches that off.
-        cache_threshold: least cosine between a prompt and the middle of those that a shared phase was run for. Higher:
-            fewer replays, safer images. None: the grouping threshold, at least 0.5.
-        cache_dir: folder where they are also kept for the next start. None: nowhere.
-        cache_variety: how many of them there should be near a prompt before all requests replay. Higher: more
-            compositions, fewer replays at first.
-        affinity_guard: full waves by which the replica where a request's meaning is at home may be busier than the
-            least busy one, where there are several. Higher: more sharing, longer queues.
-        affinity_threshold: least cosine between a prompt and the one that its home was founded for. Higher: requests
-            spread more evenly, and fewer meet. None: the grouping threshold.
-        scale_target: requests in hand of each replica, on the average, that there are replicas for, where their number
-            may change. Lower: more replicas, shorter queues, less sharing. None: a full wave.
-        scale_up_s, scale_down_s: seconds for which more, or fewer, must have been wanted.
-        scale_look_back_s: seconds over which requests in hand are averaged.
-        max_n, max_side, max_steps, max_prompt_length: most images, pixels per side, steps and characters of a request.
+        share_across_keys: lets clients of different keys share. Their images then reveal each other's prompts.
+        cache_mib: memory for recorded shared phases that later requests replay, in MiB; 0 switches the cache off.
+        cache_threshold: minimum cosine similarity of a prompt to the mean of the prompts whose shared phase it
+            replays. Higher: fewer replays, images closer to their prompts. None: the grouping threshold, at least 0.5.
+        cache_dir: folder where shared phases are also kept for the next start. None: memory only.
+        cache_variety: shared phases near a prompt before all requests replay. Higher: more compositions, fewer replays
+            at first.
+        affinity_guard: with several replicas, how many full waves busier than the least busy one a replica may be and
+            still get requests similar to those it served. Higher: more sharing, longer queues.
+        affinity_threshold: minimum cosine similarity to prompts that a replica served for requests to follow them
+            there. Higher: requests spread more evenly, and share less. None: the grouping threshold.
+        scale_target: where the number of replicas may change, requests in flight per replica, on average, that
+            scaling aims at. Lower: more replicas, shorter queues, less sharing. None: a full wave.
+        scale_up_s, scale_down_s: seconds for which more, or fewer, replicas must have been needed.
+        scale_look_back_s: seconds over which requests in flight are averaged.
+        max_n, max_side, max_steps, max_prompt_length: most images, pixels per side, steps and characters per request.
         max_images: most images of a request with many prompts; never more than the queue holds.
-        max_body_bytes: largest request.
-        deadline_s: seconds that a request may wait before it is begun.
-        drain_s: seconds that requests under way get to finish when the server is told to end.
-        stored_bytes, stored_s: memory and time for images asked for by URL.
+        max_body_bytes: largest request body.
+        deadline_s: seconds that a request may wait before its wave begins.
+        drain_s: seconds that running requests get to finish when the server is asked to stop.
+        stored_bytes, stored_s: memory and time for images answered as URLs.
         log_format: of the lines on stderr: `json` for machines, `text` for people, `auto` for text on a terminal only.
-        log_prompts: whether a request's line holds its prompts.
+        log_prompts: whether a request's log line holds its prompts.
     """
 
     model_config = SettingsConfigDict(env_prefix="SAGEDIFF_", frozen=True, protected_namespaces=())
@@ -94,21 +95,21 @@ class ServeConfig(BaseSettings):
 
     @classmethod
     def of(cls, **given: Any) -> ServeConfig:
-        """What is given and not None; the rest from the environment.
+        """Settings that are given and not None; the rest from the environment.
 
         Raises:
-            InputError: a value that cannot work; the message never holds a key.
+            InputError: an invalid value; the message never holds a key.
         """
         try:
             config = cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
-            raise InputError(f"the server's setting `{name}` cannot work: {first['msg']}") from None
+            raise InputError(f"the server's setting `{name}` is invalid: {first['msg']}") from None
         if config.max_n > config.max_queue:
             raise InputError(
-                f"max_n ({config.max_n}) must not exceed max_queue ({config.max_queue}): such a request could "
-                "never be taken"
+                f"max_n ({config.max_n}) must not exceed max_queue ({config.max_queue}): such a request would "
+                "never fit into the queue"
             )
         return config
 
@@ -118,7 +119,7 @@ class ServeConfig(BaseSettings):
         )
 
     def tenant_of(self, key: str | None) -> str | None:
-        """The tenant behind an API key, by which nobody can tell the key; None if it is not one of ours."""
+        """The tenant of an API key, from which the key cannot be derived; None if the key is not accepted."""
         if not self.api_keys:
             return ""
         # digests, so that neither the length of a key nor how much of it is right can be told from the time taken
@@ -129,11 +130,11 @@ class ServeConfig(BaseSettings):
 
     @property
     def most_images(self) -> int:
-        """Of a request with many prompts: all of them must fit into the queue."""
+        """Most images of a request with many prompts: all of them must fit into the queue."""
         return min(self.max_images, self.max_queue)
 
     def label_of(self, tenant: str) -> str:
-        """What logs call a tenant: which of the keys, from 1. No digest: it would give a weak key away."""
+        """A tenant's name in logs: the number of its key, from 1. No digest: it would give a weak key away."""
         for number, key in enumerate(self.api_keys, 1):
             if self.tenant_of(key) == tenant:
                 return f"key-{number}"
@@ -142,7 +143,7 @@ class ServeConfig(BaseSettings):
 
 @cache  # of the operator's own keys only
 def _label(key: str) -> str:
-    """A key's tenant: slow to compute, as it is written into the cache's files, and a weak key could be found from a
+    """A key's tenant. Slow to compute, as it is written into the cache's files, and a weak key could be guessed from a
     fast digest."""
     return hashlib.scrypt(key.encode(), salt=b"sagediff tenant", n=2**14, r=8, p=1, dklen=8).hex()
 

@@ -1,14 +1,14 @@
-"""What can become of a request instead of an image; `app` says it in HTTP.
+"""Errors that a request may get instead of an image; `http.answers` translates them to HTTP.
 
 SagediffError
 `-- ServingError             the server, not the request, is why there is no image
-    |-- QueueFull            too many wait already; comes with a time to try again
-    |-- NotReady             the model is loading, draining or gone
+    |-- QueueFull            too many requests wait already; says when to try again
+    |-- NotReady             the server is loading, draining or stopped
     |-- DeadlineExpired      it waited longer than its deadline allows
-    |-- Cancelled            whoever asked went away
-    |-- ReplicaLost          the replicas that had it in hand died, or none is left
+    |-- Cancelled            the client disconnected
+    |-- ReplicaLost          the replicas that worked on it died, or none is left
     |-- OutOfMemory          it does not fit into memory even alone
-    `-- ImageFailed        the pipeline failed on it, and on it alone
+    `-- ImageFailed          the pipeline failed on it alone
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class QueueFull(ServingError):
 
 
 class NotReady(ServingError):
-    """The model is loading, draining or gone. `state` is the engine's."""
+    """The server takes no requests: it is loading, draining or stopped. `state` is the engine's."""
 
     def __init__(self, state: str) -> None:
         super().__init__(f"the server takes no requests now: it is {state}")
@@ -51,11 +51,11 @@ class DeadlineExpired(ServingError):
 
 
 class Cancelled(ServingError):
-    """Whoever asked went away, so the image was not made, or not handed over."""
+    """The client disconnected, so the image was not made, or not delivered."""
 
 
 class ReplicaLost(ServingError):
-    """The replica that had a request in hand died, and so did the next, or there was none to try it on."""
+    """The replica that worked on a request died, and so did the next, or there was no other."""
 
 
 class OutOfMemory(ServingError):

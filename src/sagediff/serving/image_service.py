@@ -1,4 +1,4 @@
-"""What the app needs of whoever makes images: an engine here, or a fleet of them elsewhere."""
+"""What HTTP needs of the maker of images: an engine in this process, or a fleet of them elsewhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.model_thread import Listener, State, Ticket
 
 
-class EngineFront(Protocol):
-    """`Engine` says what each of these does; a `Fleet` does the same with many."""
+class ImageService(Protocol):
+    """The part of `Engine` that `Fleet` has too; documented there."""
 
     clock: Callable[[], float]
 

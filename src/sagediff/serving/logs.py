@@ -1,4 +1,4 @@
-"""Lines on stderr: JSON for machines, or text for people."""
+"""Log lines on stderr: JSON for machines, or text for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEVELS = {"sagediff": logging.INFO, "uvicorn": logging.WARNING}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, what `extra={"fields": {...}}` brings, a traceback."""
+    """One JSON object per line: time, level, logger, message, the `extra={"fields": {...}}`, a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -29,25 +29,25 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """`time level message name=value ...`; text from outside is quoted, so that it cannot begin a line of its own."""
+    """`time level message name=value ...`; text of clients is quoted, so that it cannot start a new line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = getattr(record, "fields", {})
-        said = (
+        pairs = (
             f"{name}={value if isinstance(value, int | float) else json.dumps(value)}"
             for name, value in fields.items()
         )
-        return " ".join([super().formatMessage(record), *said])
+        return " ".join([super().formatMessage(record), *pairs])
 
 
 def configure_logs(form: Literal["auto", "json", "text"]) -> Callable[[], None]:
-    """Send what the server and uvicorn say to stderr; `auto` is text on a terminal, else JSON.
+    """Send the log of the server and of uvicorn to stderr; `auto` is text on a terminal, else JSON.
 
     Returns:
-        What puts the logs back as they were, for a program that goes on after the server.
+        A function that restores the loggers, for a program that goes on after the server.
     """
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
@@ -60,10 +60,10 @@ def configure_logs(form: Literal["auto", "json", "text"]) -> Callable[[], None]:
         logger.propagate = False
         logger.setLevel(level)
 
-    def put_back() -> None:
+    def restore() -> None:
         for logger, handlers, propagate, level in before:
             logger.handlers[:] = handlers
             logger.propagate = propagate
             logger.setLevel(level)
 
-    return put_back
+    return restore

@@ -1,4 +1,4 @@
-"""What Prometheus reads. Its own registry, so that several servers in one process do not meet."""
+"""Prometheus metrics. Each server has a registry of its own, so that several fit into one process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 
 class Metrics:
-    """Counters of one server.
+    """Metrics of one server.
 
     Args:
-        waiting: asked for the length of the queue whenever metrics are read.
-        cache_bytes: asked for the bytes that the trajectory cache holds.
+        waiting: length of the queue; called whenever metrics are read.
+        cache_bytes: bytes that the trajectory cache holds; called whenever metrics are read.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Metrics:
         self._encoding.observe(seconds)
 
     def answered(self, route: str, seconds: float) -> None:
-        """Args: route: one of a few, as each is kept for ever."""
+        """Args: route: one of a fixed few, as each becomes a series that is kept for ever."""
         self._answers.labels(route).observe(seconds)
 
     def refused(self, reason: str) -> None:

@@ -13,7 +13,7 @@ from sagediff.pipelines.placement import placement
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.http.server import server_for
-from sagediff.serving.image_service import EngineFront
+from sagediff.serving.image_service import ImageService
 from sagediff.serving.local_engine import ServeRequest, local_engine
 from sagediff.serving.logs import configure_logs
 from sagediff.serving.metrics import Metrics
@@ -74,7 +74,7 @@ def _front(
     metrics: Metrics,
     failed: Callable[[Exception], None],
     stack: ExitStack,
-) -> tuple[EngineFront, Callable[[], int]]:
+) -> tuple[ImageService, Callable[[], int]]:
     """What makes the images, not started yet, and what says how many bytes its caches hold.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sagediff.files.atomic import writing
 from sagediff.pipelines.lora import RECORD_KEY, WEIGHT_NAME
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -70,13 +70,12 @@ def save_adapter(
 
     part = "unet" if module is getattr(pipe, "unet", None) else "transformer"
     state = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(module).items()}
-    partial = name + ".partial"
-    pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state}, weight_name=partial)
-    tensors = load_file(folder / partial)
-    with safe_open(folder / partial, "pt") as file:
-        metadata = dict(file.metadata() or {})
-    metadata[RECORD_KEY] = json.dumps(record, sort_keys=True)
-    tensors = {k: v.to(torch.float16).contiguous() for k, v in tensors.items()}
-    save_file(tensors, folder / partial, metadata)
-    os.replace(folder / partial, folder / name)
+    with writing(folder / name) as partial:
+        pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state}, weight_name=partial.name)
+        tensors = load_file(partial)
+        with safe_open(partial, "pt") as file:
+            metadata = dict(file.metadata() or {})
+        metadata[RECORD_KEY] = json.dumps(record, sort_keys=True)
+        tensors = {k: v.to(torch.float16).contiguous() for k, v in tensors.items()}
+        save_file(tensors, partial, metadata)
     return folder / name

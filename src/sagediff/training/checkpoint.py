@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sagediff.errors import InputError
+from sagediff.files.atomic import sweep, writing
 
 _PREFIX = "step-"
 _FILE = "state.safetensors"
@@ -34,13 +34,11 @@ def save(
     tensors |= {f"average.{k}": v for k, v in average.items()}
     tensors |= optimizer_tensors(optimizer)
     target = folder / f"{_PREFIX}{step:07d}"
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     metadata = {"step": str(step), "record": json.dumps(record, sort_keys=True)}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / _FILE, metadata)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    sweep(folder)
+    with writing(target) as partial:
+        partial.mkdir(parents=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / _FILE, metadata)
     for old in _all(folder)[:-limit]:
         shutil.rmtree(old)
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from sagediff.progress import stderr_track
 from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.trainable import TrainableDenoiser, pack
 
@@ -59,7 +58,7 @@ class EncodedExamples:
         starts = range(0, count, batch_size)
         return [
             encode(list(range(start, min(start + batch_size, count))))
-            for start in track(starts, words, console=Console(stderr=True), transient=True)
+            for start in stderr_track(starts, words)
         ]
 
     @torch.no_grad()

@@ -5,27 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 
 from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError
+from sagediff.files.atomic import sweep, write_text, writing
+from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
 from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
@@ -216,15 +207,15 @@ class _Run:
     def go(self) -> Path:
         config, accelerator = self.config, self.accelerator
         config.out.mkdir(parents=True, exist_ok=True)  # not earlier: what can be refused has been by now
+        if accelerator.is_main_process:
+            for folder in (config.out, config.out / "validation"):
+                sweep(folder)
         log = _Log(config.out / LOG, self.start)
         if config.report_to != "none":
             accelerator.init_trackers("sagediff")
-        console = Console(stderr=True)
-        columns = (
-            TextColumn(f"training ({config.objective})"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[terms]}"),
-        )  # fmt: skip
-        with Progress(*columns, console=console, disable=not accelerator.is_main_process) as progress:
+        with stderr_progress(
+            f"training ({config.objective})", note="{task.fields[terms]}", shown=accelerator.is_main_process
+        ) as progress:
             task = progress.add_task("", total=config.steps, completed=self.start, terms="")
             for step in range(self.start, config.steps):
                 rate = self.lr_scheduler.get_last_lr()[0]
@@ -241,8 +232,10 @@ class _Run:
                         self.checkpoints, step + 1, self.trained, self._averages(), self.optimizer,
                         config.record() | {"data": self._data_record()}, config.checkpoints_total_limit,
                     )  # fmt: skip
-                    if not console.is_terminal:
-                        console.print(f"step {step + 1}/{config.steps} {log.words()}", highlight=False)
+                    if not progress.console.is_terminal:
+                        progress.console.print(
+                            f"step {step + 1}/{config.steps} {log.words()}", highlight=False
+                        )
         accelerator.wait_for_everyone()
         if config.report_to != "none":
             accelerator.end_training()
@@ -281,13 +274,10 @@ class _Run:
             path = save_adapter(self.pipe, module, config.out, config.sharing())
         else:
             path = config.out / ("unet" if module is getattr(self.pipe, "unet", None) else "transformer")
-            partial = path.with_name(path.name + ".partial")
-            module.save_pretrained(partial, safe_serialization=True)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(partial, path)
+            with writing(path) as partial:
+                module.save_pretrained(partial, safe_serialization=True)
         card = model_card(self.base, len(self.data), len(self.captions), config, path.name)
-        (config.out / "README.md").write_text(card, encoding="utf-8")
+        write_text(config.out / "README.md", card)
         return path
 
 
@@ -297,7 +287,7 @@ class _Log:
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
         kept = path.read_text(encoding="utf-8").splitlines()[:start] if path.is_file() and start else []
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in kept))
         self._running: dict[str, float] = {}
 
     def write(self, record: dict[str, Any]) -> None:

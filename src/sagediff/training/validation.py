@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sagediff.files.atomic import writing
 from sagediff.plan.sharing import Sharing
 from sagediff.sampling.sampler import SharedSampler
 
@@ -46,7 +46,6 @@ def draw_validation(
             cell = image.convert("RGB").resize((_CELL, _CELL), Image.Resampling.LANCZOS)
             sheet.paste(cell, (_LABEL + column * (_CELL + _GAP), row * (_CELL + _GAP)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    sheet.save(partial, format="PNG")
-    os.replace(partial, path)
+    with writing(path) as partial:
+        sheet.save(partial, format="PNG")
     return path

@@ -1,4 +1,4 @@
-"""The built-in model: a small Stable Diffusion pipeline of its own world, for demos, tests and benchmarks.
+"""The built-in model `demo`: a tiny Stable Diffusion pipeline of synthetic scenes, for demos, tests and benchmarks.
 
 It is used by the command line, by `load_pipeline("demo")` and by tests, never by the core.
 """
@@ -23,5 +23,5 @@ def judge_dir() -> Path:
 
 
 def lora_dir() -> Path:
-    """Folder of the LoRA that teaches the built-in model to share; the commands use it unless told `--no-lora`."""
+    """Folder of the LoRA that teaches the built-in model to share; the commands use it unless given `--no-lora`."""
     return _HERE / "lora"

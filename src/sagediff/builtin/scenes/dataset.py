@@ -6,19 +6,17 @@ The folder is what `sagediff train --data` and diffusers' own scripts take. Held
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from sagediff.builtin.scenes.render import Renderer
 from sagediff.builtin.scenes.world import training_scenes
 from sagediff.errors import InputError
+from sagediff.files.atomic import write_json_lines
+from sagediff.progress import stderr_track
 
 
 def write_dataset(out: Path, renders: int, seed: int) -> Path:
@@ -31,17 +29,15 @@ def write_dataset(out: Path, renders: int, seed: int) -> Path:
         raise InputError(f"--out {out} is in use; choose another folder")
     renderer = Renderer()
     (out / "images").mkdir(parents=True, exist_ok=True)
-    lines = []
+    records = []
     scenes = training_scenes()
-    for number in track(range(renders * len(scenes)), "renders", console=Console(stderr=True)):
+    for number in stderr_track(range(renders * len(scenes)), "renders"):
         scene = scenes[number % len(scenes)]
         image = renderer.draw(scene, np.random.default_rng([seed, number]))
         name = f"images/{number:06d}.png"
         Image.fromarray((image.transpose(1, 2, 0) * 255).round().astype(np.uint8)).save(out / name)
-        lines.append(json.dumps({"file_name": name, "text": scene.caption}))
-    partial = out / "metadata.jsonl.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, out / "metadata.jsonl")
+        records.append({"file_name": name, "text": scene.caption})
+    write_json_lines(out / "metadata.jsonl", records)
     return out
 
 

@@ -56,7 +56,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, dim: int, widths: Sequence[int] = IMAGE_TOWER_WIDTHS) -> None:
         super().__init__()
         self.tower = ConvTower(widths)
-        self.head = nn.Linear(self.tower.width * 16, dim)  # the last map is 4 x 4: where things are matters
+        self.head = nn.Linear(
+            self.tower.width * 16, dim
+        )  # the last map is 4 x 4, kept because positions matter
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.head(self.tower(images)[-1].flatten(1))
@@ -66,7 +68,7 @@ class ImageEncoder(nn.Module):
 class Judge(nn.Module):
     """Reads object, size, position and colour off an image, and gives features for distances.
 
-    `forward`: (N, 3, 64, 64) in [-1, 1] -> dict of logits, one entry an attribute.
+    `forward`: (N, 3, 64, 64) in [-1, 1] -> dict of logits, one entry per attribute.
     `features`: -> (N, 128), before the heads.
     """
 

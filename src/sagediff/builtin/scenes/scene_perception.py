@@ -1,4 +1,4 @@
-"""How the built-in world is looked at: the judge's features and readings, and the score tower's alignment."""
+"""Evaluation of images of the built-in world: the judge's features and labels, and the score tower's alignment."""
 
 from __future__ import annotations
 

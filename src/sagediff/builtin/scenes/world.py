@@ -1,4 +1,4 @@
-"""The built-in world: what a caption may say, and which captions are never trained on.
+"""The built-in world: its captions, and which of them are never trained on.
 
 This module knows words only; images of them are made by `render`.
 """
@@ -51,7 +51,7 @@ _CAPTION = re.compile(r"a (\w+) (\w+) at the ([\w ]+?) on a (\w+) background")
 
 @dataclass(frozen=True)
 class Scene:
-    """One image's meaning: four words."""
+    """The four attributes of an image."""
 
     object: str
     size: str
@@ -74,7 +74,7 @@ class Scene:
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene that a caption means. Raises InputError where it is no caption of this world."""
+    """The scene that a caption describes. Raises InputError for a caption of another form."""
     match = _CAPTION.fullmatch(caption.strip())
     if match:
         size, name, position, color = match.groups()

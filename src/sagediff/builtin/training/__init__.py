@@ -1,1 +1,1 @@
-"""What the training of every built-in model has in common."""
+"""Training code shared by all built-in models."""

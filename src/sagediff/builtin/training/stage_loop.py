@@ -1,13 +1,12 @@
 """One training loop for every stage: schedule, progress, average of weights, checkpoints, exact resume.
 
-It does not know what is trained: a stage hands it modules and a function from step to loss. All chance of
+It does not know what is trained: a stage passes it a module and a function from step to losses. All randomness of
 step k comes from (seed, k), so a resumed run sees the same batches and the same noise.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sagediff.errors import InputError
+from sagediff.files.atomic import sweep, writing
+from sagediff.progress import stderr_progress
 from sagediff.training.checkpoint import optimizer_tensors, restore_optimizer
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, how fast, where to."""
+    """Length, learning rate, output and device of a stage."""
 
     name: str
     out: Path
@@ -79,6 +71,7 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
     `losses(step, numpy rng, torch rng)` returns named terms; their sum is minimised.
     """
     config.out.mkdir(parents=True, exist_ok=True)
+    sweep(config.out, f"{config.name}.")  # stages may be trained side by side
     model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -91,18 +84,9 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
     checkpoint = config.out / f"{config.name}.checkpoint.safetensors"
     start = _restore(checkpoint, model, average, optimizer) if config.resume and checkpoint.is_file() else 0
 
-    columns = (
-        TextColumn(config.name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[terms]}"),
-    )
-    console = Console(stderr=True)
     running: dict[str, float] = {}
     model.train()
-    with Progress(*columns, console=console) as progress:
+    with stderr_progress(config.name, note="{task.fields[terms]}") as progress:
         task = progress.add_task(config.name, total=config.steps, completed=start, terms="")
         for step in range(start, config.steps):
             rng = np.random.default_rng([config.seed, step])
@@ -124,9 +108,11 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
             progress.update(task, advance=1, terms=" ".join(f"{k} {v:.4f}" for k, v in running.items()))
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 _save(checkpoint, step + 1, model, average, optimizer)
-                if not console.is_terminal:
+                if not progress.console.is_terminal:
                     words = " ".join(f"{k} {v:.4f}" for k, v in running.items())
-                    console.print(f"{config.name} {step + 1}/{config.steps} {words}", highlight=False)
+                    progress.console.print(
+                        f"{config.name} {step + 1}/{config.steps} {words}", highlight=False
+                    )
     return average.eval()
 
 
@@ -164,8 +150,7 @@ def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Save as safetensors under a temporary name, then rename: a kill leaves the old file whole."""
+    """Save as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-    os.replace(partial, path)
+    with writing(path) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)

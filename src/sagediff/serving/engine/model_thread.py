@@ -1,6 +1,6 @@
-"""The one thread that owns the model: it loads it, takes waves from the batcher, and hands images back.
+"""The one thread that owns the model: it loads it, takes waves from the batcher, and delivers images.
 
-Clients of any thread submit requests and hold tickets. Nothing but this thread touches the pipeline.
+Any thread may submit requests and gets tickets for them. Only this thread touches the pipeline.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Listener: TypeAlias = Callable[["Ticket", "Preview"], None]
 
 @dataclass(frozen=True)
 class Preview:
-    """An image on its way: which of its previews, from 0, and the PIL image."""
+    """An unfinished image: which of the request's previews it is, from 0, and the PIL image."""
 
     number: int
     image: Any
@@ -45,15 +45,15 @@ class Preview:
 
 @dataclass(frozen=True)
 class WaveReport:
-    """What is measured of a wave once it is over.
+    """Measurements of a finished wave.
 
     Attributes:
         waited: seconds that each request waited before the wave began.
         seconds: that the wave took.
-        group_sizes: members of each group of the calls that succeeded.
-        evaluations, evaluations_independent: denoiser rows of those calls, and what independent sampling would
+        group_sizes: of the pipeline calls that succeeded.
+        evaluations, evaluations_independent: denoiser rows of those calls, and those that independent sampling would
             have run.
-        cache_hits, cache_misses: requests that replayed a cached trajectory, and that found none.
+        cache_hits, cache_misses: requests that replayed a cached trajectory, and those that found none.
         evaluations_replayed: denoiser rows that the cache saved.
         outcomes: how many requests ended in each way: "image", or the name of the error's class.
         waiting: requests still waiting when it ended.
@@ -72,10 +72,12 @@ class WaveReport:
 
 
 class Ticket:
-    """What a client holds of its request. `future` gives the `Image`, or raises what became of it instead.
+    """A client's handle of its request.
 
-    `seed` is the request's, else the one given, else drawn. `waited` and `ran` are seconds until its wave began and
-    from then to its end; known once it is finished.
+    Attributes:
+        future: gives the `MadeImage`, or raises the error.
+        seed: the request's, else the one given, else drawn.
+        waited, ran: seconds until its wave began, and from then to its end; known once it is finished.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Ticket:
         self.future: Future[MadeImage] = Future()
         self.steps_done = 0
         self.waited = self.ran = 0.0
-        self._shown = 0
+        self._next_preview = 0
         self._gone = threading.Event()
         self._listener = on_preview
         # cancelling goes through `Engine.cancel`, never through the future: it is running from the start
@@ -99,7 +101,7 @@ class Ticket:
 
     @property
     def gone(self) -> bool:
-        """Whether the client went away."""
+        """Whether the client is gone."""
         return self._gone.is_set()
 
     def leave(self) -> None:
@@ -116,9 +118,9 @@ class Ticket:
             self.future.set_exception(outcome)
 
     def show(self, number: int, image: Any) -> None:
-        """Hand on an image on its way, unless its client has gone or has seen it."""
-        if self._listener is not None and not self.gone and number >= self._shown:
-            self._shown = number + 1  # a wave that is tried again shows nothing twice
+        """Pass on a preview, unless the client is gone or has it already."""
+        if self._listener is not None and not self.gone and number >= self._next_preview:
+            self._next_preview = number + 1  # a wave that is tried again sends no preview twice
             self._listener(self, Preview(number, image))
 
     def _step(self, done: int, of: int) -> None:
@@ -130,7 +132,7 @@ class Engine:
 
     Args:
         load: makes the pipeline; called in the engine's thread.
-        observe: told of every wave.
+        observe: called after every wave.
         clock: seconds, for windows and deadlines.
         on_failed: called if the pipeline cannot be loaded.
     """
@@ -154,7 +156,7 @@ class Engine:
         self._state: State = "loading"
         self._running: list[Ticket] = []
         self.size_multiple = 1  # of width and height; known once loaded
-        self._thread = threading.Thread(target=self._live, name="sagediff-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sagediff-engine", daemon=True)
 
     # -- for any thread ----------------------------------------------------------------------------
 
@@ -186,12 +188,12 @@ class Engine:
         """Queue all of them or none.
 
         Args:
-            previews: most images on their way that the listener is to get, of each.
+            previews: most previews per request.
             on_preview: called in the engine's thread; must be quick.
-            seeds: of the noise of each, for those that bring none; drawn if not given.
+            seeds: one per request, for requests without a seed; drawn if not given.
 
         Raises:
-            NotReady: the model is loading, draining or gone. QueueFull: no room for all of them.
+            NotReady: the engine is loading, draining or stopped. QueueFull: no room for all of them.
         """
         tickets = [
             Ticket(request, previews, on_preview, seeds[i] if seeds else None)
@@ -206,8 +208,8 @@ class Engine:
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """The client went away: what waits is forgotten, what runs is dropped at the next step, and the run stops when
-        all of its wave are gone. Tickets that are finished stay as they are."""
+        """The clients are gone: requests that wait are removed, those that run are dropped at the next step, and the
+        run stops when its whole wave is dropped. Finished tickets stay as they are."""
         dropped = []
         with self._changed:
             for ticket in tickets:
@@ -241,7 +243,7 @@ class Engine:
 
     # -- the thread --------------------------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         try:
             runner = self._loaded()
         except Exception as error:
@@ -255,7 +257,7 @@ class Engine:
                 self._state = "ready"
             self._changed.notify_all()
         while (wave := self._next_wave(runner)) is not None:
-            self._carry_out(recovery, wave)
+            self._run_wave(recovery, wave)
         self._enter("stopped")
 
     def _loaded(self) -> WaveRunner:
@@ -269,24 +271,24 @@ class Engine:
             self._state = state
             self._changed.notify_all()
 
-    def _place(self, runner: WaveRunner) -> None:
-        """Where many wait, have the batcher know what they mean; outside the lock, as a text encoder takes its time."""
+    def _embed_waiting(self, runner: WaveRunner) -> None:
+        """Where many requests wait, give the batcher their vectors; outside the lock, as a text encoder takes time."""
         with self._changed:
             requests = self._batcher.unplaced()
         if not requests:
             return
         try:
             vectors: list[Any] = list(runner.embed([request.prompt for request in requests]))
-        except Exception as error:  # then waves are filled by age
+        except Exception as error:  # then waves are filled in order of arrival
             log.warning("waiting prompts could not be embedded: %r", error)
             vectors = [None] * len(requests)
         with self._changed:
             self._batcher.place({r.id: vector for r, vector in zip(requests, vectors, strict=True)})
 
     def _next_wave(self, runner: WaveRunner) -> list[tuple[Ticket, Waiting]] | None:
-        """Waits for it; None when draining has ended."""
+        """Waits for the next wave; None when draining has ended."""
         while True:
-            self._place(runner)
+            self._embed_waiting(runner)
             late: list[Ticket] = []
             with self._changed:
                 late = [self._tickets.pop(request.id) for request in self._batcher.expire()]
@@ -300,12 +302,12 @@ class Engine:
                     wake_at = self._batcher.wake_at()
                     self._changed.wait(None if wake_at is None else max(0.0, wake_at - self.clock()))
                     continue
-            for ticket in late:  # outside the lock: their clients may come back in at once
+            for ticket in late:  # outside the lock: their clients may submit again at once
                 ticket.finish(DeadlineExpired("the request waited longer than its deadline allows"))
             if wave:
                 return taken
 
-    def _carry_out(self, recovery: Recovery, wave: list[tuple[Ticket, Waiting]]) -> None:
+    def _run_wave(self, recovery: Recovery, wave: list[tuple[Ticket, Waiting]]) -> None:
         start = self.clock()
         tickets = {ticket.request.id: ticket for ticket, _ in wave}
         sizes: list[int] = []
@@ -322,7 +324,7 @@ class Engine:
             ticket.ran = self.clock() - start
             ticket.finish(outcome)
 
-        def ran(groups: Groups, result: WaveResult) -> None:
+        def count(groups: Groups, result: WaveResult) -> None:
             sizes.extend(map(len, groups))
             rows[:] += (
                 result.evaluations, result.evaluations_independent, result.cache_hits, result.cache_misses,
@@ -330,8 +332,8 @@ class Engine:
             )  # fmt: skip
 
         try:
-            recovery.carry_out([ticket.job() for ticket, _ in wave], deliver, ran)
-        except Exception as error:  # a mistake of ours must cost this wave only, not the server
+            recovery.carry_out([ticket.job() for ticket, _ in wave], deliver, count)
+        except Exception as error:  # a bug of ours must cost this wave only, not the server
             log.exception("a wave could not be carried out")
             for ticket in tickets.values():
                 failed = ImageFailed("the server failed on this request")
@@ -347,5 +349,5 @@ class Engine:
         report = WaveReport(waited, seconds, tuple(sizes), run, independent, outcomes, waiting, *cached)
         try:
             self._observe(report)
-        except Exception:  # measuring must not end the thread that everyone waits for
+        except Exception:  # a failing observer must not end the thread
             log.exception("a wave could not be reported")

@@ -1,4 +1,4 @@
-"""What an image looks like on its way: latents through the pipeline's own autoencoder."""
+"""Previews of unfinished images: latents decoded by the pipeline's own autoencoder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from torch import Tensor
 from sagediff.denoiser.lookup import denoiser_of
 from sagediff.denoiser.private_names import unwrapped
 
-_PLAIN_LATENTS = (
-    "UNet2DConditionModel",
-    "SD3Transformer2DModel",
-)  # (N, C, H, W), scaled and shifted, not packed
+# denoisers whose latents are (N, C, H, W), scaled and shifted, not packed
+_PLAIN_LATENTS = ("UNet2DConditionModel", "SD3Transformer2DModel")
 
 Previewer = Callable[[Tensor], list[Any]]
 """Latents (N, C, H, W) to N PIL images."""
 
 
 def previewer_of(pipe: Any) -> Previewer | None:
-    """How this pipeline's latents are shown; None where they are packed or normalised in a way of their own, and where
-    images are therefore shown only when finished."""
+    """Decodes this pipeline's latents; None where they are packed or normalised in another way, so that there are no
+    previews."""
     vae, processor = getattr(pipe, "vae", None), getattr(pipe, "image_processor", None)
     if (
         type(unwrapped(denoiser_of(pipe))).__name__ not in _PLAIN_LATENTS

@@ -1,4 +1,4 @@
-"""When a wave fails: which part of it is tried again, and how, until everyone has an image or an error."""
+"""After a wave failed: which part of it is tried again, and how, until each request has an image or an error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ Groups: TypeAlias = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One call of the pipeline: how the jobs were arranged, as far as they were, and what it made or raised."""
+class PipelineCall:
+    """One call of the pipeline.
+
+    Attributes:
+        arrangement: of its jobs; empty if arranging them failed.
+        result, error: what the call returned or raised; one of them is None.
+        out_of_memory: whether the error says so.
+    """
 
     arrangement: Arrangement
     result: WaveResult | None
@@ -33,12 +39,12 @@ class Tried:
 
 
 class Recovery:
-    """Carries out waves on a runner that may fail.
+    """Runs waves, and retries parts of those that fail.
 
-    A failure is bisected by whole requests, groups kept together as long as there are several, until the culprit stands
-    alone and gets the error. One that replayed is tried without the cache first, and if that helps, what it replayed is
-    removed. Out of memory halves the micro-batches first (what fits is remembered for requests of that size), then the
-    wave.
+    A failed wave is bisected by whole requests, with groups kept together while there are several, until the request
+    that fails is alone and gets the error. If that request replayed a cached trajectory, it is first tried without, and
+    if that works the trajectory is removed. Out of memory halves the micro-batch first (the size that fits is
+    remembered for requests of that image size), then the wave.
     """
 
     def __init__(self, runner: WaveRunner) -> None:
@@ -49,60 +55,62 @@ class Recovery:
         self,
         jobs: Sequence[Job],
         deliver: Callable[[Job, Outcome], None],
-        ran: Callable[[Groups, WaveResult], None],
+        on_result: Callable[[Groups, WaveResult], None],
     ) -> None:
         """Run compatible jobs; each is delivered exactly once.
 
         Args:
-            deliver: told what became of a job: its image, or the error that is its own.
-            ran: told of every call of the pipeline that succeeded.
+            deliver: called with each job and its image or error.
+            on_result: called after every call of the pipeline that succeeded.
         """
         pending = [list(jobs)]
-        suspect: Arrangement | None = None  # what the job tried next, alone, failed to replay
+        suspect: Arrangement | None = None  # the replay that failed for the job that comes next, alone
         while pending:
             part = []
             for job in pending.pop():
-                if job.gone():  # asked once: it may change at any moment
+                if job.gone():  # read once: it may change at any moment
                     deliver(job, Cancelled("the client went away"))
                 else:
                     part.append(job)
             if not part:
                 suspect = None
                 continue
-            tried = self._try(part, replay=suspect is None)
-            failed, suspect = suspect, None
-            if tried.result is not None:
-                if failed is not None:
-                    self._runner.discard(failed)
-                ran(tried.arrangement.groups, tried.result)
-                for job, image in zip(part, tried.result.images, strict=True):
+            call = self._call(part, replay=suspect is None)
+            failed_replay, suspect = suspect, None
+            if call.result is not None:
+                if failed_replay is not None:
+                    self._runner.discard(failed_replay)
+                on_result(call.arrangement.groups, call.result)
+                for job, image in zip(part, call.result.images, strict=True):
                     deliver(job, Cancelled("the client went away") if image is None else image)
-            elif isinstance(tried.error, Cancelled) or (tried.out_of_memory and self._shrink(part)):
+            elif isinstance(call.error, Cancelled) or (call.out_of_memory and self._shrink(part)):
                 pending.append(part)
-            elif len(part) == 1 and tried.arrangement.replays and not tried.out_of_memory:
-                suspect = tried.arrangement
+            elif len(part) == 1 and call.arrangement.replays and not call.out_of_memory:
+                suspect = call.arrangement
                 pending.append(part)
             elif len(part) == 1:
-                deliver(part[0], _own_error(tried))
+                deliver(part[0], _own_error(call))
             else:
-                log.warning("wave of %d failed, tried again in two halves: %r", len(part), tried.error)
-                pending += reversed(halves(part, tried.arrangement.groups))
+                log.warning("wave of %d failed, tried again in two halves: %r", len(part), call.error)
+                pending += reversed(halves(part, call.arrangement.groups))
 
-    def _try(self, part: list[Job], replay: bool) -> Tried:
+    def _call(self, part: list[Job], replay: bool) -> PipelineCall:
         arrangement = Arrangement([])
         try:
             arrangement = self._runner.arrange(part, replay)
-            return Tried(arrangement, self._runner.run(part, arrangement, self._micro_batch(part)), None)
+            return PipelineCall(
+                arrangement, self._runner.run(part, arrangement, self._micro_batch(part)), None
+            )
         except Exception as error:
-            tried = Tried(arrangement, None, error, is_out_of_memory(error))
-            if tried.out_of_memory:
-                # the traceback holds the frames, and they the tensors that the next try needs the room of
+            call = PipelineCall(arrangement, None, error, is_out_of_memory(error))
+            if call.out_of_memory:
+                # the traceback's frames hold tensors whose memory the next try needs
                 error.__traceback__ = None
-        if tried.out_of_memory:
+        if call.out_of_memory:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return tried
+        return call
 
     def _micro_batch(self, part: Sequence[Job]) -> int | None:
         return self._micro.get(_size(part[0].request), self._runner.settings.micro_batch_size)
@@ -120,7 +128,7 @@ class Recovery:
 
 
 def halves(part: Sequence[Job], groups: Groups) -> list[list[Job]]:
-    """Two parts of two or more jobs; a group is cut only where it is the only one."""
+    """Two parts of at least two jobs; a group is cut only if it is the only one."""
     if len(groups) > 1:
         first: list[int] = []
         rest = [list(group) for group in groups]
@@ -133,7 +141,7 @@ def halves(part: Sequence[Job], groups: Groups) -> list[list[Job]]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or a library that raises plain errors, says that memory ran out."""
+    """Whether memory ran out, on the device or in a library that raises plain errors."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
@@ -142,11 +150,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _own_error(tried: Tried) -> Exception:
-    error = tried.error
+def _own_error(call: PipelineCall) -> Exception:
+    error = call.error
     if isinstance(error, Cancelled | InputError):
         return error
-    if tried.out_of_memory:
+    if call.out_of_memory:
         return OutOfMemory("the image does not fit into memory, even alone: ask for a smaller size")
     failed = ImageFailed("the pipeline failed on this request")
     failed.__cause__ = error

@@ -1,16 +1,13 @@
-"""The trajectory cache: recorded shared phases by what they mean, for later requests to replay.
+"""The trajectory cache: recorded shared phases, found by prompt embedding, for later requests to replay.
 
-It knows no HTTP and no model: what makes two runs alike is in the `CacheKey`, how near two prompts are in their
-embeddings.
+It knows no HTTP and no model: the `CacheKey` says which runs are compatible, embeddings say which prompts are similar.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, OutputError
+from sagediff.files.atomic import sweep, writing
+from sagediff.files.digest import cache_name, number_of
 from sagediff.sampling.trajectory import Trajectory, read_file
 
 Vector = npt.NDArray[np.float32]
@@ -32,18 +31,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that changes a trajectory's numbers, or who may see it; entries of unlike keys never meet.
+    """Everything that changes a trajectory's numbers, or who may see it; only requests of an equal key replay it.
 
     Attributes:
-        tenant: whose requests may replay; a name, never a secret, since it is written into files.
+        tenant: whose requests may replay; never a secret, since it is written into files.
         model, lora: hashes of the weights; "" for no LoRA.
-        scheduler, scheduler_config: class name, and its configuration as `config_text` makes it.
+        scheduler, scheduler_config: class name, and its configuration as text (`config_text`).
         num_steps, branch_step: sampling steps, and how many of them are replayed.
         guidance_scale: as the pipeline was given it.
         sharing: every option of sharing, as JSON.
         height, width: of the image, pixels.
-        dtype: of the denoiser's answers.
-        other: whatever else there is: negative prompt, group condition, the encoder that made the embeddings.
+        dtype: of the denoiser's output.
+        other: anything else: negative prompt, group condition, the encoder of the embeddings.
     """
 
     tenant: str
@@ -67,8 +66,8 @@ class Entry:
 
     Attributes:
         name: of the entry, from key, noise seed and centroid.
-        centroid: (D,) unit vector: the middle of the group's prompt embeddings.
-        noise_seed: seed of the noise that the group started from, and whoever replays must start from.
+        centroid: (D,) unit vector: the mean direction of the group's prompt embeddings.
+        noise_seed: seed of the group's initial noise; a request that replays must start from the same.
         value: evaluations that one replay saves.
     """
 
@@ -85,20 +84,20 @@ class Entry:
 
 
 class TrajectoryCache:
-    """Trajectories within a bound of bytes; those that save least for their size go first. Safe for threads.
+    """Trajectories within a limit of bytes; those that save least for their size are evicted first. Safe for threads.
 
-    What an entry is worth is its value times one more than its uses, by its bytes, on top of an age that grows with
-    every eviction (Greedy-Dual-Size-Frequency): what was useful long ago goes in the end.
+    An entry ranks by age + value * (1 + uses) / bytes, where the cache's age grows with every eviction
+    (Greedy-Dual-Size-Frequency), so that what was useful long ago is evicted in the end.
 
     Args:
         max_bytes: most bytes of all tensors together, in memory; a folder's files add their headers.
-        folder: where entries are also kept on disk, for the next start; None (default): nowhere. Made for the
-            owner's eyes only, and used by one cache at a time. Uses are not kept.
-        variety: how many trajectories there should be near a prompt before all requests replay. Higher: more
-            compositions, fewer replays at first.
+        folder: where entries are also kept on disk, for the next start; None (default): memory only. Created readable
+            by its owner only, and used by one cache at a time. Counts of uses are not kept.
+        variety: trajectories near a prompt before all requests replay. Higher: more compositions, fewer replays at
+            first.
 
     Raises:
-        InputError: a bound or variety below 1.
+        InputError: max_bytes or variety below 1.
     """
 
     def __init__(self, max_bytes: int, folder: str | Path | None = None, variety: int = 1) -> None:
@@ -110,7 +109,7 @@ class TrajectoryCache:
         self._folder = None if folder is None else Path(folder)
         self._lock = threading.RLock()
         self._entries: dict[CacheKey, dict[str, Entry]] = {}
-        self._ranks: dict[str, float] = {}  # worth of each entry, age included
+        self._ranks: dict[str, float] = {}  # of each entry, age included
         self._uses: dict[str, int] = {}
         self._age = 0.0
         self._nbytes = 0
@@ -133,17 +132,17 @@ class TrajectoryCache:
         trajectory: Trajectory,
         evaluations_saved_value: float,
     ) -> Entry | None:
-        """Keep a trajectory; one of the same key, seed and centroid is replaced.
+        """Add a trajectory; one of the same key, seed and centroid is replaced.
 
         Args:
             centroid: (D,) of any length but 0; D is the same for all of one key.
             evaluations_saved_value: evaluations that one replay saves.
 
         Returns:
-            The entry, its tensors on the CPU; None if it does not fit, or all that it would displace is worth more.
+            The entry, its tensors on the CPU; None if it does not fit, or would evict entries that rank higher.
 
         Raises:
-            InputError: a vector, value or trajectory that cannot be right.
+            InputError: an invalid vector, value or trajectory.
         """
         if not (math.isfinite(evaluations_saved_value) and evaluations_saved_value >= 0):
             raise InputError(f"evaluations_saved_value must be at least 0, got {evaluations_saved_value}")
@@ -166,9 +165,9 @@ class TrajectoryCache:
         return entry
 
     def find(self, key: CacheKey, embedding: npt.ArrayLike, threshold: float) -> list[Entry]:
-        """Entries of that key whose centroid is at least `threshold` alike by cosine, nearest first.
+        """Entries of that key whose centroid has a cosine similarity of at least `threshold`, nearest first.
 
-        Looking is no use: `pick` counts.
+        Finding an entry does not count as a use; `pick` does.
 
         Raises:
             InputError: an embedding of another length than the centroids, or of length 0.
@@ -184,40 +183,30 @@ class TrajectoryCache:
         return [entries[i] for i in order if alike[i] >= threshold]
 
     def pick(self, candidates: Sequence[Entry], seed: int) -> Entry | None:
-        """The one that a request with that seed replays, so that people do not all get one composition.
+        """The entry that a request with that seed replays; it varies with the seed, so that compositions vary.
 
-        The same seed and candidates, in any order, give the same. None, also where there are candidates but fewer
-        than `variety`: then some of the seeds are to make a trajectory of their own.
+        The same seed and candidates, in any order, give the same entry. None if there are no candidates, and for some
+        seeds while there are fewer than `variety`: those requests record a trajectory of their own.
         """
         if not candidates:
             return None
-        digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") % max(len(candidates), self.variety)
+        place = number_of(str(seed)) % max(len(candidates), self.variety)
         if place >= len(candidates):
             return None
         chosen = sorted(candidates, key=lambda entry: entry.name)[place]
         with self._lock:
-            if (
-                chosen.name in self._ranks
-            ):  # it may have gone meanwhile; who holds it can replay it all the same
+            if chosen.name in self._ranks:  # else it was evicted meanwhile; it can be replayed all the same
                 self._uses[chosen.name] += 1
                 self._ranks[chosen.name] = self._rank(chosen)
         return chosen
 
     def discard(self, entry: Entry) -> None:
-        """Remove one, also from disk; nothing happens if it has gone."""
+        """Remove an entry, also from disk; nothing happens if it is gone already."""
         with self._lock:
             if entry.name in self._ranks:
                 self._remove(entry)
 
-    def clear(self, tenant: str | None = None) -> None:
-        """Remove everything, or everything of one tenant, also from disk."""
-        with self._lock:
-            for key in [key for key in self._entries if tenant in (None, key.tenant)]:
-                for entry in list(self._entries[key].values()):
-                    self._remove(entry)
-
-    # -- within the bound, under the lock
+    # -- called with the lock held
 
     def _check_length(self, key: CacheKey, unit: Vector) -> None:
         for entry in self._entries.get(key, {}).values():
@@ -232,7 +221,7 @@ class TrajectoryCache:
         return self._age + entry.value * (1 + self._uses.get(entry.name, 0)) / entry.nbytes
 
     def _keep(self, entry: Entry) -> bool:
-        """Make room and take the entry in, or leave all as it is; says which."""
+        """Make room and add the entry, or leave everything as it is; returns whether it was added."""
         before = self._entries.get(entry.key, {}).get(entry.name)
         freed = 0 if before is None else before.nbytes
         held = {e.name: e for of_key in self._entries.values() for e in of_key.values() if e is not before}
@@ -241,7 +230,7 @@ class TrajectoryCache:
             if self._nbytes - freed + entry.nbytes <= self.max_bytes:
                 break
             if self._ranks[name] > rank:
-                self._age = max(self._age, rank)  # so that the next of its kind will find room
+                self._age = max(self._age, rank)  # so that a later entry like it will find room
                 return False
             going.append(held[name])
             freed += held[name].nbytes
@@ -268,8 +257,7 @@ class TrajectoryCache:
 
     def _load(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for partial in folder.glob("*.partial"):  # of a cache that was killed while it wrote
-            partial.unlink(missing_ok=True)
+        sweep(folder)
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 entry = _read(path)
@@ -277,9 +265,9 @@ class TrajectoryCache:
             except InputError as error:
                 _LOG.warning("a broken file of the trajectory cache is skipped: %s", error)
                 continue
-            if not self._keep(entry):  # the bound is lower than it was
+            if not self._keep(entry):  # the limit is lower than it was
                 path.unlink(missing_ok=True)
-            self._age = 0.0  # the order of reading is not one of coming
+            self._age = 0.0  # files are not read in the order of their age
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -293,14 +281,14 @@ def _unit(vector: npt.ArrayLike) -> Vector:
     norm = float(np.linalg.norm(flat)) if flat.ndim == 1 else 0.0
     if not (math.isfinite(norm) and norm > 0):
         raise InputError(
-            f"expected one finite vector of a length above 0, got shape {flat.shape}, norm {norm}"
+            f"expected one finite vector with a norm above 0, got shape {flat.shape}, norm {norm}"
         )
     return np.asarray(flat / norm, dtype=np.float32)
 
 
 def _name(key: CacheKey, centroid: Vector, noise_seed: int) -> str:
     text = json.dumps(asdict(key), sort_keys=True) + f"\0{int(noise_seed)}\0"
-    return hashlib.sha256(text.encode() + centroid.tobytes()).hexdigest()[:40]
+    return cache_name(text.encode() + centroid.tobytes())
 
 
 # -- on disk
@@ -311,32 +299,28 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _write(folder: Path, entry: Entry) -> None:
-    """Under a temporary name, then renamed: a file is whole or not there. A full disk costs the file only."""
-    told = json.dumps({"key": asdict(entry.key), "noise_seed": entry.noise_seed, "value": entry.value})
+    """If the disk is full, the entry stays in memory only."""
+    header = json.dumps({"key": asdict(entry.key), "noise_seed": entry.noise_seed, "value": entry.value})
     tensors = entry.trajectory.tensors() | {"centroid": torch.from_numpy(entry.centroid)}
     target = _path(folder, entry.name)
-    partial = target.with_suffix(".partial")
     try:
-        save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": told})
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        _LOG.warning(
-            "the trajectory cache cannot write to %s, and keeps it in memory only: %s", folder, error
-        )
-        partial.unlink(missing_ok=True)
+        with writing(target) as partial:
+            save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": header})
+    except (OutputError, SafetensorError) as error:
+        _LOG.warning("the trajectory cache keeps an entry in memory only: %s", error)
 
 
 def _read(path: Path) -> Entry:
-    """Raises InputError for a file that holds no entry, or another one than its name says."""
+    """Raises InputError for a file that holds no entry, or not the one that its name says."""
     tensors, metadata = read_file(path)
     trajectory = Trajectory.from_tensors(tensors, metadata)
     try:
-        told = json.loads(metadata["entry"])
-        key, seed, value = CacheKey(**told["key"]), int(told["noise_seed"]), float(told["value"])
+        header = json.loads(metadata["entry"])
+        key, seed, value = CacheKey(**header["key"]), int(header["noise_seed"]), float(header["value"])
         centroid = np.asarray(tensors["centroid"].numpy(), dtype=np.float32)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no entry of a trajectory cache: {error!r}") from error
     name = _name(key, centroid, seed)
     if path.stem != name or not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{path} does not hold what its name says; remove it")
+        raise InputError(f"{path} does not hold the entry that its name says; remove it")
     return Entry(name, key, centroid, seed, trajectory, value)

@@ -1,1 +1,1 @@
-"""Many engines in other processes behind the face of one. Knows not how messages travel."""
+"""Many engines in other processes, used like one. Does not know how messages travel."""

@@ -1,4 +1,4 @@
-"""What Prometheus reads of a fleet, beside what `Metrics` has of all replicas together."""
+"""Prometheus metrics of a fleet, per replica; those of all replicas together are in `Metrics`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sagediff.serving.metrics import Metrics
 
 
 class FleetMetrics:
-    """A `FleetWatch` that counts. Replicas are numbered as they come; the series of one that has gone end.
+    """A `FleetObserver` that counts. The series of a replica that is gone end.
 
     Args:
-        metrics: of the server; gets every wave too, and its registry what is counted here.
-        loads: asked for the requests in hand of each replica whenever metrics are read.
-        ways: in which a request's replica can be chosen.
+        metrics: of the server; counts every wave too, and its registry takes the metrics made here.
+        loads: requests in flight at each replica; called whenever metrics are read.
+        reasons: for which a replica can be chosen.
     """
 
     def __init__(
-        self, metrics: Metrics, loads: Callable[[], dict[int, int]], ways: tuple[str, ...] = ()
+        self, metrics: Metrics, loads: Callable[[], dict[int, int]], reasons: tuple[str, ...] = ()
     ) -> None:
         self._metrics, registry = metrics, metrics.registry
         self._lock = threading.Lock()
         self._cache_bytes: dict[int, int] = {}
-        self._there: frozenset[int] = frozenset()
-        registry.register(_InHand(loads))
+        self._numbers: frozenset[int] = frozenset()
+        registry.register(_InFlight(loads))
         replicas = Gauge("sagediff_replicas", "Replicas that take requests", registry=registry)
         replicas.set_function(lambda: len(loads()))
         self._rows = Counter(
@@ -41,7 +41,7 @@ class FleetMetrics:
             ["replica"],
             registry=registry,
         )
-        self._broke = Counter(
+        self._broken = Counter(
             "sagediff_replica_calls_broken",
             "Images whose replica died, or was lost, while it made them",
             registry=registry,
@@ -52,21 +52,21 @@ class FleetMetrics:
             ["how"],
             registry=registry,
         )
-        for how in ways:
-            self._routed.labels(how)  # there from the start, at 0
+        for reason in reasons:
+            self._routed.labels(reason)  # there from the start, at 0
 
     def cache_bytes(self) -> int:
-        """What all trajectory caches held after their replicas' last waves."""
+        """Bytes that all trajectory caches held after their replicas' last waves."""
         with self._lock:
             return sum(self._cache_bytes.values())
 
-    def routed(self, how: str) -> None:
-        self._routed.labels(how).inc()
+    def routed(self, reason: str) -> None:
+        self._routed.labels(reason).inc()
 
-    def replicas(self, numbers: frozenset[int]) -> None:
-        """These there are now."""
+    def set_replicas(self, numbers: frozenset[int]) -> None:
+        """The replicas that there are now."""
         with self._lock:
-            gone, self._there = self._there - numbers, numbers
+            gone, self._numbers = self._numbers - numbers, numbers
             for number in gone:
                 self._cache_bytes.pop(number, None)
                 for counter in (self._rows, self._saved):
@@ -75,21 +75,21 @@ class FleetMetrics:
                 for counter in (self._rows, self._saved):
                     counter.labels(str(number))
 
-    def waved(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
+    def wave_done(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
         self._metrics.wave_done(report)
         with self._lock:
-            if replica not in self._there or replica is None:
+            if replica not in self._numbers or replica is None:
                 return
             self._rows.labels(str(replica)).inc(report.evaluations)
             self._saved.labels(str(replica)).inc(max(0, report.evaluations_independent - report.evaluations))
             self._cache_bytes[replica] = cache_bytes
 
-    def broke(self, replica: int | None) -> None:
-        self._broke.inc()
+    def call_broke(self, replica: int | None) -> None:
+        self._broken.inc()
 
 
-class _InHand(Collector):
-    """Counted when it is read, so that a replica that has gone has no line."""
+class _InFlight(Collector):
+    """Counted when read, so that a replica that is gone has no line."""
 
     def __init__(self, loads: Callable[[], dict[int, int]]) -> None:
         self._loads = loads

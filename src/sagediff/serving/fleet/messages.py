@@ -1,4 +1,4 @@
-"""What goes between a fleet and its replicas. All of it can be pickled; causes of errors travel as text."""
+"""Messages between a fleet and its replicas. All can be pickled; causes of errors travel as text."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sagediff.serving.failures import ImageFailed
 
 
 class CauseElsewhere(Exception):
-    """The traceback, as text, of what made a replica fail; chained to the error that it explains."""
+    """The traceback, as text, of an error in a replica; chained to the error that it caused."""
 
 
 # -- to a replica
 
 
 @dataclass(frozen=True)
-class Take:
-    """A request to queue.
+class Enqueue:
+    """Queue a request.
 
     Attributes:
-        request: its deadline left out, as clocks of two machines have nothing to do with each other.
-        seed: of its noise, drawn if it brought none, so that a second try is made of the same noise.
-        seconds: until its deadline.
-        previews: images on their way wanted of it.
+        request: without its deadline, as clocks of two machines are not comparable.
+        seed: of its noise, drawn if the request has none, so that a second try starts from the same noise.
+        seconds: until its deadline; None for none.
+        previews: number of unfinished images to send.
     """
 
     request: QueuedRequest
@@ -39,29 +39,29 @@ class Take:
 
 @dataclass(frozen=True)
 class Describe:
-    """Say what you are."""
+    """Ask a replica for what the fleet must know of its model."""
 
 
-Command: TypeAlias = Take | Describe
+Command: TypeAlias = Enqueue | Describe
 
-# -- from a replica, about what it was sent
+# -- from a replica, in answer to a command
 
 
 @dataclass(frozen=True)
 class Described:
-    """What sizes must be multiples of."""
+    """`size_multiple`: width and height must be multiples of it."""
 
     size_multiple: int
 
 
 @dataclass(frozen=True)
-class Taken:
-    """The engine has it, and keeps its deadline."""
+class Enqueued:
+    """The engine has the request, and keeps its deadline from now on."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image on its way: which of its previews, and the PIL image."""
+class PreviewMade:
+    """An unfinished image: which of the request's previews it is, from 0, and the PIL image."""
 
     number: int
     image: Any
@@ -69,38 +69,44 @@ class Shown:
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a request; `cause` is the traceback behind an error, "" for none."""
+    """A request's outcome.
+
+    Attributes:
+        outcome: its image, or the error.
+        waited, ran: seconds until its wave began, and from then to its end.
+        cause: the traceback behind an error, "" for none.
+    """
 
     outcome: Outcome
     waited: float = 0.0
     ran: float = 0.0
     cause: str = ""
 
-    def opened(self) -> Outcome:
-        """The outcome with its cause chained."""
+    def with_cause(self) -> Outcome:
+        """The outcome; an error with its cause chained."""
         if self.cause and isinstance(self.outcome, Exception):
             self.outcome.__cause__ = CauseElsewhere(f"in a replica:\n{self.cause}")
         return self.outcome
 
 
 @dataclass(frozen=True)
-class Waved:
-    """A wave is over; `cache_bytes`: what the replica's trajectory cache holds now."""
+class WaveDone:
+    """A wave is over; `cache_bytes`: size of the replica's trajectory cache now."""
 
     report: WaveReport
     cache_bytes: int
 
 
-Event: TypeAlias = Described | Taken | Shown | Finished | Waved
+Event: TypeAlias = Described | Enqueued | PreviewMade | Finished | WaveDone
 
 
 def portable(error: Exception) -> Exception:
-    """The error itself if it survives a journey, else one that says its words."""
+    """The error itself if pickling keeps it, else an `ImageFailed` with its message."""
     try:
-        came = pickle.loads(pickle.dumps(error))
+        copy = pickle.loads(pickle.dumps(error))
     except Exception:
-        came = None
-    if type(came) is type(error) and str(came) == str(error):
+        copy = None
+    if type(copy) is type(error) and str(copy) == str(error):
         return error
     return ImageFailed(f"{type(error).__name__}: {error}")
 

@@ -1,4 +1,4 @@
-"""What requests mean, embedded once a prompt."""
+"""Embeddings of requests' prompts, computed once per prompt."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 _MOST = 8192  # prompts remembered
 
 
-class Meanings:
-    """Prompts to vectors, remembering those of late. Not safe between threads."""
+class PromptVectors:
+    """Embeds prompts and remembers recent ones. Not safe between threads."""
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed
         self._known: dict[str, Vector] = {}
 
     def of(self, requests: Sequence[QueuedRequest]) -> list[Vector | None]:
-        """Of each request (D,); None for one that may not share, which is not even embedded, and for new ones if the
-        encoder fails."""
+        """One vector per request, (D,); None for a request that may not share, which is not embedded, and for new
+        prompts if the encoder fails."""
         texts = {request.prompt for request in requests if request.may_share}
         if len(self._known) > _MOST:
             self._known.clear()
@@ -32,5 +32,5 @@ class Meanings:
             try:
                 self._known.update(zip(new, self._embed(new), strict=True))
             except Exception as error:  # an image without neighbours is better than none
-                log.warning("prompts could not be embedded, and go to whoever is least busy: %r", error)
+                log.warning("prompts could not be embedded, and go to the least busy replica: %r", error)
         return [self._known.get(request.prompt) if request.may_share else None for request in requests]

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How, Router
+from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, Router, RouteReason
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected
-from sagediff.distributed.dispatch import Desk
-from sagediff.distributed.ray_replicas import Replicas, Scaling, quiet_serve
+from sagediff.distributed.dispatch import Dispatcher
+from sagediff.distributed.ray_replicas import RayReplicas, Scaling, quiet_serve
 from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.prompts.embeddings import embed_prompts, text_encoder
@@ -21,7 +21,7 @@ from sagediff.serving.engine.model_thread import Engine, WaveReport
 from sagediff.serving.fleet.fleet_metrics import FleetMetrics
 from sagediff.serving.fleet.messages import Command, Event
 from sagediff.serving.fleet.replica_fleet import Fleet
-from sagediff.serving.fleet.replica_host import Host
+from sagediff.serving.fleet.replica_host import ReplicaHost
 from sagediff.serving.local_engine import ServeRequest, local_engine
 from sagediff.serving.metrics import Metrics
 
@@ -35,7 +35,7 @@ class ReplicaMaker:
 
     def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
         quiet_libraries()
-        return Host(self.engine).answer
+        return ReplicaHost(self.engine).answer
 
     def engine(
         self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]
@@ -63,7 +63,7 @@ def ray_fleet(
     Args:
         options: as many workers as there may be replicas at most; there are `request.least_replicas` at least.
         tell: told in a sentence if the cluster has less than the replicas ask for.
-        router: where requests go; by default where their meaning is at home.
+        router: where requests go; by default to the replica that last served similar prompts.
 
     Raises:
         InputError: Ray is not installed, cannot be reached, or has not what the replicas ask for.
@@ -86,13 +86,13 @@ def ray_fleet(
     quiet_serve()
     with connected(options, serve=True) as ray:
         check_resources(ray, options, tell)
-        counts = FleetMetrics(metrics, lambda: desk.loads(), get_args(How))
-        desk = Desk(router, counts.routed, counts.replicas)
+        counts = FleetMetrics(metrics, lambda: dispatcher.loads(), get_args(RouteReason))
+        dispatcher = Dispatcher(router, counts.routed, counts.set_replicas)
         own = config.model_copy(update={"api_keys": ()})
-        replicas: Replicas[Command, Event] = Replicas(
-            ReplicaMaker(request, own), desk, options, scaling,
+        replicas: RayReplicas[Command, Event] = RayReplicas(
+            ReplicaMaker(request, own), dispatcher, options, scaling,
             # what the fleet lets in never fills a replica, so that nothing waits where nobody sees it
-            max_in_hand=config.max_queue * options.workers + guard, drain_s=config.drain_s,
+            max_in_flight=config.max_queue * options.workers + guard, drain_s=config.drain_s,
         )  # fmt: skip
         fleet = Fleet(
             replicas, max_batch=config.max_batch, max_queue=config.max_queue,

@@ -1,4 +1,4 @@
-"""An engine in a process of its own: a message in, its events out. Knows not how they travel."""
+"""An engine in a process of its own: a message in, its events out. Does not know how they travel."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sagediff.serving.fleet.messages import (
     Command,
     Describe,
     Described,
+    Enqueue,
+    Enqueued,
     Event,
     Finished,
-    Shown,
-    Take,
-    Taken,
-    Waved,
+    PreviewMade,
+    WaveDone,
     cause_of,
     portable,
 )
@@ -29,36 +29,38 @@ _REPORT_PATIENCE = 5.0  # seconds that a finished request waits for its wave's r
 
 
 class MakeEngine(Protocol):
-    """Makes a replica's engine, not started, and what says how many bytes its cache holds."""
+    """Makes a replica's engine, not started, and a function that returns the bytes its cache holds."""
 
     def __call__(
         self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]
     ) -> tuple[Engine, Callable[[], int]]: ...
 
 
-class Host:
+class ReplicaHost:
     """Starts the engine, and waits until it is ready.
 
-    Reports of waves go out with the events of whoever was in them: a request's events end after its wave's report, and
-    one of those that end then brings it.
+    The report of a wave travels with the events of one of its requests: a request's events end only after its wave was
+    reported.
 
     Raises:
-        Exception: what made the model impossible to load.
+        Exception: the model could not be loaded; the loader's own error.
     """
 
     def __init__(self, make: MakeEngine) -> None:
         self._failure: Exception | None = None
         self._lock = threading.Lock()
-        self._unsaid: deque[Waved] = deque()
-        self._wave_over: list[Callable[[], None]] = []  # for those whose wave has not been reported
-        self._engine, self._cache_bytes = make(self._waved, self._failed)
+        self._unsent: deque[WaveDone] = deque()
+        self._on_wave_done: list[
+            Callable[[], None]
+        ] = []  # of finished requests whose wave has not been reported
+        self._engine, self._cache_bytes = make(self._wave_done, self._failed)
         self._engine.start()
         state = self._engine.wait_until_loaded()
         if state != "ready":
             raise self._failure or NotReady(state)
 
     async def answer(self, command: Command) -> AsyncIterator[Event]:
-        """A message's events. What goes wrong is among them. Closed before the end, its request is forgotten."""
+        """A message's events; errors are among them. If it is closed before the end, the request is cancelled."""
         if isinstance(command, Describe):
             yield Described(self._engine.size_multiple)
             return
@@ -69,20 +71,20 @@ class Host:
             loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         try:
-            ticket = self._taken(command, put)
+            ticket = self._enqueue(command, put)
         except Exception as error:
             yield Finished(portable(error), cause=cause_of(error))
             return
         try:
-            yield Taken()
+            yield Enqueued()
             while not isinstance(event := await inbox.get(), Finished):
                 assert event is not None
                 yield event
             yield event
-            if ticket.ran:  # else it never was in a wave
+            if ticket.ran:  # else it was never in a wave
                 await asyncio.wait_for(inbox.get(), _REPORT_PATIENCE)
-            for waved in self._reports():
-                yield waved
+            for report in self._reports():
+                yield report
         except TimeoutError:  # figures are missing; the image is not
             return
         finally:
@@ -93,14 +95,14 @@ class Host:
         """End the engine; see `Engine.stop`."""
         self._engine.stop(timeout)
 
-    def _taken(self, command: Take, put: Callable[[Event | None], None]) -> Ticket:
+    def _enqueue(self, command: Enqueue, put: Callable[[Event | None], None]) -> Ticket:
         seconds = command.seconds
         request = replace(
             command.request, deadline=None if seconds is None else self._engine.clock() + seconds
         )
 
-        def show(_: Ticket, shown: Preview) -> None:
-            put(Shown(shown.number, shown.image))
+        def show(_: Ticket, preview: Preview) -> None:
+            put(PreviewMade(preview.number, preview.image))
 
         listener = show if command.previews else None
         (ticket,) = self._engine.submit([request], command.previews, listener, [command.seed])
@@ -108,28 +110,28 @@ class Host:
         def finished(_: object) -> None:
             if ticket.ran:
                 with self._lock:
-                    self._wave_over.append(lambda: put(None))
+                    self._on_wave_done.append(lambda: put(None))
             put(_finished(ticket))
 
         ticket.future.add_done_callback(finished)
         return ticket
 
-    def _reports(self) -> list[Waved]:
+    def _reports(self) -> list[WaveDone]:
         with self._lock:
-            reports = list(self._unsaid)
-            self._unsaid.clear()
+            reports = list(self._unsent)
+            self._unsent.clear()
         return reports
 
     # -- from the engine's thread
 
-    def _waved(self, report: WaveReport) -> None:
+    def _wave_done(self, report: WaveReport) -> None:
         with self._lock:
-            self._unsaid.append(Waved(report, self._cache_bytes()))
-            waiting, self._wave_over = self._wave_over, []
-        for tell in waiting:
+            self._unsent.append(WaveDone(report, self._cache_bytes()))
+            callbacks, self._on_wave_done = self._on_wave_done, []
+        for callback in callbacks:
             try:
-                tell()
-            except RuntimeError:  # its loop has ended, and nobody waits there
+                callback()
+            except RuntimeError:  # its event loop has ended, and nobody waits there
                 continue
 
     def _failed(self, error: Exception) -> None:

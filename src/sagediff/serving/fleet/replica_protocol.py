@@ -1,4 +1,4 @@
-"""What a fleet needs of its replicas, wherever they run."""
+"""What a fleet needs from its replicas, wherever they run."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ Vector = npt.NDArray[np.float32]
 
 
 class Events(Protocol):
-    """What a replica says of one message, each with the replica's number, None if that is not known. Breaks off with an
+    """A replica's events for one message, each with the replica's number, None if that is not known. Breaks off with an
     error if the replica dies, and after `cancel`."""
 
     def __aiter__(self) -> AsyncIterator[tuple[int | None, Event]]: ...
 
     def cancel(self) -> None:
-        """Whoever asked has gone. Called in the thread that iterates."""
+        """Stop the work on this message. Called in the thread that iterates."""
 
 
-class Replicas(Protocol):
-    """They are started, replaced where they died, and more or fewer, without the fleet having a hand in it."""
+class ReplicaPool(Protocol):
+    """Replicas that are started, replaced and scaled without the fleet's help."""
 
     def open(self) -> None:
         """Start, and block until requests can be taken.
 
         Raises:
-            Exception: that will never be.
+            Exception: the replicas cannot be started.
         """
 
     def call(self, message: Command, vector: Vector | None) -> Events:
-        """Send a message, without waiting, to the replica where what it means, (D,) of unit length, is at home; None
-        for nothing to go by. While there is none, it waits for one."""
+        """Send a message, without waiting, to the replica that last served similar prompts. While there is no replica,
+        the message waits for one.
+
+        Args:
+            vector: of its prompt, (D,) of unit length; None: any replica will do.
+        """
 
     def loads(self) -> dict[int, int]:
-        """Messages in hand of each replica that takes any now, by number. From any thread."""
+        """Messages in flight at each replica that takes any now, by its number. From any thread."""
 
     def close(self) -> None:
-        """End them at once."""
+        """End all replicas at once."""

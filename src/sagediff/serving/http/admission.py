@@ -1,4 +1,4 @@
-"""What every request passes on its way in: the API key and the size of its body. Plain ASGI, so that no route can be
+"""Admission of every request: its API key and the size of its body are checked. Plain ASGI, so that no route can be
 added without it and no web framework is needed."""
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Gate:
-    """Inside, `scope["state"]["tenant"]` says who asks.
+class Admission:
+    """Middleware. Behind it, `scope["state"]["tenant"]` is the request's tenant.
 
     Args:
-        open_paths: what anyone may have without a key.
+        open_paths: paths that need no key.
     """
 
     def __init__(self, app: App, config: ServeConfig, metrics: Metrics, open_paths: frozenset[str]) -> None:
@@ -40,7 +40,7 @@ class Gate:
         self._metrics.refused(refusal.code)
         if "record" in scope.get("state", {}):
             scope["state"]["record"].outcome = refusal.code
-        await _say(refusal, send)
+        await _send_refusal(refusal, send)
 
     def _refusal(self, scope: Scope) -> ErrorAnswer | None:
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
@@ -65,9 +65,9 @@ class Gate:
         return None
 
 
-async def _say(answer: ErrorAnswer, send: Send) -> None:
+async def _send_refusal(answer: ErrorAnswer, send: Send) -> None:
     body = json.dumps(answer.body).encode()
     headers = answer.headers | {"content-type": "application/json", "content-length": str(len(body))}
-    told = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": told})
+    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})

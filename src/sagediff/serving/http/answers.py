@@ -1,4 +1,4 @@
-"""Images and errors in the form that OpenAI gives them; knows no web framework."""
+"""Images and errors in OpenAI's form; knows no web framework."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sagediff.serving.failures import (
     ReplicaLost,
     ServingError,
 )
-from sagediff.serving.http.schema import OutputFormat, RequestProblem, Wanted
+from sagediff.serving.http.schema import OutputFormat, ParsedBody, RequestProblem
 
 _NO_RETRY = {"x-should-retry": "false"}
 _LOADING_RETRY = 5  # seconds
@@ -44,12 +44,12 @@ class ErrorAnswer:
 def bad_request(
     message: str, param: str | None = None, code: str = "invalid_value", status: int = 400
 ) -> ErrorAnswer:
-    """What will never work, so that clients do not try again."""
+    """For a request that can never succeed; tells clients not to retry."""
     return ErrorAnswer(status, message, "invalid_request_error", code, param, _NO_RETRY)
 
 
 def error_answer(error: Exception) -> ErrorAnswer:
-    """What a client is told of an error. Of those that are not its own it learns no more than that they happened."""
+    """The answer for an error. Errors of the server's own are answered without details."""
     if isinstance(error, RequestProblem):
         return bad_request(
             str(error), error.param, error.code, 404 if error.code == "model_not_found" else 400
@@ -67,7 +67,7 @@ def error_answer(error: Exception) -> ErrorAnswer:
         return ErrorAnswer(503, str(error), "server_error", "replica_lost", None, after)
     if isinstance(error, OutOfMemory):
         return ErrorAnswer(503, str(error), "server_error", "out_of_memory", None, _NO_RETRY)
-    if isinstance(error, Cancelled):  # only a server that gave up while it ended has anyone left to read this
+    if isinstance(error, Cancelled):  # anyone still reads this only if the server gave up while it ended
         after = {"Retry-After": str(_LOADING_RETRY)}
         return ErrorAnswer(
             503, "the server ended before the image was made", "server_error", "stopped", None, after
@@ -86,33 +86,33 @@ def encode(image: Any, output_format: OutputFormat, compression: int) -> bytes:
     return buffer.getvalue()
 
 
-def as_text(data: bytes) -> str:
+def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def details(wanted: Wanted) -> dict[str, Any]:
-    """What OpenAI repeats in every answer."""
+def format_fields(body: ParsedBody) -> dict[str, Any]:
+    """The fields of the request that OpenAI repeats in every answer."""
     return {
         "background": "auto",
-        "output_format": wanted.output_format,
+        "output_format": body.output_format,
         "quality": "auto",
-        "size": wanted.size,
+        "size": body.size,
     }
 
 
-def stream_event(kind: str, wanted: Wanted, data: bytes, more: dict[str, Any]) -> str:
+def stream_event(kind: str, body: ParsedBody, data: bytes, more: dict[str, Any]) -> str:
     """A server-sent event that carries an image."""
-    body = {
+    event = {
         "type": kind,
-        "b64_json": as_text(data),
+        "b64_json": base64_text(data),
         "created_at": int(time.time()),
-        **details(wanted),
+        **format_fields(body),
         **more,
     }
-    return f"event: {kind}\ndata: {json.dumps(body)}\n\n"
+    return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
 
 
 def stream_error(answer: ErrorAnswer, more: dict[str, Any] | None = None) -> str:
-    """The error that ends a stream; with `more`, which says whose it is, one after which others go on."""
+    """The error that ends a stream; with `more`, which names the image, one after which the others go on."""
     kind = "error" if more is None else "image_generation.failed"
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **answer.body, **(more or {})})}\n\n"

@@ -15,22 +15,29 @@ from starlette.exceptions import HTTPException
 
 from sagediff.errors import SagediffError
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.http.admission import Gate
-from sagediff.serving.http.answers import ErrorAnswer, as_text, bad_request, details
+from sagediff.serving.http.admission import Admission
+from sagediff.serving.http.answers import ErrorAnswer, bad_request, base64_text, format_fields
 from sagediff.serving.http.image_store import ImageStore
-from sagediff.serving.http.openapi import described
+from sagediff.serving.http.openapi import complete_schema
 from sagediff.serving.http.page_files import PAGE_HEADERS, page_files
 from sagediff.serving.http.request_log import RequestLog
-from sagediff.serving.http.schema import BatchBody, GenerationBody, Wanted, read_body
-from sagediff.serving.http.streams import ImageStream, all_of, answer_of, encode_all, told, unless_gone
-from sagediff.serving.image_service import EngineFront
+from sagediff.serving.http.schema import BatchBody, GenerationBody, ParsedBody, parse_body
+from sagediff.serving.http.streams import (
+    ImageStream,
+    answer_for,
+    encode_all,
+    finished_images,
+    sampling_fields,
+    until_disconnect,
+)
+from sagediff.serving.image_service import ImageService
 from sagediff.serving.metrics import Metrics
 
-_MACHINES = frozenset({"/health", "/ready", "/metrics"})  # asked all the time
-_WORK = frozenset({"/v1/images/generations", "/v1/images/batches"})
+_PROBES = frozenset({"/health", "/ready", "/metrics"})  # polled by machines
+_TIMED = frozenset({"/v1/images/generations", "/v1/images/batches"})
 
 
-def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_steps: int) -> FastAPI:
+def create_app(engine: ImageService, config: ServeConfig, metrics: Metrics, num_steps: int) -> FastAPI:
     """The server's routes. The engine is started with the app, and drained and stopped with it.
 
     Args:
@@ -43,13 +50,13 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
         yield
         await asyncio.to_thread(engine.stop, config.drain_s)
 
-    # no pages of documentation: they would be fetched from elsewhere
+    # no documentation pages: they would load scripts from other servers
     app = FastAPI(title="sagediff", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.openapi = lambda: described(FastAPI.openapi(app), config)  # type: ignore[method-assign]
+    app.openapi = lambda: complete_schema(FastAPI.openapi(app), config)  # type: ignore[method-assign]
     page = page_files()
     open_paths = frozenset({"/health", "/ready", *page})
-    app.add_middleware(Gate, config=config, metrics=metrics, open_paths=open_paths)
-    app.add_middleware(RequestLog, config=config, metrics=metrics, quiet=_MACHINES, routes=_WORK)
+    app.add_middleware(Admission, config=config, metrics=metrics, open_paths=open_paths)
+    app.add_middleware(RequestLog, config=config, metrics=metrics, quiet=_PROBES, timed=_TIMED)
     store = ImageStore(config.stored_bytes, config.stored_s, engine.clock)
     created = int(time.time())
 
@@ -80,42 +87,42 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
 
     @app.post("/v1/images/generations")
     async def generate(body: GenerationBody, request: Request) -> Response:
-        wanted = read(body, request)
-        if wanted.stream:
-            return stream(wanted, request, each_alone=False)
+        parsed = parse(body, request)
+        if parsed.stream:
+            return stream(parsed, request, each_alone=False)
         tenant: str = request.state.tenant
-        tickets = request.state.record.tickets = engine.submit(wanted.requests)
+        tickets = request.state.record.tickets = engine.submit(parsed.requests)
         try:
-            images = await unless_gone(request.receive, all_of(tickets))
+            images = await until_disconnect(request.receive, finished_images(tickets))
         finally:
             engine.cancel(tickets)  # changes nothing for those that are finished
         if images is None:
             request.state.record.outcome = "client_gone"
             return Response(status_code=499)  # nobody reads it
-        files = await asyncio.to_thread(encode_all, [made.image for made in images], wanted, metrics)
+        files = await asyncio.to_thread(encode_all, [made.image for made in images], parsed, metrics)
         data: list[dict[str, Any]] = []
-        for file, made, asked in zip(files, images, wanted.requests, strict=True):
-            more = told(made, asked.num_inference_steps)
-            if wanted.by_url:
-                name = store.put(file, f"image/{wanted.output_format}", tenant)
+        for file, made, asked in zip(files, images, parsed.requests, strict=True):
+            more = sampling_fields(made, asked.num_inference_steps)
+            if parsed.by_url:
+                name = store.put(file, f"image/{parsed.output_format}", tenant)
                 data.append({"url": str(request.url_for("image", name=name)), **more})
             else:
-                data.append({"b64_json": as_text(file), **more})
-        return JSONResponse({"created": int(time.time()), "data": data, **details(wanted)})
+                data.append({"b64_json": base64_text(file), **more})
+        return JSONResponse({"created": int(time.time()), "data": data, **format_fields(parsed)})
 
     @app.post("/v1/images/batches")
     async def generate_many(body: BatchBody, request: Request) -> Response:
-        """Not OpenAI's: many prompts that come as one, so that all of them fall into one window."""
-        return stream(read(body, request), request, each_alone=True)
+        """Not OpenAI's: many prompts in one request, so that all of them arrive within one window."""
+        return stream(parse(body, request), request, each_alone=True)
 
-    def read(body: GenerationBody | BatchBody, request: Request) -> Wanted:
-        return read_body(
+    def parse(body: GenerationBody | BatchBody, request: Request) -> ParsedBody:
+        return parse_body(
             body, config, tenant=request.state.tenant, now=engine.clock(), num_steps=num_steps,
             size_multiple=engine.size_multiple,
         )  # fmt: skip
 
-    def stream(wanted: Wanted, request: Request, *, each_alone: bool) -> StreamingResponse:
-        events = ImageStream(engine, wanted, metrics, request.state.record, each_alone=each_alone)
+    def stream(parsed: ParsedBody, request: Request, *, each_alone: bool) -> StreamingResponse:
+        events = ImageStream(engine, parsed, metrics, request.state.record, each_alone=each_alone)
         lines = events.lines(request.receive)
         return StreamingResponse(lines, 200, {"Cache-Control": "no-store"}, "text/event-stream")
 
@@ -147,9 +154,9 @@ def create_app(engine: EngineFront, config: ServeConfig, metrics: Metrics, num_s
         return _error(answer, error.headers)
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
-        answer = answer_of(error, request.state.record)
+        answer = answer_for(error, request.state.record)
         metrics.refused(answer.code)
-        # errors that nobody expected are answered outside of the log, which names every other answer
+        # unexpected errors are answered outside of the request log, which adds the id to all other answers
         outside = {} if isinstance(error, SagediffError) else {"x-request-id": request.state.record.id}
         return _error(answer, outside)
 

@@ -1,4 +1,4 @@
-"""Images asked for by URL: kept in memory for a while, the oldest going first, each for its tenant only."""
+"""Images answered as URLs: kept in memory for a while, oldest dropped first, each readable by its tenant only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image, whose it is, and the time at which it is forgotten."""
+    """An encoded image, its tenant, and the time until which it is kept."""
 
     data: bytes
     media_type: str
@@ -40,7 +40,7 @@ class ImageStore:
         return name
 
     def get(self, name: str, tenant: str) -> StoredImage | None:
-        """None for a name that is not there, or is another tenant's."""
+        """None for an unknown name, or another tenant's."""
         self._forget()
         found = self._images.get(name)
         return found if found is not None and found.tenant == tenant else None

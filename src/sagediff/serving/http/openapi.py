@@ -1,5 +1,5 @@
-"""What the server's OpenAPI says beyond what the web framework finds out by itself: errors, files, and the operator's
-limits. Knows no web framework."""
+"""Completes the OpenAPI document that the web framework derives: errors, files, and the operator's limits. Knows no web
+framework."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _CONTENT: dict[str, dict[str, Any]] = {  # of answers that are not, or not only,
 }
 
 
-def described(schema: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
-    """The framework's OpenAPI document with all of that."""
+def complete_schema(schema: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
+    """The framework's OpenAPI document, completed."""
     schema = deepcopy(schema)
     parts = schema.setdefault("components", {}).setdefault("schemas", {})
     parts["Error"] = _ERROR
@@ -82,7 +82,7 @@ def described(schema: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
 
 
 def _limit(properties: dict[str, Any], name: str, **limits: Any) -> None:
-    """On the type of a field, null aside."""
+    """Add limits to each type of a field but null."""
     field = properties.get(name, {})
     for kind in field.get("anyOf", [field] if field else []):
         if kind.get("type") != "null":

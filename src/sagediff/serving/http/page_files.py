@@ -1,4 +1,4 @@
-"""The page's files as they lie in the package, and the headers that keep the browser to this server."""
+"""The web page's files, from the package, and headers that keep the browser from loading anything else."""
 
 from __future__ import annotations
 

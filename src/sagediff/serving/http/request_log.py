@@ -1,4 +1,4 @@
-"""One line in the log for every request, and its name in the answer. Plain ASGI, around everything else."""
+"""One line in the log for every request, and its id in the answer. Plain ASGI, around everything else."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from sagediff.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")  # nothing else gets into headers and logs
+_HARMLESS = re.compile(r"[A-Za-z0-9._-]{1,64}")  # nothing else gets into headers and logs
 _LONGEST_PATH = 200
 
 
 @dataclass
 class RequestRecord:
-    """What is known of a request while it is under way; `scope["state"]["record"]`.
+    """What the log line of a request under way will say; `scope["state"]["record"]`.
 
     Attributes:
-        id: its name in the log and in `x-request-id`.
+        id: its id in the log and in `x-request-id`.
         outcome: "ok", or the code of the error that ended it.
-        tickets: of the images that it asked for.
+        tickets: of the images that it asks for.
     """
 
     id: str
     outcome: str = "ok"
     tickets: Sequence[Ticket] = field(default=())
 
-    def made(self) -> dict[str, Any]:
-        """Figures of its images; empty if it asked for none."""
+    def image_figures(self) -> dict[str, Any]:
+        """Counts and times of its images; empty if it asks for none."""
         if not self.tickets:
             return {}
         done = [t for t in self.tickets if t.future.done() and t.future.exception() is None]
@@ -44,12 +44,12 @@ class RequestRecord:
         return {
             "images_wanted": len(self.tickets),
             "images": len(images),
-            # the last image's wait and the longest run: images of one request may lie in several waves
+            # the longest wait and the longest run: images of one request may be in several waves
             "queue_seconds": round(max((t.waited for t in self.tickets), default=0.0), 4),
             "run_seconds": round(max((t.ran for t in self.tickets), default=0.0), 4),
             "evaluations": round(sum(image.evaluations for image in images), 3),
             "evaluations_alone": round(sum(image.evaluations_alone for image in images), 3),
-            "group_sizes": sorted({p.group: p.group_size for p in images}.values(), reverse=True),
+            "group_sizes": sorted({image.group: image.group_size for image in images}.values(), reverse=True),
         }
 
 
@@ -57,25 +57,25 @@ class RequestLog:
     """Logs a request once its answer has ended, streams included.
 
     Args:
-        quiet: paths asked for all the time by machines; logged only if refused or failed.
-        routes: paths whose time is measured. Others are not, as anyone can think of as many as he likes.
+        quiet: paths polled by machines; logged only if refused or failed.
+        timed: paths whose time is measured. A fixed few, as each becomes a series of the metrics.
     """
 
     def __init__(
-        self, app: App, config: ServeConfig, metrics: Metrics, quiet: frozenset[str], routes: frozenset[str]
+        self, app: App, config: ServeConfig, metrics: Metrics, quiet: frozenset[str], timed: frozenset[str]
     ) -> None:
         self._app, self._config, self._metrics = app, config, metrics
-        self._quiet, self._routes = quiet, routes
+        self._quiet, self._timed = quiet, timed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_name(scope))
+        record = RequestRecord(_request_id(scope))
         scope.setdefault("state", {})["record"] = record
         started, status = time.monotonic(), 500
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -84,17 +84,17 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, named)
+            await self._app(scope, receive, send_with_id)
         except BaseException:
             if record.outcome == "ok":
                 record.outcome = "failed"
             raise
         finally:
-            self._tell(scope, record, status, time.monotonic() - started)
+            self._log(scope, record, status, time.monotonic() - started)
 
-    def _tell(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+    def _log(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         path: str = scope["path"]
-        if path in self._routes:
+        if path in self._timed:
             self._metrics.answered(path, seconds)
         if path in self._quiet and status < 400:
             return
@@ -107,14 +107,14 @@ class RequestLog:
             "outcome": record.outcome,
             "tenant": None if tenant is None else self._config.label_of(tenant),
             "seconds": round(seconds, 4),
-            **record.made(),
+            **record.image_figures(),
         }
         if self._config.log_prompts and record.tickets:
             fields["prompts"] = [ticket.request.prompt for ticket in record.tickets]
         log.info("request", extra={"fields": fields})
 
 
-def _name(scope: Scope) -> str:
-    """The name that a proxy in front gave it, else one of ours."""
+def _request_id(scope: Scope) -> str:
+    """The id that a proxy in front of the server gave it, else a new one."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return given if _GIVEN.fullmatch(given) else secrets.token_hex(8)
+    return given if _HARMLESS.fullmatch(given) else secrets.token_hex(8)

@@ -1,5 +1,4 @@
-"""The body of `POST /v1/images/generations` as OpenAI defines it, that of many prompts at once, and how they become
-requests."""
+"""Request bodies: OpenAI's for one prompt, ours for many, and how they become requests."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ _SEEDS = 2**63
 
 
 class RequestProblem(InputError):
-    """A field that will never work. `param` names it, `code` is for programs."""
+    """A field that this server can never accept. `param` names it, `code` is for programs."""
 
     def __init__(self, param: str, message: str, code: str = "invalid_value") -> None:
         super().__init__(message)
@@ -28,7 +27,7 @@ class RequestProblem(InputError):
 
 
 def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 1.0 is a whole one."""
+    """JSON has one type of number: 1.0 is a whole number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -36,7 +35,7 @@ Whole = BeforeValidator(_whole)
 
 
 class BodyFields(BaseModel):
-    """What both bodies have."""
+    """Fields of both bodies."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -57,20 +56,20 @@ class BodyFields(BaseModel):
 
 
 class GenerationBody(BodyFields):
-    """OpenAI's fields, and those that diffusion servers add. Unknown ones are passed over, null is left out."""
+    """OpenAI's fields, and those that diffusion servers add. Unknown fields are ignored; null means left out."""
 
     prompt: str
 
 
 class BatchBody(BodyFields):
-    """Many prompts, each as if it had been asked for alone with the same fields; the answer is always a stream."""
+    """Many prompts, each as if it came alone with the same fields; the answer is always a stream."""
 
     prompts: list[str] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A body with defaults filled in: requests, one per image, and how their images are answered."""
+class ParsedBody:
+    """A body with defaults filled in: requests, one per image, and the form of the answer."""
 
     requests: list[QueuedRequest]
     output_format: OutputFormat
@@ -81,7 +80,7 @@ class Wanted:
     size: str
 
 
-def read_body(
+def parse_body(
     body: GenerationBody | BatchBody,
     config: ServeConfig,
     *,
@@ -89,16 +88,16 @@ def read_body(
     now: float,
     num_steps: int,
     size_multiple: int,
-) -> Wanted:
+) -> ParsedBody:
     """Check a body against the operator's limits.
 
     Args:
         now: the engine's clock, for deadlines.
-        num_steps: where the body names none.
+        num_steps: sampling steps where the body names none.
         size_multiple: width and height must be multiples of it.
 
     Raises:
-        RequestProblem: a field that will never work here.
+        RequestProblem: a field that this server can never accept.
     """
     if body.model is not None and body.model != config.model_name:
         raise RequestProblem(
@@ -117,7 +116,7 @@ def read_body(
             raise RequestProblem(
                 field, f"{field} has {len(text)} characters; at most {config.max_prompt_length} are taken"
             )
-        if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can say it, UTF-8 cannot
+        if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can hold it, UTF-8 cannot
             raise RequestProblem(field, f"{field} holds half of a surrogate pair, which is no character")
     for field, text in prompts.items():
         if not text.strip():
@@ -156,7 +155,7 @@ def read_body(
         for prompt in prompts.values()
         for i in range(count)
     ]
-    return Wanted(
+    return ParsedBody(
         requests,
         body.output_format or "png",
         95 if body.output_compression is None else body.output_compression,

@@ -1,4 +1,4 @@
-"""Tickets to server-sent events. Knows what ASGI's `receive` is, and no web framework."""
+"""Tickets to server-sent events. Knows ASGI's `receive`, and no web framework."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sagediff.serving.engine.wave_runner import MadeImage, preview_steps
 from sagediff.serving.http.admission import Receive
 from sagediff.serving.http.answers import ErrorAnswer, encode, error_answer, stream_error, stream_event
 from sagediff.serving.http.request_log import RequestRecord
-from sagediff.serving.http.schema import Wanted
-from sagediff.serving.image_service import EngineFront
+from sagediff.serving.http.schema import ParsedBody
+from sagediff.serving.image_service import ImageService
 from sagediff.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -25,27 +25,27 @@ _KEEP_ALIVE = 15.0  # seconds between comments in a silent stream, so that proxi
 
 
 class ImageStream:
-    """One request's images as events: those on their way, and each as it is finished.
+    """One request's images as events: previews, and each image as it is finished.
 
     Args:
-        each_alone: an image that failed is an event of its own and the others go on, as prompts of one request have
-            nothing to do with each other. Otherwise its error ends the stream, as OpenAI's does.
+        each_alone: an image that failed is an event of its own and the others go on, as the prompts of one request
+            are independent. Otherwise its error ends the stream, as OpenAI's does.
     """
 
     def __init__(
         self,
-        engine: EngineFront,
-        wanted: Wanted,
+        engine: ImageService,
+        body: ParsedBody,
         metrics: Metrics,
         record: RequestRecord,
         *,
         each_alone: bool,
     ) -> None:
-        self._engine, self._wanted, self._metrics, self._record = engine, wanted, metrics, record
+        self._engine, self._body, self._metrics, self._record = engine, body, metrics, record
         self._each_alone = each_alone
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[Ticket, Preview | None]] = asyncio.Queue()
-        self._tickets = engine.submit(wanted.requests, wanted.partial_images, self._tell)
+        self._tickets = engine.submit(body.requests, body.partial_images, self._put)
         self._numbers = {ticket.request.id: i for i, ticket in enumerate(self._tickets)}
         record.tickets = self._tickets
         for ticket in self._tickets:
@@ -68,16 +68,16 @@ class ImageStream:
                     following.cancel()
                     yield ": still at work\n\n"
                     continue
-                ticket, shown = following.result()
-                if shown is not None:
-                    yield await self._partial(ticket, shown)
+                ticket, preview = following.result()
+                if preview is not None:
+                    yield await self._partial(ticket, preview)
                     continue
                 left -= 1
                 error = ticket.future.exception()
                 if error is None:
                     yield await self._complete(ticket)
                     continue
-                answer = answer_of(error, self._record)
+                answer = answer_for(error, self._record)
                 if not self._each_alone:
                     yield stream_error(answer)
                     return
@@ -85,41 +85,41 @@ class ImageStream:
         finally:
             if left and self._record.outcome == "ok":
                 self._record.outcome = (
-                    "client_gone"  # also where the server ended the stream before we saw it
+                    "client_gone"  # also where the server ended the stream before we noticed
                 )
             gone.cancel()
             self._engine.cancel(self._tickets)  # changes nothing for those that are finished
 
-    async def _partial(self, ticket: Ticket, shown: Preview) -> str:
+    async def _partial(self, ticket: Ticket, preview: Preview) -> str:
         steps = ticket.request.num_inference_steps
         more = {
-            "partial_image_index": shown.number,
-            "step": preview_steps(self._wanted.partial_images, steps)[shown.number],
+            "partial_image_index": preview.number,
+            "step": preview_steps(self._body.partial_images, steps)[preview.number],
             "steps": steps,
         }
-        return await self._event("image_generation.partial_image", ticket, shown.image, more)
+        return await self._event("image_generation.partial_image", ticket, preview.image, more)
 
     async def _complete(self, ticket: Ticket) -> str:
         made = ticket.future.result()
-        more = told(made, ticket.request.num_inference_steps)
+        more = sampling_fields(made, ticket.request.num_inference_steps)
         return await self._event("image_generation.completed", ticket, made.image, more)
 
     async def _event(self, kind: str, ticket: Ticket, image: Any, more: dict[str, Any]) -> str:
-        data = await asyncio.to_thread(encode_all, [image], self._wanted, self._metrics)
-        return stream_event(kind, self._wanted, data[0], {**more, "index": self._numbers[ticket.request.id]})
+        data = await asyncio.to_thread(encode_all, [image], self._body, self._metrics)
+        return stream_event(kind, self._body, data[0], {**more, "index": self._numbers[ticket.request.id]})
 
     # -- from the engine's thread
 
     def _ended(self, ticket: Ticket, future: object) -> None:
-        self._tell(ticket, None)
+        self._put(ticket, None)
 
-    def _tell(self, ticket: Ticket, shown: Preview | None) -> None:
-        with suppress(RuntimeError):  # the loop ended with its stream still open: nobody misses it
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (ticket, shown))
+    def _put(self, ticket: Ticket, preview: Preview | None) -> None:
+        with suppress(RuntimeError):  # the event loop ended with the stream still open: nobody reads it
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (ticket, preview))
 
 
-def told(made: MadeImage, steps: int) -> dict[str, Any]:
-    """What a client learns of its image beyond OpenAI's fields."""
+def sampling_fields(made: MadeImage, steps: int) -> dict[str, Any]:
+    """How an image was sampled: fields of an answer that are not OpenAI's."""
     return {
         "seed": made.seed,
         "steps": steps,
@@ -132,20 +132,20 @@ def told(made: MadeImage, steps: int) -> dict[str, Any]:
     }
 
 
-def encode_all(images: Sequence[Any], wanted: Wanted, metrics: Metrics) -> list[bytes]:
+def encode_all(images: Sequence[Any], body: ParsedBody, metrics: Metrics) -> list[bytes]:
     """PIL images as files of the format asked for; takes time, so not in the loop's thread."""
     start = time.monotonic()
-    files = [encode(image, wanted.output_format, wanted.compression) for image in images]
+    files = [encode(image, body.output_format, body.compression) for image in images]
     metrics.encoded(time.monotonic() - start)
     return files
 
 
-async def all_of(tickets: Sequence[Ticket]) -> list[MadeImage]:
+async def finished_images(tickets: Sequence[Ticket]) -> list[MadeImage]:
     return list(await asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets)))
 
 
-async def unless_gone(receive: Receive, work: Awaitable[list[MadeImage]]) -> list[MadeImage] | None:
-    """What the work gives; None as soon as the client has gone."""
+async def until_disconnect(receive: Receive, work: Awaitable[list[MadeImage]]) -> list[MadeImage] | None:
+    """The result of the work; None as soon as the client is gone."""
     doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(disconnected(receive))
     try:
@@ -161,8 +161,8 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-def answer_of(error: BaseException, record: RequestRecord) -> ErrorAnswer:
-    """What a client is told of an error; what only the operator may know goes to the log, with the request's name."""
+def answer_for(error: BaseException, record: RequestRecord) -> ErrorAnswer:
+    """The answer for an error; what only the operator may know goes to the log, with the request's id."""
     if not isinstance(error, Exception):
         raise error
     answer = error_answer(error)

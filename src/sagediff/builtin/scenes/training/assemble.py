@@ -1,4 +1,4 @@
-"""Put the trained stages together: a diffusers folder in half precision, and what evaluates it beside it."""
+"""Put the trained stages together: a diffusers folder in half precision, and its evaluation networks beside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
 from sagediff.builtin.scenes.training.stages import PREDICTION, SCHEDULE
+from sagediff.files.atomic import writing
 
-# what the command line takes for this model when the user names nothing else; measured by
-# benchmarks/sharing.py. The scheduler spends more of its steps at high noise, where sharing costs nothing, but
-# needs enough of them.
+# the command line's defaults for this model, measured by benchmarks/sharing.py. The scheduler spends more of its
+# steps at high noise, where sharing costs no quality, but needs enough of them
 DEFAULTS = {
     "threshold": 0.45,
     "share_ratio": 0.3,
@@ -47,12 +47,9 @@ def assemble(stages: Path, weights: Path) -> Path:
     for module in (pipe.vae, pipe.text_encoder, pipe.unet):
         module.to(dtype=torch.float16)
     folder = weights / "pipeline"
-    partial = weights / "pipeline.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    pipe.save_pretrained(partial, safe_serialization=True)
-    (partial / "sagediff.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with writing(folder) as partial:
+        pipe.save_pretrained(partial, safe_serialization=True)
+        (partial / "sagediff.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
     judge = weights / "judge"
     judge.mkdir(parents=True, exist_ok=True)
     for name in ("judge", "score_tower", "reference"):

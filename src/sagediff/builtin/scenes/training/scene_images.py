@@ -1,4 +1,4 @@
-"""What the stages draw: training scenes and their renders, freely or with neighbours that differ in one word."""
+"""Training samples of the stages: scenes and their renders, drawn freely or with neighbours that differ in one word."""
 
 from __future__ import annotations
 

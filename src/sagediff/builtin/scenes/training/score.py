@@ -1,6 +1,6 @@
-"""What only evaluation needs: the score tower, and the judge's features of real scene_images.
+"""Networks that only evaluation needs: the score tower, and the judge's features of real scene images.
 
-The score tower is an image tower of its own seed and size against the frozen text tower, so that the figure
+The score tower is an image tower with its own seed and size against the frozen text tower, so that the figure
 for alignment does not come from a network that any part of the model was trained with.
 """
 

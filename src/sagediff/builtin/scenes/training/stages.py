@@ -1,4 +1,4 @@
-"""The stages: what each trains, on what, with which loss. Sizes and defaults of the shipped model stand here.
+"""The stages: what each trains, on what, with which loss. Sizes and defaults of the shipped model are here.
 
 Order: `judge` and `encoder` need nothing; `autoencoder` takes its perceptual term from the encoder's image
 tower; `unet` needs both. What only evaluation needs stands in `score.py`. Held-out captions are never drawn by
@@ -38,7 +38,7 @@ PREDICTION = "v_prediction"
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What the command line may set; None takes the stage's own default."""
+    """Options of the command line; None takes the stage's own default."""
 
     out: Path
     steps: int | None = None
