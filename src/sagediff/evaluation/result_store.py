@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from sagediff.errors import OutputError
 from sagediff.evaluation.grid import Setting
+from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text
 from sagediff.files.output_folder import MANIFEST, OutputFolder
 
 
@@ -37,9 +37,8 @@ class CellStore:
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Create the folder."""
-        self._make(self.path / "cells")
-        for leftover in self.path.rglob("*.partial"):
-            leftover.unlink()
+        _make(self.path / "cells")
+        sweep(self.path, self.path / "cells", *self.path.glob("images/*"))
         self.write_text(MANIFEST, json.dumps({"settings": dict(manifest)}, indent=2) + "\n")
 
     def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
@@ -54,16 +53,10 @@ class CellStore:
         self.write_text(self._name(setting, seed), json.dumps(cell, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        self._folder.write_text(name, text)
+        write_text(self.path / name, text)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        target = self.path / name
-        partial = target.with_name(target.name + ".partial")
-        try:
-            partial.write_bytes(data)
-            partial.replace(target)
-        except OSError as error:
-            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        write_bytes(self.path / name, data)
 
     def strip_path(self, setting: Setting, group: int) -> Path:
         return self.path / "images" / setting.key / f"{group}.png"
@@ -75,18 +68,16 @@ class CellStore:
         for place, image in enumerate(images):
             row.paste(image, (place * width, 0))
         target = self.strip_path(setting, group)
-        self._make(target.parent)
+        _make(target.parent)
         encoded = io.BytesIO()
         row.save(encoded, format="PNG")
-        self.write_bytes(target.relative_to(self.path).as_posix(), encoded.getvalue())
+        write_bytes(target, encoded.getvalue())
 
     @staticmethod
     def _name(setting: Setting, seed: int) -> str:
         return f"cells/{setting.key}-seed{seed}.json"
 
-    @staticmethod
-    def _make(folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+
+def _make(folder: Path) -> None:
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
