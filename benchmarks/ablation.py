@@ -27,7 +27,7 @@ from sagediff.pipelines.lora import WEIGHT_NAME
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train
-from sagediff.training.objective import SageWeights
+from sagediff.training.train_config import SageWeights
 from sagediff.training.train_config import TrainConfig
 
 

@@ -29,8 +29,8 @@ import numpy as np
 from trajectory_cache import zipf_stream
 
 from sagediff.builtin.scenes.scene_perception import held_out_captions
-from sagediff.cli.serve import ServeRequest
-from sagediff.cli.serve_ray import ray_fleet
+from sagediff.serving.local_engine import ServeRequest
+from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, Choice, Router, Vector
 from sagediff.distributed.cluster import PoolOptions, connected

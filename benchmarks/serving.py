@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 
 from sagediff.builtin.scenes.world import COLORS, OBJECTS, POSITIONS, SIZES
-from sagediff.cli.serve import ServeRequest, cache_use, model_settings
+from sagediff.serving.local_engine import ServeRequest, cache_use, model_settings
 from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.serving.config import ServeConfig

@@ -50,7 +50,7 @@ from world_eval import accuracy, to_judge
 from sagediff.builtin.scenes import judge_dir
 from sagediff.builtin.scenes.networks import load_judge
 from sagediff.builtin.scenes.scene_perception import held_out_captions
-from sagediff.cli.serve import ServeRequest, cache_use, model_settings
+from sagediff.serving.local_engine import ServeRequest, cache_use, model_settings
 from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.serving.config import ServeConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +42,7 @@ def option(
     """A field of an options dataclass.
 
     Args:
+        default: `dataclasses.MISSING` where it must be given.
         help: one plain sentence for the user; what happens when the value goes up or down.
         low, high: least and greatest value, both allowed.
         above, below: bounds that are not allowed themselves.
@@ -54,8 +55,8 @@ def option(
     rule = {"low": low, "high": high, "above": above, "below": below, "choices": tuple(choices)}
     about = {"help": help, "words": dict(words), "flag": flag, "for_unguided": for_unguided}
     metadata = rule | about
-    if isinstance(default, list | dict | set):
-        return field(default_factory=lambda: default, metadata=metadata)
+    if default is MISSING:
+        return field(metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

@@ -21,8 +21,8 @@ from fleets import until
 
 from sagediff.cli import main
 from sagediff.cli.scale import replica_range
-from sagediff.cli.serve import ServeRequest
-from sagediff.cli.serve_ray import claimed_folder, ray_fleet
+from sagediff.serving.local_engine import ServeRequest
+from sagediff.serving.fleet.ray_fleet import claimed_folder, ray_fleet
 from sagediff.cli.settings import run_settings
 from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.errors import InputError
@@ -87,7 +87,7 @@ def replica_processes(driver: int) -> list[int]:
 
 
 def test_seeds_give_the_images_of_one_engine_and_previews_come_through(running: Running) -> None:
-    from sagediff.cli.serve import local_engine
+    from sagediff.serving.local_engine import local_engine
 
     images = [wanted(f"one {seed}", prompt, seed=seed) for seed, prompt in enumerate((CAT, DOG, STAR))]
     shown: list[int] = []
@@ -232,7 +232,7 @@ def test_without_ray_the_message_says_what_to_install(
 
 def test_no_two_processes_claim_one_cache_folder(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from sagediff.cli.serve_ray import claimed_folder;"
+        "from pathlib import Path; from sagediff.serving.fleet.ray_fleet import claimed_folder;"
         f"print(claimed_folder(Path({str(tmp_path)!r})).name)"
     )
     assert claimed_folder(tmp_path).name == "replica-0"

@@ -1,5 +1,5 @@
-"""The command line: `sagediff generate`, `sagediff plan`."""
+"""The command line: parse, call, print."""
 
-from sagediff.cli.app import main
+from sagediff.cli.main import main
 
 __all__ = ["main"]

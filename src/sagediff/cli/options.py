@@ -1,204 +1,141 @@
-"""Options that several commands take, declared once so that they mean the same everywhere."""
+"""Options of the command line, read from the dataclasses and settings that declare them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from cyclopts import Group, Parameter
 
-Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.", show_default=False)]
+from sagediff.errors import InputError
+from sagediff.options import types_of
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.prompt_files import gather_prompts
+
+_ORDER = ("Prompts", "Model", "Sampling", "Sharing", "Training", "Comparison", "Server", "Output", "Scale")
+GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(_ORDER)}
+
+
+def renamed(cls: type) -> dict[str, str]:
+    """Options whose flag is not their field's own name."""
+    return {
+        each.name: each.metadata["flag"] for each in fields(cls) if isinstance(each.metadata.get("flag"), str)
+    }
+
+
+FLAGS = renamed(ModelOptions) | renamed(SamplingOptions) | renamed(Sharing)
+
+
+def flag_name(name: str) -> str:
+    """What an option is called behind its two dashes."""
+    return str(FLAGS.get(name, name)).replace("_", "-")
+
+
+def of(group: str, *names: str, help: str = "", **more: Any) -> Parameter:
+    """A parameter of a command in one of the groups of its help."""
+    return Parameter(name=list(names) or None, group=GROUPS[group], help=help or None, **more)
+
+
+def flattened(group: str) -> Parameter:
+    """A parameter whose fields are options."""
+    return Parameter(name="*", group=GROUPS[group])
+
+
+def given(cls: type, source: str = "", only: Collection[str] | None = None) -> Any:
+    """The options of a dataclass as a command takes them: each None until it is named; `named` has the rest.
+
+    Args:
+        source: where a default comes from, in words before the declared one.
+        only: names of the options; None for all that have a flag.
+    """
+    entries = []
+    for each in fields(cls):
+        about = each.metadata
+        if about.get("flag", False) is False or (only is not None and each.name not in only):
+            continue
+        hint = types_of(cls)[each.name]
+        if about["words"]:
+            hint = hint | Literal[tuple(about["words"])]
+        default = next(
+            (word for word, value in about["words"].items() if value == each.default), each.default
+        )
+        shown = "" if default in (None, MISSING, "", ()) else f" [default: {source}{_plain(default)}]"
+        entries.append(
+            (each.name, hint | None, field(default=None, metadata={"help": about["help"] + shown}))
+        )
+    made = make_dataclass(f"Given{cls.__name__}", entries, frozen=True, kw_only=True)
+    made.__module__ = __name__  # cyclopts looks there for what the hints mean
+    return made
+
+
+def given_settings(cls: Any, names: str) -> Any:
+    """As `given`, of settings that pydantic declares; names with spaces between them."""
+    entries = []
+    for name in names.split():
+        each = cls.model_fields[name]
+        shown = "" if each.default is None else f" [default: {each.default}]"
+        about = field(default=None, metadata={"help": f"{each.description or ''}{shown}"})
+        entries.append((name, each.annotation | None, about))
+    made = make_dataclass(f"Given{cls.__name__}", entries, frozen=True, kw_only=True)
+    made.__module__ = __name__
+    return made
+
+
+def named(options: Any) -> dict[str, Any]:
+    """What was named of a `given` dataclass."""
+    return {} if options is None else {k: v for k, v in vars(options).items() if v is not None}
+
+
+def _plain(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+if TYPE_CHECKING:
+    GivenSharing = Any
+else:
+    GivenSharing = given(Sharing, "the model's own, else ")
+
+Prompts = Annotated[str, of("Prompts", help="Prompts, each in quotes.", show_default=False)]
 PromptFile = Annotated[
     Path | None,
-    typer.Option(
+    of(
+        "Prompts",
         "--prompts",
         help="File of prompts: .txt (one per line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
         "or .parquet.",
     ),
 ]
-Model = Annotated[str, typer.Option(help="'demo' (built in), a local diffusers folder, or a hub id.")]
-Lora = Annotated[
+Model = Annotated[ModelOptions, flattened("Model")]
+Sampling = Annotated[SamplingOptions, flattened("Sampling")]
+SharingOptions = Annotated[GivenSharing | None, flattened("Sharing")]
+Policy = Annotated[
     Path | None,
-    typer.Option(
-        help="LoRA weights: a .safetensors file, or a folder that holds one [default: the demo's own]",
-        show_default=False,
-    ),
+    of("Sharing", help="File of sharing options, as `sagediff tune` writes it; options named beside it win."),
 ]
-NoLora = Annotated[
-    bool, typer.Option("--no-lora", help="The demo without the LoRA that comes with it.", show_default=False)
-]
-Steps = Annotated[int, typer.Option(help="Sampling steps.")]
-Guidance = Annotated[
-    float | None, typer.Option(help="Guidance scale [default: the model's own]", show_default=False)
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Least cosine between any two prompts of a group [default: the model's own, else 0.8]. "
-        "Higher: smaller groups, safer images.",
-        show_default=False,
-    ),
-]
-ShareRatio = Annotated[
-    float | None,
-    typer.Option(
-        help="Part of the steps that a group takes together, 0 to 1 [default: the model's own, else 0.4]. "
-        "Higher: cheaper, less faithful.",
-        show_default=False,
-    ),
-]
-SharedGuidance = Annotated[
-    str | None,
-    typer.Option(
-        help="Guidance scale of the shared steps; at 1.0 their negative rows are not run; 'same' for --guidance "
-        "[default: the model's own, else 1.0]",
-        show_default=False,
-    ),
-]
-EarlyGuidanceOff = Annotated[
-    float | None,
-    typer.Option(
-        "--unguided",
-        help="Part of the steps, the first ones, without guidance for every prompt: fewer evaluations "
-        "[default: the LoRA's own unless --guidance is given, else 0]",
-        show_default=False,
-    ),
-]
-_HANDOVER_NOISE = (
-    "Part, 0 to 1, of what is not yet a prompt's own image that is drawn anew after its first step past "
-    "the branch point. 1 with weights trained to share and --unguided 1"
-)
-HandoverNoise = Annotated[
-    float | None,
-    typer.Option(
-        help=f"{_HANDOVER_NOISE} [default: the LoRA's own unless --guidance is given, else 0]",
-        show_default=False,
-    ),
-]
-BenchHandoverNoise = Annotated[
-    float | None,
-    typer.Option(help=f"{_HANDOVER_NOISE} [default: the policy file's, else 0]", show_default=False),
-]
-MaxGroupSize = Annotated[
-    int | None,
-    typer.Option(help="Most prompts in a group [default: the model's own, else 8]", show_default=False),
-]
-PolicyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--policy",
-        help="File of sharing options, as `sagediff tune` writes it; options given beside it win.",
-        show_default=False,
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        help="dpm++, dpm++-beta, dpm++-sde, ddim, euler, euler-a, heun, unipc, pndm or flow-euler "
-        "[default: the model's own]",
-        show_default=False,
-    ),
-]
-Encoder = Annotated[
-    str | None,
-    typer.Option(
-        help="A sentence-transformers model to group prompts by [default: the model's own text encoder]",
-        show_default=False,
-    ),
-]
-Work = Annotated[
-    Path | None,
-    typer.Option(
-        help="Plan in this folder, for very many prompts: embeddings and groups are kept there and taken over by later "
-        "runs [default: plan in memory]",
-        show_default=False,
-    ),
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(help="Processes that group, with --work [default: one per core]", show_default=False),
-]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        help="Make the images on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the "
-        "cluster that it belongs to, else the address of one [default: this process makes them]",
-        show_default=False,
-    ),
-]
-Workers = Annotated[
-    int | None, typer.Option(help="Workers, one pipeline each, with --ray [default: 1]", show_default=False)
-]
-WorkerCpus = Annotated[
-    float | None,
-    typer.Option(
-        help="Cores of a worker [default: an even part of this machine's with --ray local, else 1]",
-        show_default=False,
-    ),
-]
-WorkerGpus = Annotated[float, typer.Option(help="GPUs of a worker; by a fraction several workers share one.")]
-ServeRay = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        help="Make the images on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
-        "cluster that it belongs to, else the address of one [default: this process makes them]",
-        show_default=False,
-    ),
-]
-Replicas = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|MIN:MAX",
-        help="Replicas of the model, with --ray; from MIN to MAX by how much is asked for [default: 1]",
-        show_default=False,
-    ),
-]
-ReplicaCpus = Annotated[
-    float | None,
-    typer.Option(
-        help="Cores of a replica [default: an even part of this machine's with --ray local, else 1]",
-        show_default=False,
-    ),
-]
-ReplicaGpus = Annotated[float, typer.Option(help="GPUs of a replica; by a fraction several share one.")]
-ShardSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Beyond so many prompts write webdataset shards of so many images, with parquet metadata "
-        "[default: a file each]",
-        show_default=False,
-    ),
-]
-Ratios = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--share-ratio",
-        help="Parts of the steps to share, with commas [default: the model's own]",
-        show_default=False,
-    ),
-]
-Thresholds = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--threshold",
-        help="Least cosines of a group, with commas [default: the model's own]",
-        show_default=False,
-    ),
-]
-StepCounts = Annotated[
-    list[str] | None,
-    typer.Option("--steps", help="Step counts, with commas [default: 6,8,10,12,16,20]", show_default=False),
-]
-Unguided = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--unguided",
-        help="Baseline with guidance off early: parts of the steps, with commas [default: left out]",
-        show_default=False,
-    ),
-]
-Seeds = Annotated[
-    list[str] | None,
-    typer.Option("--seeds", help="Seeds, with commas [default: 0,1,2]", show_default=False),
-]
+
+
+def prompts_of(given_prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts of a command; see `gather_prompts`."""
+    return gather_prompts(given_prompts, file)
+
+
+def whole(name: str, text: str | None) -> int | Literal["auto"] | None:
+    """A whole number of at least 1, or 'auto'.
+
+    Raises:
+        InputError: neither.
+    """
+    if text is None or text == "auto":
+        return "auto" if text else None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, or 'auto'; got {text!r}")
+    return int(text)
+
+
+def spelled(message: str, names: Mapping[str, str]) -> str:
+    """An error's message with an option's name as the command line spells it."""
+    first, space, rest = message.partition(" ")
+    return f"--{names[first]}{space}{rest}" if first in names else message

@@ -22,8 +22,13 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # short name -> class, ch
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
 }
-BUILT_IN = {"demo": "builtin/scenes/weights/pipeline"}  # read as data: their code is not imported here
+BUILT_IN = {"demo": "builtin/scenes"}  # below the package; read as data, their code is not imported here
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def built_in_folder(name: str) -> Path:
+    """Where a model that comes along has its files: `weights/`, and `lora/` where one goes with it."""
+    return Path(str(files("sagediff"))) / BUILT_IN[name]
 
 
 def model_folder(name: str | Path) -> Path | None:
@@ -33,7 +38,7 @@ def model_folder(name: str | Path) -> Path | None:
         InputError: neither "demo", nor a folder with a model_index.json, nor of a hub id's form.
     """
     if str(name) in BUILT_IN:
-        folder = Path(str(files("sagediff"))) / BUILT_IN[str(name)]
+        folder = built_in_folder(str(name)) / "weights" / "pipeline"
         if not (folder / "model_index.json").is_file():
             raise InputError(
                 f"the built-in model's weights are missing from {folder}; install sagediff from a whole checkout, "
@@ -163,3 +168,12 @@ def _flow_changes(own: Any, kind: type, changes: dict[str, Any], model: str | Pa
 
 def _cannot_load(name_or_path: str | Path, error: Exception) -> InputError:
     return InputError(f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}")
+
+
+def quiet_libraries() -> None:
+    """No bars for loading from disk: stderr is for what takes long. Downloads keep theirs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -9,6 +9,7 @@ from typing import Any
 from sagediff.errors import InputError
 from sagediff.pipelines.loading import load_pipeline
 from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.run_settings import ModelOptions
 
 
 def placement(device: str, dtype: str) -> tuple[str, Any]:
@@ -35,17 +36,16 @@ def placement(device: str, dtype: str) -> tuple[str, Any]:
     return device, kinds[dtype]
 
 
-def open_pipeline(
-    model: str, scheduler: str | None, device: str, dtype: str, lora: Path | None = None
-) -> Any:
+def open_pipeline(model: ModelOptions) -> Any:
     """A pipeline on its device; a LoRA is merged into the weights, so that its steps cost no more than others.
 
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
     """
-    place, kind = placement(device, dtype)
-    pipe = load_pipeline(model, scheduler=scheduler, dtype=kind)
+    place, kind = placement(model.device, model.dtype)
+    pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=kind)
     pipe.set_progress_bar_config(disable=True)
+    lora = model.chosen_lora()
     if lora is not None:
         file = lora_file(lora)
         try:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError
-from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
 from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
@@ -258,14 +257,13 @@ class _Run:
         prompts: list[str] = []
         for group in self.schedule.batch(0):
             prompts += [self.data.captions[i] for i in group] if len(prompts) < 8 else []
-        policy = Sharing(config.threshold, sum(config.branch_range) / 2, max(2, config.group_size[1]))
         if config.ema_decay:
             self.average.store(parameters)
             self.average.copy_to(parameters)
         module.eval()
         try:
             draw_validation(
-                self.pipe, prompts[:8], policy, config.out / "validation" / f"step-{step:07d}.png",
+                self.pipe, prompts[:8], config.shared_as(), config.out / "validation" / f"step-{step:07d}.png",
                 config.validation_guidance, config.seed,
             )  # fmt: skip
         finally:

@@ -10,44 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sagediff.errors import InputError
 from sagediff.training.forward_process import Conditions, ForwardProcess, Predict, rows_of
 from sagediff.training.rollout import roll_out
+from sagediff.training.train_config import SageWeights
 
 ROLLOUT_STEPS = 3
-
-
-@dataclass(frozen=True)
-class SageWeights:
-    """Weights of the terms of the SAGE objective; 0 leaves a term out.
-
-    The defaults are what measured best (docs/training.md): both targets of the shared phase are left out, which is
-    then the model's own, while every hand-over is sampled from it.
-
-    Attributes:
-        shared: the forward process's target on the group's mean latent, in the shared phase.
-        soft: the mean of the frozen model's predictions on the members' conditions, there (lambda).
-        branch: the usual objective, in the branch phase.
-        handover: the target that leads the group's state to the member, in the branch phase.
-        handover_rate: part of the branch examples of groups of two or more that are hand-over states.
-        rollout_rate: part of the groups whose hand-over state is sampled by the model being trained, as it will be
-            in use; for the others it is made from the mean of the members' images.
-    """
-
-    shared: float = 0.0
-    soft: float = 0.0
-    branch: float = 1.0
-    handover: float = 1.0
-    handover_rate: float = 0.75
-    rollout_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("shared", "soft", "branch", "handover"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"the weight `{name}` must be at least 0, got {getattr(self, name)}")
-        for name in ("handover_rate", "rollout_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

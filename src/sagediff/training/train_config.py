@@ -2,112 +2,152 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.training.objective import SageWeights
+from sagediff.options import check, option
+from sagediff.plan.sharing import Sharing
 
-OBJECTIVES = ("sage", "standard")
+
+@dataclass(frozen=True)
+class SageWeights:
+    """Weights of the terms of the SAGE objective; 0 leaves a term out.
+
+    The defaults are what measured best (docs/training.md): both targets of the shared phase are left out, which is
+    then the model's own, while every hand-over is sampled from it.
+    """
+
+    shared: float = option(
+        0.0,
+        "Weight of the forward process's target on the group's mean latent, in the shared phase.",
+        low=0,
+        flag="shared-weight",
+    )
+    soft: float = option(
+        0.0,
+        "Weight of the frozen model's mean prediction on the members' conditions, in the shared phase (lambda).",
+        low=0,
+        flag="soft-weight",
+    )
+    branch: float = option(
+        1.0, "Weight of the usual objective, in the branch phase.", low=0, flag="branch-weight"
+    )
+    handover: float = option(
+        1.0,
+        "Weight of the target that leads the group's state to the member, in the branch phase.",
+        low=0,
+        flag="handover-weight",
+    )
+    handover_rate: float = option(
+        0.75,
+        "Fraction of the branch examples of groups of two or more that are hand-over states.",
+        low=0,
+        high=1,
+    )
+    rollout_rate: float = option(
+        1.0,
+        "Fraction of the groups whose hand-over state is sampled by the model being trained, as in use; the others' is "
+        "made from the mean of the members' images.",
+        low=0,
+        high=1,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run of `sagediff train`.
-
-    Attributes:
-        out: folder of the result, the log and the checkpoints.
-        objective: "sage" or "standard".
-        steps: optimizer steps.
-        rank: LoRA rank; 0 trains all of the denoiser's weights.
-        lora_layers: "attention" (attention projections) or "all" (every linear and convolution of the blocks).
-        learning_rate: peak rate, after a warm-up and before a cosine decay to nothing.
-        train_batch_size: images per step and process, before accumulation, in groups; one that does not fit is cut.
-        gradient_accumulation_steps: batches per step.
-        lr_warmup_steps: steps of the linear warm-up.
-        adam_weight_decay, max_grad_norm: as in AdamW; the gradient's norm is cut there.
-        snr_gamma: min-SNR-gamma weighting (arXiv 2303.09556); None for none.
-        ema_decay: decay of the running mean that is saved; 0 saves the last weights.
-        caption_dropout: part of the examples trained on the empty prompt, for classifier-free guidance.
-        threshold: least cosine between members of a training group.
-        group_size: (least, most) members of a group; the most is drawn anew for each pool.
-        branch_range: (least, most) share ratio that the branch point is drawn from.
-        pool_size: captions that are grouped at once; as many as a user's own job has give groups like its.
-        weights: of the terms of the SAGE objective.
-        resolution: side of the images in pixels; None takes the model's own.
-        seed: of everything drawn.
-        mixed_precision: "no", "fp16" or "bf16".
-        checkpointing_steps, checkpoints_total_limit: how often to save, and how many to keep.
-        validation_steps: how often images are drawn, independent beside shared; 0 only at the end.
-        validation_guidance: guidance scale of those images; None takes the pipeline's own.
-        cache_limit: gigabytes that encoded images and prompts may take; beyond it they are encoded anew.
-        report_to: "tensorboard", "wandb" or "none".
-        resume: go on from the last checkpoint in `out`.
+    """One run of `sagediff train`; what each option does is its `help`.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value of another type or out of range.
     """
 
-    out: Path
-    objective: str = "sage"
-    steps: int = 1000
-    rank: int = 16
-    lora_layers: str = "attention"
-    learning_rate: float = 1e-4
-    train_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    lr_warmup_steps: int = 50
-    adam_weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-    snr_gamma: float | None = None
-    ema_decay: float = 0.99
-    caption_dropout: float = 0.1
-    threshold: float = 0.8
-    group_size: tuple[int, int] = (1, 8)
-    branch_range: tuple[float, float] = (0.2, 0.6)
-    pool_size: int = 512
-    weights: SageWeights = field(default_factory=SageWeights)
-    resolution: int | None = None
-    seed: int = 0
-    mixed_precision: str = "no"
-    checkpointing_steps: int = 250
-    checkpoints_total_limit: int = 2
-    validation_steps: int = 0
-    validation_guidance: float | None = None
-    cache_limit: float = 4.0
-    report_to: str = "tensorboard"
-    resume: bool = False
+    out: Path = option(MISSING, "Folder for the weights, the log and the checkpoints.")
+    objective: str = option(
+        "sage", "'sage', or 'standard': the plain fine-tuning baseline.", choices=("sage", "standard")
+    )
+    steps: int = option(1000, "Optimizer steps.", low=1)
+    rank: int = option(16, "Rank of the LoRA; 0 trains all of the denoiser's weights.", low=0)
+    lora_layers: str = option(
+        "attention",
+        "'attention' (attention projections), or 'all' (every linear and convolution of the blocks).",
+        choices=("attention", "all"),
+    )
+    learning_rate: float = option(
+        1e-4, "Peak learning rate, after a warm-up and before a cosine decay to nothing.", above=0
+    )
+    train_batch_size: int = option(
+        16,
+        "Images per step and process, before accumulation, in whole groups; one that does not fit is cut.",
+        low=1,
+    )
+    gradient_accumulation_steps: int = option(1, "Batches per step.", low=1)
+    lr_warmup_steps: int = option(50, "Steps of the linear warm-up.", low=0)
+    adam_weight_decay: float = option(1e-2, "Weight decay of AdamW.", flag=False)
+    max_grad_norm: float = option(1.0, "Norm that the gradient is cut to.", flag=False)
+    snr_gamma: float | None = option(
+        None, "Gamma of min-SNR-gamma weighting (arXiv 2303.09556) [default: none].", above=0
+    )
+    ema_decay: float = option(
+        0.99, "Decay of the running mean that is saved; 0 saves the last weights.", low=0, below=1
+    )
+    caption_dropout: float = option(
+        0.1,
+        "Fraction of the examples trained on the empty prompt, for classifier-free guidance.",
+        low=0,
+        below=1,
+    )
+    threshold: float = option(
+        0.8, "Minimum cosine similarity between any two captions of a training group.", low=-1, high=1
+    )
+    group_size: tuple[int, int] = option(
+        (1, 8), "Least and most members of a group; the most is drawn anew for each pool.", flag=False
+    )
+    branch_range: tuple[float, float] = option(
+        (0.2, 0.6), "Least and greatest share ratio that the branch point is drawn from."
+    )
+    pool_size: int = option(
+        512, "Captions grouped at once; as many as your own jobs have give groups like theirs.", low=1
+    )
+    weights: SageWeights = option(SageWeights(), "Weights of the terms of the SAGE objective.", flag=False)
+    resolution: int | None = option(None, "Side of the images in pixels [default: the model's own].")
+    seed: int = option(0, "Seed of everything drawn.")
+    mixed_precision: str = option("no", "no, fp16 or bf16.", choices=("no", "fp16", "bf16"))
+    checkpointing_steps: int = option(250, "Steps between checkpoints.", low=1)
+    checkpoints_total_limit: int = option(2, "Checkpoints kept.", low=1)
+    validation_steps: int = option(
+        0,
+        "Steps between validation images, independent beside shared; 0 draws them at the end only.",
+        low=0,
+    )
+    validation_guidance: float | None = option(
+        None, "Guidance scale of validation images [default: the pipeline's]."
+    )
+    cache_limit: float = option(
+        4.0,
+        "Gigabytes that encoded images and prompts may take; beyond it they are encoded anew.",
+        flag=False,
+    )
+    report_to: str = option(
+        "tensorboard", "tensorboard, wandb or none.", choices=("tensorboard", "wandb", "none")
+    )
+    resume: bool = option(False, "Go on from the last checkpoint in --out, exactly.")
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        if self.lora_layers not in ("attention", "all"):
-            raise InputError(f"lora_layers must be attention or all, got {self.lora_layers!r}")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise InputError(f"mixed_precision must be no, fp16 or bf16, got {self.mixed_precision!r}")
-        if self.report_to not in ("tensorboard", "wandb", "none"):
-            raise InputError(f"report_to must be tensorboard, wandb or none, got {self.report_to!r}")
-        least = {
-            "steps": 1, "rank": 0, "train_batch_size": 1, "gradient_accumulation_steps": 1, "lr_warmup_steps": 0,
-            "pool_size": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1, "validation_steps": 0,
-        }  # fmt: skip
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.snr_gamma is not None and not self.snr_gamma > 0:
-            raise InputError(f"snr_gamma must be above 0, got {self.snr_gamma}")
-        for name, top in (("ema_decay", 1.0), ("caption_dropout", 1.0)):
-            if not 0 <= getattr(self, name) < top:
-                raise InputError(f"{name} must lie in [0, {top:g}), got {getattr(self, name)}")
-        if not -1 <= self.threshold <= 1:
-            raise InputError(f"threshold must lie in [-1, 1], got {self.threshold}")
+        check(self)
         if not 1 <= self.group_size[0] <= self.group_size[1]:
             raise InputError(f"group_size must be two growing numbers of at least 1, got {self.group_size}")
         if not 0 < self.branch_range[0] <= self.branch_range[1] < 1:
             raise InputError(f"branch_range must be two growing numbers in (0, 1), got {self.branch_range}")
+
+    def shared_as(self) -> Sharing:
+        """The sharing in the middle of what the weights are trained for."""
+        ratio = sum(self.branch_range) / 2
+        return Sharing(self.threshold, ratio, max(2, self.group_size[1]))
 
     def record(self) -> dict[str, Any]:
         """What a resumed run must repeat: everything but where to, how often to save and how to report."""

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-from sagediff.cli.serve import ServeRequest, local_engine
-from sagediff.cli.settings import quiet_libraries
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, How, Router
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected
 from sagediff.distributed.dispatch import Desk
 from sagediff.distributed.ray_replicas import Replicas, Scaling, quiet_serve
+from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.prompts.embeddings import embed_prompts, text_encoder
-
-if TYPE_CHECKING:
-    from sagediff.serving.config import ServeConfig
-    from sagediff.serving.engine.model_thread import Engine, WaveReport
-    from sagediff.serving.fleet.messages import Command, Event
-    from sagediff.serving.fleet.replica_fleet import Fleet
-    from sagediff.serving.metrics import Metrics
+from sagediff.serving.config import ServeConfig
+from sagediff.serving.engine.model_thread import Engine, WaveReport
+from sagediff.serving.fleet.fleet_metrics import FleetMetrics
+from sagediff.serving.fleet.messages import Command, Event
+from sagediff.serving.fleet.replica_fleet import Fleet
+from sagediff.serving.fleet.replica_host import Host
+from sagediff.serving.local_engine import ServeRequest, local_engine
+from sagediff.serving.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class ReplicaMaker:
     config: ServeConfig
 
     def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
-        from sagediff.serving.fleet.replica_host import Host
-
         quiet_libraries()
         return Host(self.engine).answer
 
@@ -70,13 +68,11 @@ def ray_fleet(
     Raises:
         InputError: Ray is not installed, cannot be reached, or has not what the replicas ask for.
     """
-    from sagediff.serving.fleet.fleet_metrics import FleetMetrics
-    from sagediff.serving.fleet.replica_fleet import Fleet
 
     guard = round(config.affinity_guard * config.max_batch)
     threshold = config.affinity_threshold
     if threshold is None:
-        threshold = request.settings.policy.threshold
+        threshold = request.settings.sharing.threshold
     router = AffinityRouter(AffinityPolicy(threshold, guard)) if router is None else router
     target = config.max_batch if config.scale_target is None else config.scale_target
     scaling = Scaling(
@@ -135,8 +131,8 @@ def load_embed(request: ServeRequest) -> Callable[[list[str]], Any]:
     """What the fleet routes by: the encoder that replicas group by, here on the CPU, and nothing else of the model."""
     settings = request.settings
     pipe = None
-    if settings.encoder is None:
-        pipe = open_pipeline(settings.model, settings.scheduler, "cpu", "float32", settings.lora)
-    encoder = text_encoder(pipe, settings.encoder)
+    if settings.sampling.encoder is None:
+        pipe = open_pipeline(replace(settings.model, device="cpu", dtype="float32"))
+    encoder = text_encoder(pipe, settings.sampling.encoder)
     del pipe  # the denoiser is the replicas'
     return lambda texts: embed_prompts(texts, encoder=encoder.encode).vectors

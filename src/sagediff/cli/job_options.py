@@ -1,0 +1,125 @@
+"""What the commands take beside model, sampling and sharing: where images go, and how the work grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagediff.distributed.cluster import PoolOptions
+from sagediff.errors import InputError
+from sagediff.options import check, option
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the images go, and how many are made at once; none of it decides what they look like, but for the seed."""
+
+    out: Path = option(Path("out"), "Folder for images, metadata, report and contact sheet.")
+    seed: int = option(0, "Seed that every prompt's own seed is derived from.")
+    resume: bool = option(False, "Go on with a run that was stopped.")
+    wave_size: int = option(64, "Most prompts sampled at once; whole groups stay together.", low=1)
+    micro_batch: str | None = option(
+        None,
+        "Most denoiser rows run at once, or 'auto' to measure what is fastest and fits [default: all]. Lower: less "
+        "memory.",
+    )
+    shard_size: int | None = option(
+        None,
+        "With more prompts than this write webdataset shards of this many images, with parquet metadata "
+        "[default: one file per image].",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """How very many prompts are planned."""
+
+    work: Path | None = option(
+        None,
+        "Plan in this folder, for very many prompts: embeddings and groups are kept there and taken over by later "
+        "runs [default: plan in memory].",
+    )
+    jobs: int | None = option(None, "Processes that group, with --work [default: one per core].", low=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Ray workers of `generate`."""
+
+    ray: str | None = option(
+        None,
+        "Make the images on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the cluster that "
+        "it belongs to, else the address of one [default: this process makes them].",
+    )
+    workers: int | None = option(None, "Workers, one pipeline each, with --ray [default: 1].")
+    worker_cpus: float | None = option(
+        None, "Cores of a worker [default: an even part of this machine's with --ray local, else 1]."
+    )
+    worker_gpus: float = option(0.0, "GPUs of a worker; by a fraction several workers share one.")
+
+    def pool(self) -> PoolOptions | None:
+        """Raises InputError: an option of workers without --ray, or a number out of range."""
+        return pool_options(self.ray, self.workers, self.worker_cpus, self.worker_gpus, "worker")
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """Ray Serve replicas of `serve`."""
+
+    ray: str | None = option(
+        None,
+        "Make the images on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
+        "cluster that it belongs to, else the address of one [default: this process makes them].",
+    )
+    replicas: str | None = option(
+        None,
+        "Replicas of the model, with --ray: a number, or MIN:MAX to follow the load [default: 1].",
+    )
+    replica_cpus: float | None = option(
+        None, "Cores of a replica [default: an even part of this machine's with --ray local, else 1]."
+    )
+    replica_gpus: float = option(0.0, "GPUs of a replica; by a fraction several share one.")
+
+    def least(self) -> int:
+        """Raises InputError: neither a number nor two with a colon."""
+        return replica_range(self.replicas)[0]
+
+    def pool(self) -> PoolOptions | None:
+        """As many workers as replicas at most. Raises InputError as `WorkerOptions.pool` and `least`."""
+        most = None if self.replicas is None else replica_range(self.replicas)[1]
+        return pool_options(self.ray, most, self.replica_cpus, self.replica_gpus, "replica")
+
+
+def replica_range(text: str | None) -> tuple[int, int]:
+    """The least and the most replicas that --replicas asks for.
+
+    Raises:
+        InputError: neither a number nor two with a colon.
+    """
+    least, _, most = ("1" if text is None else text).partition(":")
+    try:
+        numbers = int(least), int(most or least)
+    except ValueError:
+        numbers = (0, 0)
+    if not 1 <= numbers[0] <= numbers[1] or (text or "").endswith(":"):
+        raise InputError(
+            f"--replicas takes a number from 1 up, or two as in 1:4, the lesser one first, got {text!r}"
+        )
+    return numbers
+
+
+def pool_options(
+    ray: str | None, workers: int | None, cpus: float | None, gpus: float, what: str
+) -> PoolOptions | None:
+    """What --ray and its companions, which are named after `what` there are many of, ask for; None without it."""
+    if ray is None:
+        if workers is not None or cpus is not None or gpus:
+            raise InputError(f"--{what}s, --{what}-cpus and --{what}-gpus are for --ray; add --ray local")
+        return None
+    return PoolOptions(1 if workers is None else workers, None if ray == "local" else ray, cpus, gpus)
