@@ -16,14 +16,13 @@ from sagediff.cli.commands.tune import TuneOptions
 from sagediff.cli.measuring import MeasuringOptions, numbers
 from sagediff.errors import InputError
 from sagediff.evaluation.perception import Perception
-from sagediff.evaluation.search import Family, Measured, Search, Trial, Tuned, tune
+from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import write_text
 from sagediff.files.output_folder import fingerprint
 from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import file_digest, open_pipeline, placement
 from sagediff.pipelines.run_settings import RunSettings
-from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 
 
@@ -103,19 +102,12 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
 
 def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
     """The search, with a line for each trial on stderr; what is known of it already is not run again."""
-    known = kept.read()
     bar = Progress(
         TextColumn("policies tried"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=Console(stderr=True),
     )  # fmt: skip
     with bar:
         task = bar.add_task("", total=None)
-
-        def measured(sharing: Sharing) -> Measured:
-            if sharing not in known:
-                known[sharing] = runner.measure(sharing)
-                kept.add(sharing, known[sharing])
-            return known[sharing]
 
         def told(trial: Trial) -> None:
             bar.advance(task)
@@ -125,7 +117,7 @@ def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
                 highlight=False,
             )
 
-        return tune(search, runner.saving, measured, told)
+        return tune(search, runner.saving, kept.remembered(runner.measure), told)
 
 
 def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, found: Tuned) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,6 +114,18 @@ class TrialFile:
                 except (ValueError, KeyError, TypeError):
                     continue  # a line cut short by a kill
         return found
+
+    def remembered(self, measure: Callable[[Sharing], Measured]) -> Callable[[Sharing], Measured]:
+        """`measure`, asked only of what is not in the file, and its answers put there."""
+        known = self.read()
+
+        def measured(sharing: Sharing) -> Measured:
+            if sharing not in known:
+                known[sharing] = measure(sharing)
+                self.add(sharing, known[sharing])
+            return known[sharing]
+
+        return measured
 
     def add(self, sharing: Sharing, measured: Measured) -> None:
         """Raises OutputError if the disk refuses."""
