@@ -1,11 +1,11 @@
-"""What each term of the SAGE objective is worth: short runs, each without one of them.
+"""What is each term of the SAGE objective worth? Short runs, each without one of them.
 
     python -m sagediff.builtin.scenes.dataset --out runs/world-1 --renders 1
     python benchmarks/ablation.py --data runs/world-1 --out runs/ablation --steps 200 --seeds 0 1 2
 
-Every run starts from the same model, sees the same images in the same order and takes as many steps; then it is
+Every run starts from the same model, sees the same images in the same order and takes as many steps. Then it is
 sampled in four ways on the same held-out captions: independently and shared with guidance, and shared and
-independently in few steps without it, as the shipped LoRA is. Training that is there already is not done again.
+independently in few steps without it, as the shipped LoRA is. Training that is already there is not repeated.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What load-guarded affinity saves on real replicas, against random routing and against one replica that gets it all.
+"""What does routing by similarity save on real replicas, against random routing and one replica that gets everything?
 
     OMP_NUM_THREADS=1 python benchmarks/affinity.py --replicas 2 --out FILE.json
     python benchmarks/affinity.py --table FILE.json FILE.json
 
 The product's own fleet: Ray Serve, an engine of the built-in model with its LoRA in each replica, one thread each.
-Held-out captions of the built-in world are asked for as people ask: a few often, most seldom (Zipf). A fixed number is
-in flight; whoever gets his image is followed by the next one, so that what is saved does not depend on how fast the
+Requests are for held-out captions of the built-in world: a few often, most seldom (Zipf). A fixed number is
+in flight: when one is answered the next one is sent, so that what is saved does not depend on how fast the
 machine is. Every arm gets the same stream, the same seeds and fresh replicas. Saved is counted from what each image
-would have taken alone. The captions are few, so each is asked for again and again: a large cache soon holds them all,
-wherever they went; `--cache-mib` bounds it.
+would have taken alone, with the same guidance. The captions are few, so each is requested again and again: a large
+cache soon holds them all, wherever they went; `--cache-mib` bounds it.
 """
 
 from __future__ import annotations

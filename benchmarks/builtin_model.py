@@ -1,8 +1,8 @@
-"""How well the built-in model draws: the judge's accuracy on held-out captions and on reconstructions.
+"""How well does the built-in model draw? The judge's accuracy on held-out captions and on reconstructions.
 
     python benchmarks/builtin_model.py --captions 512 --steps 20 --seeds 0 1 2
 
-Reconstructions need the font Noto Color Emoji; without it that row is left out and said so.
+Reconstructions need the font Noto Color Emoji; without it that row is left out, with a message.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
-"""Sharing and a cache together: do their savings multiply?
+"""Sharing and a cache at once: do their savings multiply?
 
     python benchmarks/composition.py
     python benchmarks/composition.py --cache magnitudes --seeds 0 --shifts 3
     python benchmarks/composition.py --weights runs/small-dit/transformer
 
-A FLUX transformer with random weights, moderately sized, or the trained one of `small_dit.py` (`--weights`) on held-out
-captions of the built-in world, grouped by their text embeddings; seeds are then other captions and other noise; with
-`--guidance` above 1, every step has a second call. What is counted is block executions: rows that the forward of each
-inner block really runs on, which does not depend on the machine. Sharing alone saves the part a, the cache alone b; if
-they multiply, both together save 1 - (1 - a)(1 - b). They do so as far as the cache leaves out as many of the shared
-steps as of the others, and that the noise schedule decides, not sharing; so the cost is also held against what comes
-out if the cache leaves out just the steps that it leaves out alone. The threshold is set for each model so that the
-cache alone leaves out about the part `--skipped` of the steps; it is kept for both together. At the end: the part of
-the steps that is computed in full, of those that groups share and of the others.
+A FLUX transformer of moderate size with random weights, or the trained one of `small_dit.py` (`--weights`) on held-out
+captions of the built-in world, grouped by their text embeddings; seeds are then other captions and other noise. With
+`--guidance` above 1, every step has a second call. What is counted is block executions: rows on which the forward of
+each inner block really runs, which does not depend on the machine. If sharing alone saves the fraction a and the cache
+alone b, and the savings multiply, then both save 1 - (1 - a)(1 - b). They do so if the cache skips as many of the
+shared steps as of the others, and that is decided by the noise schedule, not by sharing. So the cost is also compared
+with what comes out if the cache skips exactly the steps that it skips alone. The threshold is set for each model so
+that the cache alone skips about the fraction `--skipped` of the steps, and is kept for both. At the end: the fraction
+of the steps that is computed in full, of those that groups share and of the others.
 
-MagCache decides by the number of the step alone, and leaves out none of the first fifth; it has one ratio for all steps
+MagCache decides by the number of the step alone, and skips none of the first fifth; it has one ratio for all steps
 with random weights, and measures the trained ones' ratios first. TaylorSeer ("series", lite mode) computes the first
-three steps and then every 2nd, 3rd or 5th, PyramidAttentionBroadcast ("attention", of which attention is counted, not
-blocks) every 2nd or 3rd of those between timesteps 800 and 100: they have an interval, not a threshold.
+three steps and then every 2nd, 3rd or 5th. PyramidAttentionBroadcast ("attention", of which attention is counted, not
+blocks) computes every 2nd or 3rd of those between timesteps 800 and 100. Both have an interval, not a threshold.
 """
 
 from __future__ import annotations

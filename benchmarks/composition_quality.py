@@ -1,11 +1,11 @@
-"""Sharing and a cache together: does what is left of the images' quality go with the savings?
+"""Sharing and a cache at once: how good are the images?
 
     python benchmarks/composition_quality.py --weights runs/small-dit/transformer
 
-The trained transformer of `small_dit.py` draws held-out captions of the built-in world four ways: each alone, with
-sharing, with the cache, with both. Groups and counting of costs as in `composition.py`; whole groups go into waves of
-at most 16 prompts, as a cache decides for all prompts of a call at once. The cache's threshold is the one at which it
-leaves out about the part `--skipped` of the steps of the first wave. "Right": the judge reads all four attributes as
+The trained transformer of `small_dit.py` draws held-out captions of the built-in world in four ways: independently,
+with sharing, with the cache, with both. Groups and cost are as in `composition.py`; whole groups go into waves of
+at most 16 prompts, because a cache decides for all prompts of a call at once. The cache's threshold is the one at which
+it skips about the fraction `--skipped` of the steps of the first wave. "Right": the judge reads all four attributes as
 captioned.
 """
 

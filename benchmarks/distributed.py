@@ -1,17 +1,17 @@
-"""Ray workers against one process: equal images, speed, and what a killed driver costs.
+"""Ray workers against one process: are the images equal, how fast are they, what does a killed driver cost?
 
     python benchmarks/distributed.py --folder DIR                # 512 prompts, everything
     python benchmarks/distributed.py --folder DIR --prompts 96 --parts equality speed
 
-Every run is `sagediff generate` in a process of its own; prompts are captions of the built-in world.  A worker has one
+Every run is `sagediff generate` in a process of its own; prompts are captions of the built-in world. A worker has one
 core and one thread; so has the run without Ray.
 
 Speed is images per second from the moment each worker has made a wave to the last image, by the times of the files:
-loading, which a long run does not notice, is left out.  The load of the machine during each run stands beside it.
+loading, which does not matter in a long run, is left out. The load of the machine during each run is reported too.
 
-`faults`: the driver alone is killed (SIGKILL) at a third of the images, and the run is resumed.  Images that were
-there must stay as they are; all must equal the run without Ray but for float rounding, for a resumed run packs what is
-left into waves of its own.
+`faults`: the driver alone is killed (SIGKILL) at a third of the images, and the run is resumed. Images that were
+there must stay as they are. All must equal the run without Ray except for float rounding, because a resumed run packs
+the rest into new waves.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What fresh noise at the branch point gives apart, and what it costs: groups of equal prompts, untrained model.
+"""How different does fresh noise make the images of equal prompts, and what does it cost? Untrained model.
 
     python benchmarks/fresh_noise.py --captions 48 --copies 2 --ratios 0.3 0.5 --seeds 0 1 2
 
-Copies of one caption share their early steps; at the branch point every copy but the first gets a part of its
-noise anew (`sagediff.SharedSampler(fresh_noise=...)`).  Apart: judge-feature cosine distance and mean absolute
-pixel difference (0..1) between copies.  Cost: the judge's accuracy, over all images and over those that got
-fresh noise.  Copies sampled from seeds of their own are the ceiling.
+Copies of one caption share their early steps; at the branch point every copy except the first gets a part of its
+noise anew (`sagediff.SharedSampler(fresh_noise=...)`). Apart: judge-feature cosine distance and mean absolute
+pixel difference (0..1) between copies. Cost: the judge's accuracy, over all images and over those that got
+fresh noise. Copies sampled from their own seeds are the upper bound.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
         --learning-rate 3e-3 --train-batch-size 48 --threshold 0.35 --steps 2000
     python benchmarks/frontier.py --baseline-lora runs/standard --out runs/frontier
 
-Independent sampling has, at each budget, several step counts and lengths without guidance; shared sampling after
-training runs without guidance and with noise at the hand-over; the trained weights are sampled independently too,
-since a part of the gain is theirs alone. Rows of 20 steps are the comparison at equal steps. Every setting and seed is
-a cell that is kept: run it again to go on after a stop.
+Independent sampling has, at each budget, several step counts and lengths without guidance. Shared sampling after
+training runs without guidance and with noise at the hand-over. The trained weights are sampled independently too,
+since a part of the gain is theirs alone. Rows of 20 steps are the comparison at equal steps. The result of every
+setting and seed is kept: run the command again to continue after a stop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wall clock and peak memory of shared and of independent sampling, on denoisers of full size with random weights.
+"""Time and peak memory of shared and independent sampling, on denoisers of full size with random weights.
 
     python benchmarks/full_size.py --device cuda --repeats 3
     python benchmarks/full_size.py --device cuda --models flux --micro-batch 8 --prompts 64
@@ -8,12 +8,13 @@
     python benchmarks/full_size.py --tiny                                   # does it run? seconds
 
 Stable Diffusion 1.5, SDXL, SD3 medium and FLUX.1-dev, as their pipelines run them, from embeddings to latents. The
-weights are drawn, so the images are noise, but shapes, speed and memory are those of the real ones. With `--decode`
+weights are random, so the images are noise, but shapes, speed and memory are those of the real models. With `--decode`
 their autoencoder makes images of the latents, those of shared waves as `SharedSampler` decodes them. "Independent" is
-the untouched pipeline, called for so many prompts at once that its denoiser gets `--micro-batch` rows; "shared" is the
-same pipeline inside `shared_sampling`, whole groups per call, its denoiser running at most as many rows at once. Both
-get the same noise and embeddings, and are timed in pairs, each first in turn. Rows are counted inside the denoiser.
-Where others use the same cores, look at the processor's time instead of the clock's.
+the untouched pipeline, called for as many prompts at once as give its denoiser `--micro-batch` rows; "shared" is the
+same pipeline inside `shared_sampling`, whole groups per call, its denoiser running at most as many rows at once, with
+guidance off in the shared steps. What that leaves out is counted as saved too. Both get the same noise and embeddings,
+and are timed in pairs, each first in turn. Rows are counted inside the denoiser. If others use the same cores, look at
+the processor's time instead of the clock's.
 
 Peak memory is what the allocator held at most on CUDA, the resident set of the process on the CPU, and on the meta
 device, where nothing is computed or timed, a count of bytes (`live_bytes.py`).

@@ -1,12 +1,12 @@
-"""The group condition: the members' mean, their medoid, and their tokens side by side, on the built-in model.
+"""Is another group condition better? The mean, the medoid, and tokens side by side, on the built-in model.
 
     python benchmarks/group_condition.py --captions 128 --seeds 0 1 2 --threshold 0.15
 
-The base weights, the same shared for so long that it harms, and the LoRA trained to share (on the mean, so that it has
-a head start there). Side by side
-means that a shared row's cross-attention sees the tokens of all members at once; equal prompts then give what one of
-them gives, as softmax over n copies averages the same values. Rows of one batch need equally many tokens: shorter ones
-are padded and masked. It is done here by hooks on the cross-attention layers; the package has the mean alone.
+Three settings: the base weights, the same shared for so long that it harms, and the LoRA trained to share (on the mean,
+which gives the mean an advantage there). Side by side means that a shared row's cross-attention sees the tokens of all
+members at once; equal prompts then give what one of them gives, because softmax over n copies averages the same values.
+Rows of one batch need equally many tokens: shorter ones are padded and masked. This script does it with hooks on the
+cross-attention layers; the package has the mean alone.
 """
 
 from __future__ import annotations

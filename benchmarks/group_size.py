@@ -1,10 +1,10 @@
-"""How long may groups share, by their size and by how alike they are?
+"""How long can groups share, by their size and similarity?
 
     python benchmarks/group_size.py --out runs/group-size
 
-Every group gets a share ratio of its own, drawn from a grid, so that one run tells about all of them: of the images
-whose group shared so long, the part on which the judge reads all four attributes as captioned. "any" groups are of any
-prompts, the closest first; the others are cliques above the threshold. Ways of sampling as in `plans.py`.
+Every group gets its own share ratio, drawn from a grid, so that one run tells about all of them: of the images
+whose group shared that long, the fraction on which the judge reads all four attributes as captioned. "any" groups are
+of any prompts, the closest first; the others are cliques above the threshold. Ways of sampling are as in `plans.py`.
 """
 
 from __future__ import annotations

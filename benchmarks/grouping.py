@@ -3,17 +3,17 @@
     python benchmarks/grouping.py --markdown
     python benchmarks/grouping.py --prompts FILE --encoder NAME       # real prompts, embedded
 
-Synthetic embeddings imitate a prompt log: four prompts in ten stand alone, the others come in small clusters
-whose sizes fall off geometrically (mean 6, at most 80), one prompt in fifty repeats an earlier one.  A vector is
+Synthetic embeddings imitate a prompt log: four prompts in ten have no similar one, the others come in small clusters
+whose sizes fall off geometrically (mean 6, at most 80), one prompt in fifty repeats an earlier one. A vector is
 
     sqrt(0.3) common + sqrt(0.15) topic + sqrt(c - 0.45) cluster + sqrt(1 - c) own
 
 of random unit directions, so cosines are about 0.3 between any two (text encoders point one way), 0.45 within
-one of 200 topics and c within a cluster, c drawn between 0.7 and 0.95 for each.  Rows are shuffled.
+one of 200 topics and c within a cluster, c drawn between 0.7 and 0.95 for each. Rows are shuffled.
 
-Every time and peak is of a process of its own.  CPU seconds count all threads.  The peak is `ru_maxrss`,
-embeddings and libraries included; "added" is what of it lies above the resident size before the call, when the
-embeddings are there.
+Every time and peak is measured in a separate process. CPU seconds count all threads. The peak is `ru_maxrss`,
+embeddings and libraries included; "added" is how much of it lies above the resident size before the call, when the
+embeddings are already there.
 """
 
 from __future__ import annotations

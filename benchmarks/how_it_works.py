@@ -1,6 +1,6 @@
 """Draws docs/images/how-it-works.png: what one group of the built-in model shares, step by step.
 
-    python benchmarks/image.py --out docs/images/how-it-works.png
+    python benchmarks/how_it_works.py --out docs/images/how-it-works.png
 
 The images are the latents after those steps, decoded, of one run inside `shared_sampling`; the counts are that
 run's.
@@ -92,11 +92,13 @@ def draw(
     own_x = [LEFT + pitch * (len(shared_shown) + i) + fork for i in range(len(own_shown))]
     fork_x = shared_x[-1] + CELL + (GAP + fork) // 2
 
-    saved = 1 - evaluations / plan.evaluations_independent
+    # rows that independent sampling could leave out as well
+    guidance_off = count * branch * (plan.rows_per_prompt - 1)
+    by_sharing = plan.evaluations_independent - guidance_off - evaluations
     text(
         LEFT, 14 * SCALE,
-        f"{count} prompts, one group: {evaluations} model evaluations instead of "
-        f"{plan.evaluations_independent} ({saved:.0%} saved)",
+        f"{count} prompts, one group: {evaluations} evaluations instead of {plan.evaluations_independent} "
+        f"(sharing saves {by_sharing}, guidance off {guidance_off})",
         title, INK,
     )  # fmt: skip
     head = TOP - 60 * SCALE

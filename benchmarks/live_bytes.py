@@ -1,8 +1,8 @@
 """Peak memory of a pipeline whose denoiser is on the meta device: counted, on any machine, at any size.
 
-The pipeline runs on the CPU around a denoiser that computes nothing, and the bytes of all tensors alive are counted as
-they come and go, as if attention kept no scores. That depends on no machine, but knows neither a kernel's workspace nor
-an allocator's rounding.
+The pipeline runs on the CPU around a denoiser that computes nothing, and the bytes of all live tensors are counted as
+they come and go, as if attention kept no scores. That depends on no machine, but does not include a kernel's workspace
+or an allocator's rounding.
 """
 
 from __future__ import annotations

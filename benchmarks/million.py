@@ -4,9 +4,9 @@
     python benchmarks/million.py --synthetic --count 1000000 --folder DIR     # 512 dimensions, grouping alone
     python benchmarks/million.py --synthetic --count 50000 --folder DIR --exact   # against `group_prompts`
 
-Prompts are made from those of the files by templates: an opening, a prompt, a style, all told
-openings x prompts x styles, drawn without repetition in an order of their own, one in fifty an exact repeat of an
-earlier one.  `--synthetic` takes `grouping.synthetic`'s embeddings, which imitate a prompt log, in blocks.
+Prompts are made from those of the files by templates: an opening, a prompt, a style, in all
+openings x prompts x styles, drawn without repetition in a fixed random order, one in fifty an exact repeat of an
+earlier one. `--synthetic` takes `grouping.synthetic`'s embeddings, which imitate a prompt log, in blocks.
 
 Memory is the proportional set size (shared pages counted once) summed over the command and its processes, read every
 half second.

@@ -1,10 +1,10 @@
-"""Planning time: from given embeddings to a costed share plan, at several thresholds.
+"""How long does planning take, from given embeddings to a share plan with its cost, at several thresholds?
 
     python benchmarks/planning.py --prompts 1600
     python benchmarks/planning.py --file genai_bench.txt
 
-Embeddings are `grouping.synthetic`'s, or those of the file's prompts by the built-in model's text encoder; embedding
-itself is the text encoder's affair and is not timed.
+Embeddings are `grouping.synthetic`'s, or those of the file's prompts by the built-in model's text encoder. Embedding
+depends on the text encoder and is not timed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fixed, adaptive and tree plans at equal quality: each tuned on captions of its own, then run on held-out ones.
+"""Fixed, adaptive and tree plans at equal quality: each tuned on some captions, then run on other, held-out ones.
 
     python benchmarks/plans.py --out runs/plans
     python benchmarks/plans.py --ways trained --copies 4 --out runs/plans-copies
@@ -7,10 +7,10 @@ For each kind of plan, `sagediff tune`'s search finds the one that saves most wh
 of independent sampling, on some held-out captions (`--tune-on training`: on ones of training, where everything looks
 safer). What it found is then measured on others, three seeds. "given" is a fixed split at the threshold and group
 size of docs/results.md, its share ratio searched; "fixed" has threshold, share ratio and group size searched;
-"together" gives every group a branch point by its least alike pair; "tree" lets groups part into closer ones, so that
-all share the first steps and close prompts more. With `--copies` every caption is there so many times, as where
-several images per prompt are wanted; "apart" is how far apart those images are in the judge's features, and tuning
-keeps a quarter of what independent sampling has. Trials are kept in the folder: the same command goes on after a
+"together" gives every group a branch point by its least similar pair; "tree" splits groups into closer ones, so that
+all share the first steps and close prompts more. With `--copies` every caption is there that many times, as when
+several images per prompt are wanted; "apart" is how different those images are in the judge's features, and tuning
+keeps a quarter of what independent sampling has. Trials are kept in the folder: the same command continues after a
 stop.
 """
 

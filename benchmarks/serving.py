@@ -1,14 +1,14 @@
-"""What sharing is worth to a server: open-loop load of related prompts on loopback, with sharing against without.
+"""What is sharing worth to a server? Open-loop load of related prompts on loopback, with sharing against without.
 
     python benchmarks/serving.py --steps 20 --requests 192 --max-batch 32
 
-Servers of the built-in model run in one process, otherwise alike: one samples every image alone, one shares within
-waves, one replays what earlier waves left too, and if asked for one shares in waves filled by age instead of meaning.
-The prompts are few (scenes times objects), so the cache soon holds them all: what it saves here is the most it can.
-Requests arrive by themselves (Poisson, given how many there are), whether or not earlier ones are answered, at growing
-rates; all servers get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the
-95th percentile under the target (between two rates by interpolation; a short burst may come faster than a server could
-bear for ever), the most images answered per second, the ratios, and the median latency of an idle server.
+Servers of the built-in model run in one process, otherwise identical: one samples every image alone, one shares within
+waves, one also replays what earlier waves left, and on request one shares in waves filled by age instead of similarity.
+The prompts are few (scenes times objects), so the cache soon holds them all: what it saves here is an upper bound.
+Requests arrive (Poisson, for a given number) whether or not earlier ones are answered, at growing rates; all servers
+get the same arrivals in turn. Reports the latencies at each rate, the highest rate that keeps the 95th percentile
+under the target (between two rates by interpolation; a short burst may come faster than a server could handle in the
+long run), the most images answered per second, the ratios, and the median latency of an idle server.
 """
 
 from __future__ import annotations

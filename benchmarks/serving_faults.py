@@ -1,21 +1,21 @@
-"""Many requests and all that can go wrong: is every good one answered rightly once?
+"""Many requests and many failures: is every good request answered once and correctly?
 
     OMP_NUM_THREADS=1 python benchmarks/serving_faults.py --requests 1000
 
-A server of the built-in model runs as a process of its own, its denoiser failing on one prompt and out of memory
-beyond a few rows. Clients send good requests, ones that can never work, and leave before their answer. After a third
-of them the process is told to end (SIGTERM) while many wait, and another, with the same cache folder, takes over;
-clients come again only where they were refused. At the end:
+A server of the built-in model runs in its own process, its denoiser failing on one prompt and out of memory
+beyond a few rows. Clients send good requests and ones that can never work, and some leave before their answer. After a
+third of them the process is told to end (SIGTERM) while many wait, and another, with the same cache folder, takes over;
+clients send again only what was refused. At the end:
 
 - every good request must have been answered once, with as many images made as the two processes say;
-- an image of a seed must be what the untouched pipeline makes of that seed (to 3 of 255: rows run in batches), and
-  no two of those are alike, so none is anybody else's;
-- an image that may share has no such twin: the judge reads its four attributes, and must find them as often (to 10
-  points) as on the seeded ones;
-- requests that cannot work get the error that is theirs;
-- both processes end well, and the second one's memory is told from its second quarter to its last.
+- an image with a seed must be what the untouched pipeline makes from that seed (to 3 of 255: rows run in batches), and
+  no two of those are alike, so no client got another's image;
+- an image that may share has no such counterpart: the judge reads its four attributes, and must find them as often (to
+  10 percentage points) as on the seeded ones;
+- requests that cannot work get the right error;
+- both processes end well, and the second one's memory is reported from its second quarter to its last.
 
-Ends with 1 and says why if anything of that is not so.
+Exits with 1 and says why if any of this fails.
 """
 
 from __future__ import annotations

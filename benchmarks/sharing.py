@@ -3,8 +3,9 @@
     python benchmarks/sharing.py --captions 128 --steps 20 --ratios 0.3 0.4 0.5 --seeds 0 1 2
 
 Every row of the table is made in one run, on the same captions, groups, seeds and guidance. The schedule decides
-which noise levels the shared steps cover, so there is a part for each: all rows for the first, independent and
-unguided sharing for the others.
+which noise levels the shared steps cover, so there is a part for each: all rows for the first; independent sampling and
+sharing without guidance in the shared steps for the others. "Saving" is against guidance in every step, so it
+counts guidance left out; compare with the rows "independent, guidance off for the first ..." to see sharing's part.
 """
 
 from __future__ import annotations

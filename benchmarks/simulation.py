@@ -1,19 +1,20 @@
-"""Many replicas on paper: what random, round-robin and load-guarded affinity routing save, and how long it takes.
+"""Many replicas, simulated: what do random, round-robin and similarity routing save, and how long do requests wait?
 
     python benchmarks/simulation.py --prompts genai_bench.txt style_variations.txt --measure --plot FILE.png
     python benchmarks/simulation.py --prompts FILE --encoder NAME --call-seconds 0.002 --row-seconds 0.011 --seeds 0 1 2
 
-A discrete-event simulation, not a run.  Requests are prompts of the files, made more by templates
-(`million.templated`), drawn by Zipf's law (the k-th most wanted as 1 / k^s, ranks by chance), arriving as a Poisson
-stream of `load` times what the workers could do without sharing, in full batches.  Queues, windows and batches are
-the product's own (`serving.batcher`), so are the groups (`group_prompts`) and load-guarded affinity
-(`distributed.affinity`).  A worker is busy with a batch for
+A discrete-event simulation, not a run. Requests are prompts of the files, multiplied by templates
+(`million.templated`), drawn by Zipf's law (the k-th most frequent as 1 / k^s, ranks at random), arriving as a Poisson
+stream of `load` times what the workers could do without sharing, in full batches. Queues, windows and batches are
+the product's own, so are the groups (`group_prompts`) and similarity routing with its guard
+(`distributed.affinity`). A worker is busy with a batch for
 
     calls x call_seconds + rows x row_seconds
 
-by the share plan's own arithmetic.  It keeps the shared phases of its last groups (`cache`): a group whose first member
-is at least as near to one of them as the threshold asks takes its shared steps over, else its own are kept, those of
-one alone too.  Transfer and text encoding take no time; workers do not fail.
+by the share plan's own arithmetic. It keeps the shared phases of its last groups (`cache`): a group whose first member
+is at least as near to one of them as the threshold requires takes its shared steps over; otherwise its own are kept,
+also those of a prompt alone. Groups of two or more leave guidance out while they share, and what that saves is counted
+as saved too. Transfer and text encoding take no time; workers do not fail.
 """
 
 from __future__ import annotations

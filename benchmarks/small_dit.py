@@ -5,8 +5,8 @@
 
 Flow matching on the latents of the built-in pipeline's VAE, packed as `FluxPipeline` packs them, with its text
 encoder's tokens and pooled state as conditions; training captions only, a tenth of them dropped. Four double blocks and
-eight single ones of width 128, as the random weights of `composition.py`; 2400 batches of 32. About 40 minutes of one
-core of a CPU; the same command with `--resume` goes on after a stop. Needs the font Noto Color Emoji. `score` samples
+eight single ones of width 128, as the random weights of `composition.py`; 2400 batches of 32. About 40 minutes on one
+CPU core; the same command with `--resume` continues after a stop. Needs the font Noto Color Emoji. `score` samples
 held-out captions, lets the built-in judge read them, and prints how many it reads as captioned.
 """
 

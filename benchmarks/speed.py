@@ -1,8 +1,9 @@
-"""Wall clock saved against evaluations saved: shared and independent sampling in turn, in one process.
+"""Does wall clock follow evaluations? Shared and independent sampling in turn, in one process.
 
     python benchmarks/speed.py --prompts 128 --steps 30 --repeats 3
 
-Reports the ratio (seconds saved / seconds) / (evaluations saved / evaluations); machines differ, ratios less.
+Reports the ratio (seconds saved / seconds) / (evaluations saved / evaluations); machines differ, ratios less. Guidance
+is off in the shared steps, and what that leaves out is counted as saved too.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What a trajectory cache saves on a stream of prompts, and what it costs in accuracy, beside grouping and with it.
+"""What does a trajectory cache save on a stream of prompts, and cost in accuracy, with grouping and without?
 
     OMP_NUM_THREADS=1 python benchmarks/trajectory_cache.py --out runs/trajectory-cache.json
 
-Held-out captions of the built-in world are asked for as people ask: a few often, most seldom (Zipf). They come in
+Requests are for held-out captions of the built-in world: a few often, most seldom (Zipf). They come in
 windows, as a server's batcher makes them. Grouping alone shares within a window; the cache alone replays what an
 earlier request recorded; with both, what is not found in the cache is grouped and then recorded. Every arm gets the
 same stream and seeds, the shipped LoRA, and no guidance; saved is counted from independent sampling of as many steps,
-also without guidance. The cache's threshold is a cosine to a centroid, which lies nearer to its members than they lie
+also without guidance. The cache's threshold is a cosine to a centroid, which is nearer to its members than they are
 to one another.
 """
 

@@ -13,6 +13,7 @@ import sagediff
 
 PACKAGE = Path(sagediff.__file__).parent
 NAMES = [
+    "ImageRequest",
     "InputError",
     "OutputError",
     "PlanError",
@@ -20,6 +21,7 @@ NAMES = [
     "SharePlan",
     "SharedResult",
     "SharedSampler",
+    "Sharing",
     "StoppedError",
     "Trajectory",
     "UnsupportedPipelineError",
@@ -29,7 +31,7 @@ NAMES = [
     "load_pipeline",
     "shared_sampling",
 ]
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "typer", "rich")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "cyclopts", "rich")
 
 
 def test_the_public_names_are_these_and_sorted() -> None:
@@ -57,6 +59,7 @@ def test_every_error_is_of_the_tree() -> None:
         "import sagediff; groups = sagediff.group_prompts([[1, 0], [1, 0.1], [0, 1]]); "
         "print(sagediff.SharePlan.from_groups(groups).to_json())",
         "from sagediff import PlanError, InputError",
+        "from sagediff import ImageRequest, Sharing; Sharing.merged({'threshold': 0.5}).plan([[1, 0], [0, 1]], 4)",
     ],
 )
 def test_planning_imports_neither_torch_nor_diffusers(code: str) -> None:

@@ -1,4 +1,4 @@
-"""Shared sampling for diffusers pipelines: prompts that mean nearly the same share their early denoising steps.
+"""Shared sampling for diffusers pipelines: similar prompts share their early denoising steps.
 
 Importing the package, or planning with it, imports neither torch nor diffusers.
 """
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from sagediff.pipelines.loading import load_pipeline as load_pipeline
     from sagediff.plan.grouping import group_prompts as group_prompts
     from sagediff.plan.share_plan import SharePlan as SharePlan
+    from sagediff.plan.sharing import Sharing as Sharing
     from sagediff.prompts.embeddings import embed_prompts as embed_prompts
+    from sagediff.prompts.requests import ImageRequest as ImageRequest
     from sagediff.sampling.context import shared_sampling as shared_sampling
     from sagediff.sampling.sampler import SharedResult as SharedResult
     from sagediff.sampling.sampler import SharedSampler as SharedSampler
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ImageRequest": "prompts.requests",
     "InputError": "errors",
     "OutputError": "errors",
     "PlanError": "errors",
@@ -34,6 +37,7 @@ _HOMES = {
     "SharePlan": "plan.share_plan",
     "SharedResult": "sampling.sampler",
     "SharedSampler": "sampling.sampler",
+    "Sharing": "plan.sharing",
     "StoppedError": "errors",
     "Trajectory": "sampling.trajectory",
     "UnsupportedPipelineError": "errors",

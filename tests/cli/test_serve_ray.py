@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from engines import CAT, DOG, STAR, close, results, wanted
 from fleets import until
+from sagediff.cli.scale import replica_range
+from sagediff.cli.settings import run_settings
 
 from sagediff.cli import main
-from sagediff.cli.scale import replica_range
-from sagediff.serving.local_engine import ServeRequest
-from sagediff.serving.fleet.ray_fleet import claimed_folder, ray_fleet
-from sagediff.cli.settings import run_settings
 from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.errors import InputError
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Engine
 from sagediff.serving.failures import Cancelled
+from sagediff.serving.fleet.ray_fleet import claimed_folder, ray_fleet
+from sagediff.serving.local_engine import ServeRequest
 from sagediff.serving.metrics import Metrics
 
 

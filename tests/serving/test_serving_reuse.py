@@ -16,7 +16,6 @@ from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.context import shared_sampling
-
 from sagediff.serving.engine.reuse import CacheUse
 from sagediff.serving.engine.trajectory_cache import TrajectoryCache
 from sagediff.serving.engine.wave_runner import ModelSettings
@@ -55,7 +54,10 @@ def test_a_replay_is_the_image_of_a_member(demo: Any, cache: TrajectoryCache, re
     # as a member whose prompt came before, with equal noise: the seed of the first by text
     policy = recipe.policy
     plan = SharePlan.from_groups([[0, 1]], STEPS, 0.5, 1.0, round(policy.unguided * STEPS))
-    noise = {"fresh_noise": 0.0 if recipe.handover_noise else recipe.fresh_noise, "fresh_noise_rows": [False, True]}
+    noise = {
+        "fresh_noise": 0.0 if recipe.handover_noise else recipe.fresh_noise,
+        "fresh_noise_rows": [False, True],
+    }
     with shared_sampling(
         demo, plan, micro_batch_size=1, member_noise=[5, 7], handover_noise=recipe.handover_noise, **noise
     ):

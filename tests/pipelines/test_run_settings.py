@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from sagediff.builtin.scenes import lora_dir
-from sagediff.cli.settings import RunSettings, chosen_lora, preferred_scheduler, run_settings
 from sagediff.errors import InputError
 from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
 
 
 def model_with(tmp_path: Path, defaults: Any) -> str:
@@ -23,14 +23,27 @@ def model_with(tmp_path: Path, defaults: Any) -> str:
     return str(tmp_path)
 
 
+def settings(
+    model: str = "demo", lora: Path | None = None, steps: int = 20, guidance: float | None = None,
+    policy: Path | None = None, no_lora: bool = False, **given: Any,
+) -> RunSettings:  # fmt: skip
+    options = ModelOptions(model, None if lora is None else lora, no_lora)
+    return resolve(options, SamplingOptions(steps, guidance), given, policy)
+
+
+def scheduler(model: str, steps: int) -> str | None:
+    return settings(model, steps=steps, no_lora=True).model.scheduler
+
+
 def test_the_built_in_model_prefers_its_scheduler_only_with_enough_steps() -> None:
-    assert preferred_scheduler("demo", 30) == preferred_scheduler("demo", 20) == "dpm++-beta"
-    assert preferred_scheduler("demo", 19) is None
+    assert scheduler("demo", 30) == scheduler("demo", 20) == "dpm++-beta"
+    assert scheduler("demo", 19) is None
+    assert settings("demo", steps=30).model.scheduler is None  # its LoRA was trained for the model's own
 
 
 def test_models_without_a_preference_keep_their_own(tmp_path: Path) -> None:
-    assert preferred_scheduler(model_with(tmp_path, {"threshold": 0.5}), 30) is None
-    assert preferred_scheduler("some/hub-id", 30) is None
+    assert scheduler(model_with(tmp_path, {"threshold": 0.5}), 30) is None
+    assert scheduler("some/hub-id", 30) is None
 
 
 @pytest.mark.parametrize(
@@ -39,23 +52,16 @@ def test_models_without_a_preference_keep_their_own(tmp_path: Path) -> None:
 )
 def test_a_preference_of_another_form_is_refused(tmp_path: Path, entry: Any) -> None:
     with pytest.raises(InputError, match="least_steps"):
-        preferred_scheduler(model_with(tmp_path, {"scheduler": entry}), 30)
-
-
-def settings(model: str = "demo", lora: Path | None = None, share_ratio: float | None = None) -> RunSettings:
-    return run_settings(
-        model=model, steps=20, guidance=None, threshold=None, share_ratio=share_ratio, shared_guidance=None,
-        max_group_size=8, scheduler=None, encoder=None, lora=lora,
-    )  # fmt: skip
+        scheduler(model_with(tmp_path, {"scheduler": entry}), 30)
 
 
 def test_the_built_in_model_comes_with_a_lora_that_no_lora_leaves_out(tmp_path: Path) -> None:
-    assert chosen_lora("demo", None, no_lora=False) == lora_dir()
-    assert chosen_lora("demo", None, no_lora=True) is None
-    assert chosen_lora("demo", tmp_path, no_lora=False) == tmp_path
-    assert chosen_lora("some/hub-id", None, no_lora=False) is None
+    assert ModelOptions("demo").chosen_lora() == lora_dir()
+    assert ModelOptions("demo", no_lora=True).chosen_lora() is None
+    assert ModelOptions("demo", tmp_path).chosen_lora() == tmp_path
+    assert ModelOptions("some/hub-id").chosen_lora() is None
     with pytest.raises(InputError, match="not both"):
-        chosen_lora("demo", tmp_path, no_lora=True)
+        ModelOptions("demo", tmp_path, no_lora=True)
 
 
 def test_the_lora_that_comes_with_it_is_small_and_says_what_it_was_trained_for() -> None:
@@ -75,9 +81,9 @@ def test_a_loras_record_sets_the_share_ratio_that_is_left_out(tmp_path: Path) ->
     ):
         file = tmp_path / f"{name}.safetensors"
         save_file({"a": torch.zeros(1)}, file, record)
-        assert settings(model, file).policy.share_ratio == ratio
-        assert settings(model, file, share_ratio=0.6).policy.share_ratio == 0.6
-    assert settings(model).policy.share_ratio == 0.2
+        assert settings(model, file).sharing.share_ratio == ratio
+        assert settings(model, file, share_ratio=0.6).sharing.share_ratio == 0.6
+    assert settings(model).sharing.share_ratio == 0.2
 
 
 def test_a_lora_folder_tells_how_its_weights_are_best_used(tmp_path: Path) -> None:
@@ -85,65 +91,57 @@ def test_a_lora_folder_tells_how_its_weights_are_best_used(tmp_path: Path) -> No
     model = model_with(tmp_path / "model", {"guidance_scale": 5.0})
     (tmp_path / "sagediff.json").write_text(json.dumps({"unguided": 0.5, "handover_noise": 0.25}))
     found = settings(model, tmp_path)
-    assert (found.policy.unguided, found.handover_noise, found.guidance_scale) == (0.5, 0.25, 5.0)
+    assert (found.sharing.unguided, found.sharing.handover_noise, found.sampling.guidance_scale) == (
+        0.5,
+        0.25,
+        5.0,
+    )
     # the file alone, not the folder, was named: what lies beside it may belong to something else
-    assert settings(model, tmp_path / "weights.safetensors").policy.unguided == 0.0
-    assert settings(model).handover_noise == 0.0
+    assert settings(model, tmp_path / "weights.safetensors").sharing.unguided == 0.0
+    assert settings(model).sharing.handover_noise == 0.0
 
 
-def test_who_asks_for_guidance_gets_it(tmp_path: Path) -> None:
-    def run(**options: Any) -> RunSettings:
-        return run_settings(
-            model="demo", steps=20, threshold=None, share_ratio=None, shared_guidance=None, max_group_size=8,
-            scheduler=None, encoder=None, lora=lora_dir(), **options,
-        )  # fmt: skip
-
-    left_to_it = run(guidance=None)
-    assert (left_to_it.policy.unguided, left_to_it.handover_noise) == (1.0, 1.0)
-    asked = run(guidance=4.0)
-    assert (asked.policy.unguided, asked.handover_noise, asked.guidance_scale) == (0.0, 0.0, 4.0)
-    named = run(guidance=4.0, unguided=0.5, handover_noise=0.5)
-    assert (named.policy.unguided, named.handover_noise) == (0.5, 0.5)
+def test_who_asks_for_guidance_gets_it() -> None:
+    left_to_it = settings().sharing
+    assert (left_to_it.unguided, left_to_it.handover_noise) == (1.0, 1.0)
+    asked = settings(guidance=4.0)
+    assert (asked.sharing.unguided, asked.sharing.handover_noise) == (0.0, 0.0)
+    assert asked.sampling.guidance_scale == 4.0
+    named = settings(guidance=4.0, unguided=0.5, handover_noise=0.5).sharing
+    assert (named.unguided, named.handover_noise) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.5, float("nan")])
 def test_noise_at_the_hand_over_must_be_a_part(noise: float) -> None:
-    with pytest.raises(InputError, match="--handover-noise"):
-        run_settings(
-            model="demo", steps=20, guidance=None, threshold=None, share_ratio=None, shared_guidance=None,
-            max_group_size=8, scheduler=None, encoder=None, handover_noise=noise,
-        )  # fmt: skip
+    with pytest.raises(InputError, match="handover_noise"):
+        settings(handover_noise=noise)
 
 
 TREE = {"threshold": 0.2, "share_ratio": 0.3, "rungs": [[0.5, 0.4]], "max_group_size": 4}
 
 
-def with_policy(tmp_path: Path, content: object, **options: Any) -> RunSettings:
+def with_policy(tmp_path: Path, content: object, **given: Any) -> RunSettings:
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(content))
-    given: dict[str, Any] = {"threshold": None, "share_ratio": None, "max_group_size": None} | options
-    return run_settings(
-        model="demo", steps=20, guidance=None, shared_guidance=None, scheduler=None, encoder=None,
-        lora=lora_dir(), policy_file=file, **given,
-    )  # fmt: skip
+    return settings(policy=file, **given)
 
 
 def test_a_policy_file_goes_before_the_loras_and_options_before_it(tmp_path: Path) -> None:
-    found = with_policy(tmp_path, TREE).policy
+    found = with_policy(tmp_path, TREE).sharing
     assert (found.threshold, found.share_ratio, found.rungs) == (0.2, 0.3, ((0.5, 0.4),))
     assert (found.parting, found.max_group_size, found.unguided) == ("tree", 4, 1.0)
-    assert with_policy(tmp_path, TREE | {"parting": "together"}).policy.parting == "together"
-    assert with_policy(tmp_path, TREE, max_group_size=3).policy.max_group_size == 3
-    fixed = with_policy(tmp_path, TREE, share_ratio=0.45).policy
+    assert with_policy(tmp_path, TREE | {"parting": "together"}).sharing.parting == "together"
+    assert with_policy(tmp_path, TREE, max_group_size=3).sharing.max_group_size == 3
+    fixed = with_policy(tmp_path, TREE, share_ratio=0.45).sharing
     assert (fixed.share_ratio, fixed.rungs) == (0.45, ())
 
 
 def test_a_fixed_split_named_nearer_ends_a_tree_from_further_away(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
     model = model_with(tmp_path / "model", TREE)
-    assert settings(model).policy.rungs == ((0.5, 0.4),)
+    assert settings(model).sharing.rungs == ((0.5, 0.4),)
     (tmp_path / "sagediff.json").write_text(json.dumps({"share_ratio": 0.5}))
-    assert settings(model, tmp_path).policy.rungs == ()
+    assert settings(model, tmp_path).sharing.rungs == ()
 
 
 @pytest.mark.parametrize(
