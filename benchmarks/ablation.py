@@ -17,18 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_eval import held_out_captions, mean_spread
+from world_eval import built_in, mean_spread
 
 import sagediff
-from sagediff.builtin.scenes.scene_perception import WorldPerception, reference_features
-from sagediff.evaluation.comparison import as_tensor
+from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions, reference_features
 from sagediff.evaluation.frechet import frechet_distance
+from sagediff.evaluation.sampled_images import as_tensor
 from sagediff.pipelines.lora import WEIGHT_NAME
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train
-from sagediff.training.train_config import SageWeights
-from sagediff.training.train_config import TrainConfig
+from sagediff.training.train_config import SageWeights, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def main() -> None:
     captions, perception = held_out_captions(args.captions), WorldPerception()
     rows = []
     for name in args.variants:
-        pipe = open_pipeline("demo", None, "auto", "auto", trained(name, args))
+        pipe = open_pipeline(built_in(trained(name, args)))
         row = {"variant": name} | {
             way: measure(pipe, perception, captions, args, sampling) for way, sampling in SAMPLINGS.items()
         }

@@ -29,16 +29,17 @@ import numpy as np
 from trajectory_cache import zipf_stream
 
 from sagediff.builtin.scenes.scene_perception import held_out_captions
-from sagediff.serving.local_engine import ServeRequest
-from sagediff.serving.fleet.ray_fleet import ray_fleet
-from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, Choice, Router, Vector
 from sagediff.distributed.cluster import PoolOptions, connected
 from sagediff.distributed.ray_replicas import quiet_serve
+from sagediff.pipelines.loading import quiet_libraries
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
+from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Ticket
-from sagediff.prompts.requests import QueuedRequest
+from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.fleet.replica_fleet import Fleet
+from sagediff.serving.local_engine import ServeRequest
 from sagediff.serving.metrics import Metrics
 
 
@@ -101,15 +102,13 @@ def drive(fleet: Fleet, prompts: list[str], steps: int, in_flight: int) -> list[
 
 
 def measured(arm: Arm, captions: list[str], args: argparse.Namespace) -> Arm:
-    settings = run_settings(
-        model="demo", steps=args.steps, guidance=None, threshold=args.threshold, share_ratio=None,
-        shared_guidance=None, max_group_size=None, scheduler=None, encoder=None, lora=chosen_lora("demo", None, False),
-    )  # fmt: skip
-    request = ServeRequest(settings, settings, None, "cpu", "float32", {}, least_replicas=arm.replicas)
+    named = {} if args.threshold is None else {"threshold": args.threshold}
+    settings = resolve(ModelOptions(device="cpu", dtype="float32"), SamplingOptions(args.steps), named)
+    request = ServeRequest(settings, settings.sharing, None, {}, least_replicas=arm.replicas)
     config = ServeConfig.of(
         max_batch=args.max_batch, cache_mib=arm.cache_mib, affinity_guard=args.guard, max_queue=10_000
     )
-    policy = AffinityPolicy(settings.policy.threshold, round(args.guard * args.max_batch))
+    policy = AffinityPolicy(settings.sharing.threshold, round(args.guard * args.max_batch))
     router = Counted(RandomRouter(arm.seed) if arm.route == "random" else AffinityRouter(policy))
     numbers = zipf_stream(len(captions), args.requests, args.exponent, arm.seed)
     stream = [captions[number] for number in numbers]

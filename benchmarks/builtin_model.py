@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from world_eval import accuracy, held_out_captions, judge_images, mean_spread
+from world_eval import accuracy, judge_images, mean_spread
 
 import sagediff
 from sagediff.builtin.scenes import judge_dir
 from sagediff.builtin.scenes.networks import load_judge
 from sagediff.builtin.scenes.render import Renderer
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.builtin.scenes.world import parse_caption
 from sagediff.errors import InputError
 

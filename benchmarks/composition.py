@@ -45,9 +45,9 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
-from world_eval import held_out_captions
 
 import sagediff
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import embed_prompts
 

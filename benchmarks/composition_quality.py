@@ -20,9 +20,9 @@ import small_dit
 import torch
 from composition import CACHES, INTERVALS, Case, Counted, threshold_for
 from diffusers import FluxTransformer2DModel
-from world_eval import held_out_captions, mean_spread
+from world_eval import mean_spread
 
-from sagediff.builtin.scenes.scene_perception import WorldPerception
+from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions
 from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import embed_prompts
 

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from world_eval import accuracy, diversity, held_out_captions, mean_spread, to_judge
+from world_eval import accuracy, diversity, mean_spread, to_judge
 
 import sagediff
 from sagediff.builtin.scenes import judge_dir
 from sagediff.builtin.scenes.networks import load_judge
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 
 COLUMNS = {
     "feature_distance": "feature distance",

@@ -20,16 +20,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from world_eval import built_in
+
 from sagediff.builtin.scenes import lora_dir
 from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions, reference_features
-from sagediff.evaluation.comparison import Bench, embeddings_of, run_bench, yardstick
+from sagediff.evaluation.comparison import Bench, embeddings_of, rows_of, run_bench, yardstick
 from sagediff.evaluation.grid import AFTER, Setting, Weights
+from sagediff.evaluation.grid import independent as nothing_shared
 from sagediff.evaluation.plots import frontier
 from sagediff.evaluation.reference import Reference
 from sagediff.evaluation.report_table import json_text, markdown
 from sagediff.evaluation.result_store import CellStore
-from sagediff.evaluation.summary import Row, row
+from sagediff.evaluation.summary import Row
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.sharing import Sharing
 
 # (steps, of which the first so many without guidance)
 INDEPENDENT = [(6, 4), (8, 8), (8, 4), (12, 12), (12, 8), (16, 8), (12, 0), (20, 0), (30, 0)]
@@ -56,7 +60,7 @@ UNTRAINED = [(12, 6, 12, 1.0), (20, 10, 10, 0.0)]
 
 def independent(weights: Weights, steps: int, unguided: int, threshold: float) -> Setting:
     method = f"independent{AFTER[weights]}"
-    return Setting(method, weights, steps, 0.0, threshold, None, unguided / steps)
+    return Setting(method, weights, steps, nothing_shared(threshold, unguided=unguided / steps))
 
 
 def shared(
@@ -65,7 +69,8 @@ def shared(
     method = f"shared{AFTER[weights]}"
     # guidance is off while sharing anyway
     late = unguided / steps if unguided > branch else 0.0
-    return Setting(method, weights, steps, branch / steps, threshold, 1.0, late, noise)
+    sharing = Sharing(threshold, branch / steps, shared_guidance=1.0, unguided=late, handover_noise=noise)
+    return Setting(method, weights, steps, sharing)
 
 
 def settings(fine_tuned: bool, threshold: float) -> list[Setting]:
@@ -86,7 +91,7 @@ def measured(
     files = {"base": None, "standard": args.baseline_lora, "sage": args.lora}
 
     def pipelines(weights: Weights) -> Any:
-        return open_pipeline("demo", None, "auto", "auto", files[weights])
+        return open_pipeline(built_in(files[weights]))
 
     bench = Bench(captions, list(compared), seeds, 4.0, pipelines)
     store = CellStore(args.out)
@@ -102,17 +107,18 @@ def measured(
             f"evaluations, {figures['accuracy_all']:.1%} right, Frechet distance {figures['frechet']:.3f}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    return [row(s, [cell for seed in seeds if (cell := store.read(s, seed)) is not None]) for s in compared]
+    return rows_of(bench, store)
 
 
 def name_of(setting: Setting) -> str:
     """A setting as the README's table calls it."""
-    steps, alone = setting.num_steps, setting.share_ratio == 0
+    steps, sharing = setting.num_steps, setting.sharing
+    alone = sharing.share_ratio == 0
     weights = {"base": "", "standard": ", standard fine-tuning", "sage": ", trained"}[setting.weights]
     words = [f"{'independent' if alone else 'shared'}{weights}", f"{steps} steps"]
     if not alone:
-        words.append(f"{round(setting.share_ratio * steps)} together")
-    off = round(setting.unguided * steps)
+        words.append(f"{round(sharing.share_ratio * steps)} together")
+    off = round(sharing.unguided * steps)
     if off == steps:
         words.append("no guidance")
     elif alone and not off:
@@ -121,7 +127,7 @@ def name_of(setting: Setting) -> str:
         words.append("guidance 4 after")
     else:
         words.append(f"guidance 4 from step {off + 1} on")
-    if not alone and not setting.handover_noise:
+    if not alone and not sharing.handover_noise:
         words.append("no noise")
     return ", ".join(words)
 

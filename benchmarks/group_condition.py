@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from world_eval import accuracy, diversity, held_out_captions, mean_spread, to_judge
+from world_eval import accuracy, built_in, diversity, mean_spread, to_judge
 
 import sagediff
 from sagediff.builtin.scenes import judge_dir, lora_dir
 from sagediff.builtin.scenes.networks import load_judge
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.denoiser.condition import mean_condition
 from sagediff.pipelines.placement import open_pipeline
 
@@ -131,15 +132,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for weights in args.settings:
         lora, steps, ratio, unguided, noise = SETTINGS[weights]
-        pipe = open_pipeline("demo", "dpm++-beta", "auto", "auto", lora)
+        pipe = open_pipeline(built_in(lora, scheduler="dpm++-beta"))
         pipe.set_progress_bar_config(disable=True)
         for name in ("mean", "medoid", "tokens"):
             condition: Any = SideBySide(pipe.unet) if name == "tokens" else PLAIN[name]
             rounding = difference_for_equal_prompts(pipe, condition)
             print(f"{weights}, {name}: equal prompts differ by {rounding:.1e} at most", file=sys.stderr)
             sampler = sagediff.SharedSampler(
-                pipe, args.threshold, ratio, args.max_group_size, unguided=unguided, handover_noise=noise,
-                group_condition=condition,
+                pipe, threshold=args.threshold, share_ratio=ratio, max_group_size=args.max_group_size,
+                unguided=unguided, handover_noise=noise, group_condition=condition,
             )  # fmt: skip
             figures = []
             for seed in args.seeds:

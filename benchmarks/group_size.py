@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 from plans import WAYS
-from world_eval import held_out_captions, mean_spread
+from world_eval import mean_spread
 
 import sagediff
-from sagediff.builtin.scenes import lora_dir
-from sagediff.builtin.scenes.scene_perception import WorldPerception
-from sagediff.evaluation.comparison import as_tensor
+from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions
+from sagediff.evaluation.sampled_images import as_tensor
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.plan.grouping import group_prompts
 from sagediff.plan.levels import part_of_steps
@@ -48,16 +47,16 @@ def right_by_ratio(
     groups = group_prompts(vectors, threshold, size)
     order = np.random.default_rng(seed).permutation(len(groups))
     ratios = [RATIOS[way][place % len(RATIOS[way])] for place in order]
-    rows = 1 if options["guidance"] == 1 else 2
-    plan = sagediff.SharePlan.from_groups(groups, options["steps"], ratios, 1.0, rows_per_prompt=rows)
-    sampler = sagediff.SharedSampler(pipe, handover_noise=options["noise"])
+    rows = 1 if options.guidance == 1 else 2
+    plan = sagediff.SharePlan.from_groups(groups, options.steps, ratios, 1.0, rows_per_prompt=rows)
+    sampler = sagediff.SharedSampler(pipe, options.sharing)
     images: list[Any] = [None] * len(captions)
-    for wave in sampler.waves(captions, plan, options["guidance"], seed):
+    for wave in sampler.waves(captions, plan, options.guidance, seed):
         for index, image in zip(wave.prompts, wave.images, strict=True):
             images[index] = image
     right = WorldPerception().accuracy(as_tensor(images), captions)["all"].float().numpy()
     steps = np.asarray(plan.branch_steps)
-    found = {ratio: right[steps == part_of_steps(ratio, options["steps"])] for ratio in RATIOS[way]}
+    found = {ratio: right[steps == part_of_steps(ratio, options.steps)] for ratio in RATIOS[way]}
     return {ratio: float(values.mean()) for ratio, values in found.items() if len(values)}
 
 
@@ -73,8 +72,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for way in args.ways:
-        lora = lora_dir() if WAYS[way]["lora"] else None
-        pipe = open_pipeline("demo", WAYS[way]["scheduler"], "auto", "auto", lora)
+        pipe = open_pipeline(WAYS[way].model)
         captions = held_out_captions(args.captions)
         vectors = embed_prompts(captions, pipe, None).vectors
         for kind in KINDS:

@@ -19,22 +19,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from world_eval import held_out_captions, mean_spread
+from world_eval import built_in, mean_spread
 
-import sagediff
 from sagediff.builtin.scenes import lora_dir
-from sagediff.builtin.scenes.scene_perception import WorldPerception, reference_features
+from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions, reference_features
 from sagediff.builtin.scenes.world import held_out_scenes, training_scenes
-from sagediff.cli.tune import EQUAL, equal_prompts, in_words, policy_record
-from sagediff.evaluation.comparison import as_tensor
-from sagediff.evaluation.diversity import group_diversity
-from sagediff.evaluation.frechet import frechet_distance
-from sagediff.evaluation.search import FAMILIES, Measured, Search, Trial, tune
+from sagediff.evaluation.reference import Reference
+from sagediff.evaluation.search import FAMILIES, Search, Trial, tune
+from sagediff.evaluation.trials import EQUAL, TrialFile, TrialRunner
+from sagediff.files.atomic import write_text
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 
@@ -42,9 +42,22 @@ THRESHOLDS = (-1.0, 0.0, 0.2, 0.35, 0.5)
 SIZES = (8, 32)
 PLANS = ("given", *FAMILIES)
 GIVEN = 0.35  # of docs/results.md, with groups of up to 8
-WAYS: dict[str, dict[str, Any]] = {
-    "trained": {"scheduler": None, "lora": True, "steps": 16, "guidance": 1.0, "noise": 1.0},
-    "untrained": {"scheduler": "dpm++-beta", "lora": False, "steps": 20, "guidance": 4.0, "noise": 0.0},
+FIGURES = {"right": "accuracy_all", "frechet": "frechet", "clip": "clip_score", "apart": "diversity"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to sample: weights and solver, steps, guidance, and what of the sharing is not searched."""
+
+    model: ModelOptions
+    steps: int
+    guidance: float
+    sharing: Sharing
+
+
+WAYS = {
+    "trained": Way(built_in(lora_dir()), 16, 1.0, Sharing(handover_noise=1.0)),
+    "untrained": Way(built_in(scheduler="dpm++-beta"), 20, 4.0, Sharing()),
 }
 
 
@@ -57,83 +70,27 @@ def split(captions: int, tuning: int, tune_on: str) -> tuple[list[str], list[str
     return measured, [others[i] for i in sorted(order)]
 
 
-class Runner:
-    """Policies on one pipeline and one set of captions."""
+def runner_of(pipe: Any, captions: list[str], way: Way, seeds: list[int]) -> TrialRunner:
+    vectors = embed_prompts(captions, pipe, None).vectors
+    return TrialRunner(
+        pipe, captions, vectors, WorldPerception(), way.steps, way.guidance, tuple(seeds), "accuracy"
+    )
 
-    def __init__(
-        self, pipe: Any, captions: list[str], way: dict[str, Any], seeds: list[int], kept: Path
-    ) -> None:
-        self.pipe, self.captions, self.way, self.seeds = pipe, captions, way, seeds
-        self.vectors = embed_prompts(captions, pipe, None).vectors
-        self.perception = WorldPerception()
-        self.kept = kept
-        self.copies = equal_prompts(captions)
-        self.known: dict[str, dict[str, Any]] = (
-            json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-        )
 
-    def saving(self, policy: Sharing) -> float:
-        rows = 1 if self.way["guidance"] == 1 else 2
-        return policy.plan(self.vectors, self.way["steps"], rows).cost_saving
-
-    def encoder(self, texts: list[str]) -> Any:
-        """The embeddings that are there already."""
-        rows = dict(zip(self.captions, self.vectors, strict=True))
-        return np.stack([rows[text] for text in texts])
-
-    def images(self, policy: Sharing, seed: int) -> Any:
-        sampler = sagediff.SharedSampler(
-            self.pipe, policy.threshold, policy.share_ratio, policy.max_group_size,
-            handover_noise=self.way["noise"], encoder=self.encoder,
-            rungs=policy.rungs, parting=policy.parting,
-        )  # fmt: skip
-        found = sampler(self.captions, self.way["steps"], self.way["guidance"], seed)
-        return as_tensor(found.images)
-
-    def right(self, images: Any) -> float:
-        return float(self.perception.accuracy(images, self.captions)["all"].float().mean())
-
-    def apart(self, images: Any) -> list[float]:
-        """How far apart the images of equal captions are; nothing where none repeats."""
-        if not self.copies:
-            return []
-        return [group_diversity(self.perception.features(images), self.copies) or 0.0]
-
-    def name(self, policy: Sharing) -> str:
-        return json.dumps([policy_record(policy), len(self.captions), len(self.copies), self.seeds])
-
-    def keep(self) -> None:
-        self.kept.write_text(json.dumps(self.known, indent=1) + "\n", encoding="utf-8")
-
-    def measured(self, policy: Sharing) -> Measured:
-        name = self.name(policy)
-        if name not in self.known:
-            quality, apart = [], []
-            for seed in self.seeds:
-                images = self.images(policy, seed)
-                quality.append(self.right(images))
-                apart += self.apart(images)
-            self.known[name] = {"quality": quality, "apart": apart}
-            self.keep()
-        known = self.known[name]
-        return Measured(tuple(known["quality"]), tuple(known["apart"]))
-
-    def figures(self, policy: Sharing) -> dict[str, Any]:
-        """Saving, accuracy, Frechet distance, CLIP score and distance of equal captions' images over the seeds."""
-        if (name := self.name(policy)) in self.known:
-            return self.known[name]
-        real = reference_features(self.captions)
-        rows: dict[str, list[float]] = {"right": [], "frechet": [], "clip": [], "apart": []}
-        for seed in self.seeds:
-            images = self.images(policy, seed)
-            rows["right"].append(self.right(images))
-            rows["frechet"].append(frechet_distance(self.perception.features(images), real))
-            rows["clip"].append(float(self.perception.alignment(images, self.captions).mean()))
-            rows["apart"] += self.apart(images)
-        found = {name: mean_spread(values) for name, values in rows.items() if values}
-        self.known[name] = {"saving": self.saving(policy)} | found
-        self.keep()
-        return self.known[name]
+def figures(runner: TrialRunner, sharing: Sharing, kept: Path) -> dict[str, Any]:
+    """Savings, accuracy, Frechet distance, CLIP score and distance of equal captions' images over the seeds."""
+    known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    name = json.dumps([sharing.record(), len(runner.prompts), len(runner.copies), runner.seeds])
+    if name not in known:
+        plan = runner.plan(sharing)
+        known[name] = {"saving": plan.cost_saving, "sharing_saving": plan.sharing_saving}
+        real = Reference(reference_features(runner.prompts), paired=True)
+        records = runner.figures(sharing, real)
+        for short, figure in FIGURES.items():
+            if all(record[figure] is not None for record in records):
+                known[name][short] = mean_spread([record[figure] for record in records])
+        write_text(kept, json.dumps(known, indent=1) + "\n")
+    return known[name]
 
 
 def main() -> None:
@@ -157,52 +114,52 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for way in args.ways:
-        options = WAYS[way]
-        lora = lora_dir() if options["lora"] else None
-        pipe = open_pipeline("demo", options["scheduler"], "auto", "auto", lora)
-        kept = args.out / f"trials-{way}.json"
+    for name in args.ways:
+        way = WAYS[name]
+        pipe = open_pipeline(way.model)
         measured, others = split(
             args.captions // args.copies, args.tuning_captions // args.copies, args.tune_on
         )
-        tuning = Runner(pipe, others * args.copies, options, args.tuning_seeds, kept)
-        test = Runner(pipe, measured * args.copies, options, args.seeds, args.out / f"figures-{way}.json")
+        tuning = runner_of(pipe, others * args.copies, way, args.tuning_seeds)
+        about = {"captions": tuning.prompts, "seeds": tuning.seeds}
+        trials = TrialFile(args.out / f"trials-{name}.jsonl", about).remembered(tuning.measure)
+        test = runner_of(pipe, measured * args.copies, way, args.seeds)
         thresholds = tuple(args.thresholds) + ((EQUAL,) if args.copies > 1 else ())
-        steps = options["steps"]
+        steps = way.steps
         ratios = tuple(k / steps for k in range(steps // 10, steps * 9 // 10 + 1, max(1, steps // 16)))
-        base = Sharing()
         for family in ("independent", *args.plans):
             if family == "independent":
-                policy = Sharing(share_ratio=0.0)
+                sharing = replace(way.sharing, share_ratio=0.0)
             else:
                 grid, sizes = ((GIVEN,), ()) if family == "given" else (thresholds, SIZES)
                 searched: tuple[Any, ...] = tuple(
                     dict.fromkeys(("fixed", family if family in FAMILIES else "fixed"))
                 )
-                search = Search(base, grid, ratios, args.budget, searched, args.max_trials, sizes)
+                search = Search(way.sharing, grid, ratios, args.budget, searched, args.max_trials, sizes)
 
-                def told(trial: Trial, way: str = way, family: str = family) -> None:
+                def told(trial: Trial, name: str = name, family: str = family) -> None:
                     print(
-                        f"{way}, {family}: {trial.cost_saving:.1%} saved, {trial.mean:.2%} right, "
-                        f"{trial.apart or 0:.4f} apart, {in_words(trial.policy)}",
+                        f"{name}, {family}: {trial.cost_saving:.1%} saved, {trial.mean:.2%} right, "
+                        f"{trial.apart or 0:.4f} apart, {trial.policy}",
                         file=sys.stderr, flush=True,
                     )  # fmt: skip
 
-                policy = tune(search, tuning.saving, tuning.measured, told).best.policy
-            row = {"way": way, "plan": family, "policy": policy_record(policy), "words": in_words(policy)}
-            rows.append(row | test.figures(policy))
+                sharing = tune(search, tuning.saving, trials, told).best.policy
+            row = {"way": name, "plan": family, "policy": sharing.record(), "words": str(sharing)}
+            rows.append(row | figures(test, sharing, args.out / f"figures-{name}.json"))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            (args.out / "plans.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            write_text(args.out / "plans.json", json.dumps(rows, indent=2) + "\n")
     apart_title, apart_rule = ("apart | ", "--- | ") if args.copies > 1 else ("", "")
     print(
-        f"| weights | plan | found | saved | all four right | Frechet distance | CLIP score | {apart_title}"
+        "| weights | plan | found | saved | by sharing alone | all four right | Frechet distance | CLIP score | "
+        + apart_title
     )
-    print(f"| --- | --- | --- | --- | --- | --- | --- | {apart_rule}")
+    print(f"| --- | --- | --- | --- | --- | --- | --- | --- | {apart_rule}")
     for row in rows:
         right, distance, clip = row["right"], row["frechet"], row["clip"]
         apart = f" {row['apart']['mean']:.4f} ± {row['apart']['spread']:.4f} |" if "apart" in row else ""
         print(
-            f"| {row['way']} | {row['plan']} | {row['words']} | {row['saving']:.1%} "
+            f"| {row['way']} | {row['plan']} | {row['words']} | {row['saving']:.1%} | {row['sharing_saving']:.1%} "
             f"| {right['mean']:.1%} ± {right['spread']:.1%} | {distance['mean']:.3f} ± {distance['spread']:.3f} "
             f"| {clip['mean']:.4f} ± {clip['spread']:.4f} |{apart}"
         )

@@ -28,13 +28,14 @@ from typing import Any
 import httpx
 import numpy as np
 
-from sagediff.builtin.scenes.world import COLORS, OBJECTS, POSITIONS, SIZES
-from sagediff.serving.local_engine import ServeRequest, cache_use, model_settings
-from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
+from sagediff.builtin.scenes.world import COLORS, OBJECTS, POSITIONS, SIZES, Scene
+from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Engine, WaveReport
 from sagediff.serving.http.server import server_for
+from sagediff.serving.local_engine import ServeRequest, cache_use, model_settings
 from sagediff.serving.metrics import Metrics
 
 RATES = (0.9, 1.2, 1.5, 1.8, 2.1)  # of what the server without sharing can do
@@ -44,33 +45,26 @@ ARMS = ("independent", "shared", "cached", "by age")
 def related_prompts(count: int, themes: int, chance: np.random.Generator) -> list[str]:
     """Captions of a few scenes that many ask for (Zipf), each with an object of its own."""
     scenes = [
-        (chance.choice(list(SIZES)), chance.choice(list(POSITIONS)), chance.choice(list(COLORS)))
-        for _ in range(themes)
+        tuple(str(chance.choice(list(words))) for words in (SIZES, POSITIONS, COLORS)) for _ in range(themes)
     ]
     weights = 1 / np.arange(1, themes + 1)
     picks = chance.choice(themes, size=count, p=weights / weights.sum())
-    return [
-        f"a {scenes[i][0]} {chance.choice(list(OBJECTS))} at the {scenes[i][1]} on a {scenes[i][2]} background"
-        for i in picks
-    ]
+    return [Scene(str(chance.choice(list(OBJECTS))), *scenes[i]).caption for i in picks]
 
 
 @contextmanager
 def server(arm: str, steps: int, window_ms: float, max_batch: int) -> Iterator[tuple[str, list[WaveReport]]]:
     """The URL of a running server, and what it reports of its waves."""
-    lora = chosen_lora("demo", None, False)
-    settings = run_settings(
-        model="demo", steps=steps, guidance=None, threshold=None, share_ratio=None, shared_guidance=None,
-        max_group_size=8, scheduler=None, encoder=None, lora=lora,
-    )  # fmt: skip
-    request, share = ServeRequest(settings, settings, None, "cpu", "float32", {}), arm != "independent"
+    model = ModelOptions(device="cpu", dtype="float32")
+    settings = resolve(model, SamplingOptions(steps), {"max_group_size": 8})
+    request, share = ServeRequest(settings, settings.sharing, None, {}), arm != "independent"
     config = ServeConfig.of(window_ms=window_ms, max_batch=max_batch, max_queue=4096)
     reuse = cache_use(request, config) if arm == "cached" else None
     sampling = replace(model_settings(request, share, False), reuse=reuse)
     policy = replace(config.batch_policy(share), by_meaning=arm != "by age")
     reports: list[WaveReport] = []
     engine = Engine(
-        lambda: open_pipeline("demo", None, "cpu", "float32", lora),
+        lambda: open_pipeline(settings.model),
         sampling, policy, observe=reports.append,
     )  # fmt: skip
     serving = server_for(engine, config, Metrics(), steps)

@@ -50,14 +50,16 @@ from world_eval import accuracy, to_judge
 from sagediff.builtin.scenes import judge_dir
 from sagediff.builtin.scenes.networks import load_judge
 from sagediff.builtin.scenes.scene_perception import held_out_captions
-from sagediff.serving.local_engine import ServeRequest, cache_use, model_settings
-from sagediff.cli.settings import chosen_lora, quiet_libraries, run_settings
+from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Engine
 from sagediff.serving.http.server import server_for
+from sagediff.serving.local_engine import ServeRequest, cache_use, model_settings
 from sagediff.serving.metrics import Metrics
 
+MODEL = ModelOptions(device="cpu", dtype="float32")
 POISON = "a small star at the top left on a blue background"  # the denoiser fails on it
 MOST_ROWS = 6  # at once; beyond, memory is out
 TOLERANCE = 3  # of 255
@@ -70,12 +72,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def serve(port: int, steps: int, folder: Path) -> None:
-    lora = chosen_lora("demo", None, False)
-    settings = run_settings(
-        model="demo", steps=steps, guidance=None, threshold=None, share_ratio=None, shared_guidance=None,
-        max_group_size=8, scheduler=None, encoder=None, lora=lora,
-    )  # fmt: skip
-    request = ServeRequest(settings, settings, None, "cpu", "float32", {})
+    settings = resolve(MODEL, SamplingOptions(steps), {"max_group_size": 8})
+    request = ServeRequest(settings, settings.sharing, None, {})
     config = ServeConfig.of(
         port=port, window_ms=20.0, max_batch=16, cache_mib=4.0, cache_dir=folder / "cache"
     )
@@ -83,7 +81,7 @@ def serve(port: int, steps: int, folder: Path) -> None:
     metrics = Metrics()
 
     def load() -> Any:
-        pipe = open_pipeline("demo", None, "cpu", "float32", lora)
+        pipe = open_pipeline(settings.model)
         make_faulty(pipe)
         return pipe
 
@@ -373,7 +371,7 @@ def main() -> None:
     if any(codes):
         clients.wrong.append(f"the processes ended with {codes}")
     made = counted[IMAGES]
-    pipe = open_pipeline("demo", None, "cpu", "float32", chosen_lora("demo", None, False))
+    pipe = open_pipeline(MODEL)
     told = verdict(clients, requests, made, pipe, args.steps)
     memory = processes[-1].memory
     quarter = max(1, len(memory) // 4)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from world_eval import accuracy, diversity, held_out_captions, mean_spread, to_judge
+from world_eval import accuracy, diversity, mean_spread, to_judge
 
 import sagediff
 from sagediff.builtin.scenes import judge_dir
 from sagediff.builtin.scenes.networks import Judge, load_judge
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 
 
 def sample(

@@ -37,8 +37,8 @@ from million import templated
 import sagediff
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
 from sagediff.prompts.prompt_files import read_prompts
-from sagediff.serving.engine.batcher import Batcher, BatchPolicy
 from sagediff.prompts.requests import QueuedRequest
+from sagediff.serving.engine.batcher import Batcher, BatchPolicy
 
 Floats = npt.NDArray[np.float32]
 ROUTES = ("random", "round-robin", "affinity")
@@ -186,7 +186,9 @@ def simulate(setting: Setting, vectors: Floats) -> dict[str, Any]:
             happen()
         time_now = arrival
         number = dealer.choose(prompts[request], loads)
-        workers[number].queue.submit([QueuedRequest(id=str(request), prompt="prompt", num_inference_steps=setting.steps)])
+        workers[number].queue.submit(
+            [QueuedRequest(id=str(request), prompt="prompt", num_inference_steps=setting.steps)]
+        )
         loads[number] += 1
         look(number)
     while events:

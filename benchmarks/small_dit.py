@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
-from world_eval import held_out_captions, mean_spread
+from world_eval import built_in, mean_spread
 
-from sagediff.builtin.scenes.scene_perception import WorldPerception
+from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
 from sagediff.builtin.scenes.training.scene_images import Images
 from sagediff.builtin.scenes.training.stages import LATENT_CHANNELS, TEXT_DIM
@@ -62,7 +62,7 @@ class World:
 
     @classmethod
     def open(cls) -> World:
-        return cls(open_pipeline("demo", None, "cpu", "float32"))
+        return cls(open_pipeline(built_in(device="cpu", dtype="float32")))
 
     @torch.no_grad()
     def conditions(self, captions: list[str]) -> dict[str, Tensor]:

@@ -13,9 +13,8 @@ import json
 import statistics
 import time
 
-from world_eval import held_out_captions
-
 import sagediff
+from sagediff.builtin.scenes.scene_perception import held_out_captions
 
 
 def main() -> None:

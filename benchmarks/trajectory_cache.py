@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from world_eval import accuracy, mean_spread
+from world_eval import accuracy, built_in, mean_spread
 
 from sagediff import SharePlan, embed_prompts, group_prompts, shared_sampling
 from sagediff.builtin.scenes import judge_dir, lora_dir
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="also write the figures there as JSON, after every seed")
     args = parser.parse_args()
-    pipe = open_pipeline("demo", None, "cpu", "auto", lora_dir())
+    pipe = open_pipeline(built_in(lora_dir(), device="cpu"))
     judge = load_judge(judge_dir())
     captions = held_out_captions(args.captions)
     vectors = embed_prompts(captions, pipe).vectors

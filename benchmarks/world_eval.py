@@ -1,7 +1,8 @@
-"""What the benchmarks on the built-in world share: captions, images for the judge, accuracy, diversity."""
+"""What the benchmarks on the built-in world share: the model, images for the judge, accuracy, diversity."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,13 @@ import torch
 from torch import Tensor
 
 from sagediff.builtin.scenes.networks import Judge
-from sagediff.builtin.scenes.world import ATTRIBUTES, held_out_scenes, parse_caption
+from sagediff.builtin.scenes.world import ATTRIBUTES, parse_caption
+from sagediff.pipelines.run_settings import ModelOptions
 
 
-def held_out_captions(count: int, seed: int = 0) -> list[str]:
-    """`count` captions that no stage was trained on, drawn without replacement."""
-    scenes = held_out_scenes()
-    order = np.random.default_rng(seed).permutation(len(scenes))[:count]
-    return [scenes[i].caption for i in sorted(order)]
+def built_in(lora: Path | None = None, **options: Any) -> ModelOptions:
+    """The built-in model with this LoRA, or with none."""
+    return ModelOptions(lora=lora, no_lora=lora is None, **options)
 
 
 def to_judge(images: list[Any]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sagediff.evaluation.grid import Grid
 from sagediff.evaluation.plots import undominated
 from sagediff.evaluation.report_table import csv_text, markdown
 from sagediff.evaluation.summary import Figure, row
+from sagediff.plan.sharing import Sharing
 
 SMALL = [
     "--captions", "6", "--steps", "2,3", "--share-ratio", "0.5", "--threshold", "0", "--unguided", "0.5",
@@ -51,7 +53,7 @@ def _figures(out: Path, timed: bool = False) -> list[dict[str, Any]]:
 
 
 def test_the_grid_holds_every_baseline_once_and_keeps_weights_together() -> None:
-    grid = Grid((8, 12), (0.3, 0.5), (0.4,), (0.5,), 1.0, ("standard", "sage"))
+    grid = Grid((8, 12), (0.3, 0.5), (0.4,), (0.5,), fine_tuned=("standard", "sage"))
     settings = grid.settings()
     assert len(settings) == len(set(settings)) == len({s.key for s in settings})
     methods = [s.method for s in settings]
@@ -69,11 +71,14 @@ def test_the_grid_holds_every_baseline_once_and_keeps_weights_together() -> None
         "shared, guidance off early, SAGE training",
     ]
     early = [s for s in settings if s.method == "shared, guidance off early"]
-    assert [s.share_ratio for s in early] == [0.3, 0.3]  # 0.5 is no longer than the other ratio shares
+    assert [s.sharing.share_ratio for s in early] == [
+        0.3,
+        0.3,
+    ]  # 0.5 is no longer than the other ratio shares
     assert [methods.count(m) for m in ("independent", "shared", "shared, SAGE training")] == [2, 4, 4]
     weights = [s.weights for s in settings]
     assert weights == sorted(weights, key=["base", "standard", "sage"].index)
-    assert all(s.threshold == 0.4 for s in settings)
+    assert all(s.sharing.threshold == 0.4 for s in settings)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,13 @@ def test_the_grid_holds_every_baseline_once_and_keeps_weights_together() -> None
 def test_a_grid_out_of_range_is_refused(numbers: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         Grid(*numbers)
+
+
+def test_early_guidance_off_is_left_out_where_sharing_has_it_anyway() -> None:
+    grid = Grid((8,), (0.3,), (0.4,), (0.5, 1.0), Sharing(unguided=0.5))
+    shared = {s.method: s.sharing.unguided for s in grid.settings() if s.sharing.share_ratio}
+    assert shared == {"shared": 0.5, "shared, guidance off early": 1.0}
+    assert all(s.sharing.unguided == 0 for s in grid.settings() if s.method == "independent")
 
 
 # -- rows and plots
@@ -135,7 +147,9 @@ def test_a_bench_leaves_table_plots_and_cells(whole: Path) -> None:
         if setting["unguided"]:
             assert figures["evaluations_per_image"] == full - round(0.5 * steps + 0.01)
         if setting["share_ratio"]:
-            assert figures["cost_saving"] > 0
+            assert figures["cost_saving"] > figures["sharing_saving"] > 0
+        else:  # guidance switched off is not sharing
+            assert figures["sharing_saving"] == 0
         assert line["bands"]
     for name in ("frontier.png", "strip.png"):
         with Image.open(whole / name) as image:
@@ -144,6 +158,35 @@ def test_a_bench_leaves_table_plots_and_cells(whole: Path) -> None:
     assert "| independent, guidance off early | 3 steps, first 50% unguided |" in text
     assert len((whole / "table.csv").read_text().splitlines()) == 7
     assert not list(whole.rglob("*.partial"))
+
+
+def test_a_policy_is_measured_as_its_file_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Sharing(
+        threshold=0.1, share_ratio=0.25, max_group_size=3, shared_guidance=2.0, unguided=0.5,
+        rungs=((0.4, 0.5),), parting="together", handover_noise=0.5, fresh_noise=0.25,
+    )  # fmt: skip
+    assert all(getattr(policy, name) != value for name, value in vars(Sharing()).items())
+    policy.save(tmp_path / "policy.json")
+    sampled, used = bench_module.sampled, []
+
+    def noted(*arguments: Any) -> Any:
+        used.append(arguments[3])
+        return sampled(*arguments)
+
+    monkeypatch.setattr(bench_module, "sampled", noted)
+    few = ["--captions", "6", "--steps", "4", "--seeds", "0", "--no-lora"]
+    command = ["bench", *few, "--policy", str(tmp_path / "policy.json")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [r["setting"]["method"] for r in rows] == ["independent", "shared"]
+    assert used[1] == policy and used[0].share_ratio == used[0].unguided == 0
+    assert {name: rows[1]["setting"][name] for name in policy.record()} == policy.record()
+    assert main([*command, "--threshold", "-1,0.3", "--out", str(tmp_path / "split")]) == 0
+    assert [s.threshold for s in used[2:]] == [-1, -1, 0.3] and used[-1] == replace(
+        policy, threshold=0.3, rungs=()
+    )
 
 
 def test_a_killed_bench_goes_on_to_the_same_table(
@@ -249,6 +292,6 @@ def test_fine_tuned_weights_are_a_method_of_their_own(
 def test_without_matplotlib_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sagediff.cli.bench.find_spec", lambda name: None)
+    monkeypatch.setattr("sagediff.cli.commands.bench.find_spec", lambda name: None)
     assert main(["bench", "--out", str(tmp_path / "out")]) == 2
     assert "pip install 'sagediff[eval]'" in capsys.readouterr().err

@@ -12,7 +12,9 @@ import pytest
 
 from sagediff.cli import main
 from sagediff.errors import InputError
+from sagediff.evaluation import trials
 from sagediff.evaluation.search import Measured, Search, Trial, tune
+from sagediff.pipelines.run_settings import ModelOptions, resolve
 from sagediff.plan.sharing import Sharing
 
 THRESHOLDS, RATIOS = (0.2, 0.5, 0.8), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -161,6 +163,37 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
     report = json.loads(capsys.readouterr().out)
     assert report["evaluations"] == planned["evaluations"] == report["evaluations_run"]
     assert main([*generate, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    "option, name, value",
+    [
+        (["--shared-guidance", "2.5"], "shared_guidance", 2.5),
+        (["--shared-guidance", "same"], "shared_guidance", None),
+        (["--unguided", "0.5"], "unguided", 0.5),
+        (["--handover-noise", "0.25"], "handover_noise", 0.25),
+        (["--fresh-noise", "0.5"], "fresh_noise", 0.5),
+    ],
+)
+def test_the_file_holds_the_sharing_that_was_measured(
+    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled, used = trials.sampled, []
+
+    def noted(*arguments: Any) -> Any:
+        used.append(arguments[3])
+        return sampled(*arguments)
+
+    monkeypatch.setattr(trials, "sampled", noted)
+    out = tmp_path / "policy.json"
+    command = [
+        "tune", "--out", str(out), "--captions", "8", "--steps", "2", "--threshold", "-1", "--share-ratio", "0.5",
+        "--families", "fixed", "--max-group-size", "4", "--budget", "0.99", "--metric", "clip", "--no-lora",
+    ]  # fmt: skip
+    assert main([*command, *option]) == 0
+    assert len(used) == 2 and Sharing.load(out) == used[1] and used[1].share_ratio == 0.5
+    assert getattr(used[1], name) == value
+    assert resolve(ModelOptions(), policy=out).sharing == used[1]  # and so does `generate --policy`
 
 
 def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

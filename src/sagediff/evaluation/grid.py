@@ -6,11 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from sagediff.errors import InputError
-from sagediff.plan.ladder import Parting
+from sagediff.plan.sharing import Sharing
 
 Weights = Literal["base", "standard", "sage"]
 
@@ -25,46 +25,45 @@ class Setting:
         method: its name in tables and plots; settings of one method differ in the numbers below only.
         weights: "base", or those after fine-tuning: "standard", "sage".
         num_steps: sampling steps.
-        share_ratio: part of the steps that a group takes together; 0 is independent sampling.
-        threshold: least cosine in a group; for independent sampling, the groups its diversity is measured in.
-        shared_guidance: guidance scale of shared steps, None for the pipeline's.
-        unguided: part of the steps, the first ones, that run without guidance (arXiv 2404.07724), shared or not.
-        handover_noise: part of the noise drawn anew after a member's first step of its own.
-        rungs, parting: closer prompts stay together longer (`Sharing`).
+        sharing: how prompts share; that of `independent` for independent sampling.
     """
 
     method: str
     weights: Weights
     num_steps: int
-    share_ratio: float
-    threshold: float
-    shared_guidance: float | None
-    unguided: float
-    handover_noise: float = 0.0
-    rungs: tuple[tuple[float, float], ...] = ()
-    parting: Parting = "tree"
+    sharing: Sharing
+
+    @property
+    def grouping(self) -> tuple[float, int]:
+        """Threshold and largest size of the groups, also of those that independent sampling is measured in."""
+        return self.sharing.threshold, self.sharing.max_group_size
 
     @property
     def key(self) -> str:
         """A short name that no other setting has, good for file names."""
-        numbers = asdict(self)
-        if not self.rungs:  # a fixed split is called what it was before there were others
-            del numbers["rungs"], numbers["parting"]
-        digest = hashlib.blake2b(json.dumps(numbers, sort_keys=True).encode(), digest_size=4).hexdigest()
-        return f"{self.weights}-steps{self.num_steps}-share{self.share_ratio:g}-{digest}"
+        text = json.dumps(self.record(), sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return f"{self.weights}-steps{self.num_steps}-share{self.sharing.share_ratio:g}-{digest}"
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON has it, the options of sharing beside the rest."""
+        own = {"method": self.method, "weights": self.weights, "num_steps": self.num_steps}
+        return own | self.sharing.record()
 
     def words(self) -> str:
         """The numbers, for a person."""
-        parts = [f"{self.num_steps} steps"]
-        if self.share_ratio:
-            parts += [f"share ratio {self.share_ratio:g}", f"threshold {self.threshold:g}"]
-            parts += [f"{ratio:g} from {threshold:g} on" for threshold, ratio in self.rungs]
-            parts += ["groups part as a whole"] if self.rungs and self.parting == "together" else []
-        if self.unguided:
-            parts += [f"first {self.unguided:.0%} unguided"]
-        if self.handover_noise:
-            parts += [f"noise at the hand-over {self.handover_noise:g}"]
-        return ", ".join(parts)
+        return ", ".join([f"{self.num_steps} steps", *self.sharing.numbers_in_words()])
+
+
+def independent(threshold: float, max_group_size: int = 8, unguided: float = 0.0) -> Sharing:
+    """Nothing shared; the groups are those that diversity is measured in."""
+    return Sharing(
+        threshold=threshold,
+        share_ratio=0.0,
+        max_group_size=max_group_size,
+        shared_guidance=None,
+        unguided=unguided,
+    )
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,9 @@ class Grid:
     """The numbers that a bench runs over.
 
     Attributes:
-        steps, share_ratios, thresholds, unguided: each with each; `unguided` may be empty.
-        shared_guidance: guidance scale of shared steps, None for the pipeline's.
-        handover_noise: of shared sampling, in [0, 1].
-        rungs, parting: of shared sampling (`Sharing`), above its one threshold and share ratio.
+        steps, share_ratios, thresholds: each with each.
+        unguided: baselines without guidance in the first part of the steps (arXiv 2404.07724); may be empty.
+        sharing: all else of shared sampling.
         fine_tuned: which weights there are beside the base model's.
 
     Raises:
@@ -86,18 +84,14 @@ class Grid:
     share_ratios: tuple[float, ...]
     thresholds: tuple[float, ...]
     unguided: tuple[float, ...] = ()
-    shared_guidance: float | None = 1.0
+    sharing: Sharing = field(default_factory=Sharing)
     fine_tuned: tuple[Weights, ...] = ()
-    handover_noise: float = 0.0
-    rungs: tuple[tuple[float, float], ...] = ()
-    parting: Parting = "tree"
 
     def __post_init__(self) -> None:
         for name, values in (("--steps", self.steps), ("--threshold", self.thresholds)):
             if not values:
                 raise InputError(f"{name} needs at least one value")
         _check("--steps", self.steps, all(n >= 1 for n in self.steps), "at least 1")
-        _check("--handover-noise", (self.handover_noise,), 0 <= self.handover_noise <= 1, "in [0, 1]")
         within = all(0 < r <= 1 for r in self.share_ratios)
         _check("--share-ratio", self.share_ratios, within, "in (0, 1]; independent sampling always runs")
         _check("--threshold", self.thresholds, all(-1 <= t <= 1 for t in self.thresholds), "in [-1, 1]")
@@ -107,39 +101,31 @@ class Grid:
         """Every setting once. Those of one set of weights stand together, so that each is loaded once.
 
         Guidance off early is a baseline of the base model and of standard fine-tuning: what sharing after SAGE
-        training has to beat. Shared sampling has it too, where it lasts beyond the branch point.
+        training has to beat. Shared sampling has it too, where it lasts beyond the branch point and is not what
+        shared sampling has anyway.
         """
-        out: dict[Setting, None] = {}
         every: tuple[Weights, ...] = ("base", *self.fine_tuned)
-        for weights in every:
-            after, first = AFTER[weights], self.thresholds[0]
-            for steps in self.steps:
-                out[Setting(f"independent{after}", weights, steps, 0.0, first, None, 0.0)] = None
-            for part in self.unguided if weights != "sage" else ():
+        return [setting for weights in every for setting in self._of(weights)]
+
+    def _of(self, weights: Weights) -> list[Setting]:
+        after, first, size = AFTER[weights], self.thresholds[0], self.sharing.max_group_size
+        ways = [(f"independent{after}", independent(first, size))]
+        for part in self.unguided if weights != "sage" else ():
+            ways.append((f"independent, guidance off early{after}", independent(first, size, part)))
+        out = [Setting(method, weights, steps, way) for method, way in ways for steps in self.steps]
+        for threshold in self.thresholds:
+            for ratio in self.share_ratios:
+                shared = replace(self.sharing, threshold=threshold, share_ratio=ratio)
+                early = [
+                    replace(shared, unguided=part)
+                    for part in self.unguided
+                    if part > max(ratio, shared.unguided)
+                ]
                 for steps in self.steps:
-                    name = f"independent, guidance off early{after}"
-                    out[Setting(name, weights, steps, 0.0, first, None, part)] = None
-            for threshold in self.thresholds:
-                for ratio in self.share_ratios:
-                    for steps in self.steps:
-                        setting = Setting(
-                            f"shared{after}",
-                            weights,
-                            steps,
-                            ratio,
-                            threshold,
-                            self.shared_guidance,
-                            0.0,
-                            self.handover_noise,
-                            self.rungs,
-                            self.parting,
-                        )
-                        out[setting] = None
-                        for part in self.unguided:
-                            if part > ratio:
-                                name = f"shared, guidance off early{after}"
-                                out[replace(setting, method=name, unguided=part)] = None
-        return list(out)
+                    out.append(Setting(f"shared{after}", weights, steps, shared))
+                    name = f"shared, guidance off early{after}"
+                    out += [Setting(name, weights, steps, way) for way in early]
+        return out
 
 
 def _check(name: str, values: Sequence[float], right: bool, rule: str) -> None:

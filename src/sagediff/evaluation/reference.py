@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +50,9 @@ def file_features(
         if on_images is not None:
             on_images(len(images))
     return torch.cat(parts)
+
+
+def made_size(pipe: Any, prompt: str) -> tuple[int, int]:
+    """(height, width) of the images that a pipeline makes; it makes one in two steps."""
+    image = pipe(prompt=[prompt], num_inference_steps=2, output_type="pil").images[0]
+    return image.height, image.width

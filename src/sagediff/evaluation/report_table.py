@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sagediff.evaluation.summary import Figure, Row
@@ -14,6 +13,7 @@ from sagediff.evaluation.summary import Figure, Row
 HEADS = {  # figure -> (heading, format); accuracies follow, by their own names
     "evaluations_per_image": ("evaluations per image", ".1f"),
     "cost_saving": ("saving", ".1%"),
+    "sharing_saving": ("by sharing alone", ".1%"),
     "seconds": ("seconds", ".1f"),
     "clip_score": ("CLIP score", ".4f"),
     "frechet": ("Frechet distance", ".2f"),
@@ -61,7 +61,7 @@ def csv_text(rows: Sequence[Row]) -> str:
         ["method", "weights", *_NUMBERS, "seeds", *(c for n in names for c in (n, f"{n}_spread"))]
     )
     for row in rows:
-        setting = asdict(row.setting)
+        setting = row.setting.record()
         figures = [row.figures.get(name) for name in names]
         numbers = [value for f in figures for value in ((None, None) if f is None else (f.mean, f.spread))]
         writer.writerow(

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from sagediff.evaluation.grid import Setting
-from sagediff.files.atomic import output_errors, sweep, write_bytes
+from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text
 from sagediff.files.output_folder import MANIFEST, OutputFolder
 
 
@@ -37,9 +37,8 @@ class CellStore:
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Create the folder."""
-        self._make(self.path / "cells")
-        for folder in (self.path, self.path / "cells", *self.path.glob("images/*")):
-            sweep(folder)
+        _make(self.path / "cells")
+        sweep(self.path, self.path / "cells", *self.path.glob("images/*"))
         self.write_text(MANIFEST, json.dumps({"settings": dict(manifest)}, indent=2) + "\n")
 
     def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
@@ -54,7 +53,7 @@ class CellStore:
         self.write_text(self._name(setting, seed), json.dumps(cell, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        self._folder.write_text(name, text)
+        write_text(self.path / name, text)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         write_bytes(self.path / name, data)
@@ -69,16 +68,16 @@ class CellStore:
         for place, image in enumerate(images):
             row.paste(image, (place * width, 0))
         target = self.strip_path(setting, group)
-        self._make(target.parent)
+        _make(target.parent)
         encoded = io.BytesIO()
         row.save(encoded, format="PNG")
-        self.write_bytes(target.relative_to(self.path).as_posix(), encoded.getvalue())
+        write_bytes(target, encoded.getvalue())
 
     @staticmethod
     def _name(setting: Setting, seed: int) -> str:
         return f"cells/{setting.key}-seed{seed}.json"
 
-    @staticmethod
-    def _make(folder: Path) -> None:
-        with output_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+
+def _make(folder: Path) -> None:
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)

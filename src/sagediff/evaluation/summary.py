@@ -34,7 +34,7 @@ class Row:
     def record(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "setting": asdict(self.setting),
+            "setting": self.setting.record(),
             "seeds": list(self.seeds),
             "figures": {name: asdict(figure) for name, figure in self.figures.items()},
             "bands": [{name: asdict(figure) for name, figure in band.items()} for band in self.bands],

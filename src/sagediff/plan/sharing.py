@@ -227,6 +227,19 @@ class Sharing:
         together = ", which part together" if self.parting == "together" and self.rungs else ""
         return f"{rungs}, groups of up to {self.max_group_size}{together}"
 
+    def numbers_in_words(self) -> list[str]:
+        """What tells one way of sharing from others in a table, each number with its word."""
+        parts = []
+        if self.share_ratio:
+            parts += [f"share ratio {self.share_ratio:g}", f"threshold {self.threshold:g}"]
+            parts += [f"{ratio:g} from {threshold:g} on" for threshold, ratio in self.rungs]
+            parts += ["groups part as a whole"] if self.rungs and self.parting == "together" else []
+        if self.unguided:
+            parts += [f"first {self.unguided:.0%} unguided"]
+        if self.handover_noise:
+            parts += [f"noise at the hand-over {self.handover_noise:g}"]
+        return parts
+
 
 def for_guidance(layer: Layer) -> dict[str, Any]:
     """A layer without the options that belong to sampling without guidance (`option`'s `for_unguided`)."""

@@ -1,0 +1,204 @@
+"""The work of `sagediff bench`: check everything, run what is missing, write the tables and plots."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sagediff
+from sagediff.cli.commands.bench import BenchOptions
+from sagediff.cli.measuring import MeasuringOptions, numbers
+from sagediff.errors import InputError
+from sagediff.evaluation.bench_report import write_report
+from sagediff.evaluation.comparison import Bench, embeddings_of, missing_cells, run_bench, yardstick
+from sagediff.evaluation.figures import Yardstick
+from sagediff.evaluation.grid import Grid, Weights
+from sagediff.evaluation.perception import Perception
+from sagediff.evaluation.reference import Reference, file_features, made_size
+from sagediff.evaluation.result_store import CellStore
+from sagediff.files.imagefolder import list_images, read_imagefolder
+from sagediff.files.output_folder import fingerprint
+from sagediff.pipelines.loading import quiet_libraries
+from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.placement import file_digest, open_pipeline, placement
+from sagediff.pipelines.run_settings import RunSettings
+from sagediff.progress import stderr_progress
+
+_DEFAULT_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is sampled and what it is compared with.
+
+    Attributes:
+        prompts: one image each.
+        real: files of real images; None where there are none, or those of the built-in world.
+        paired: whether file i shows prompt i.
+    """
+
+    prompts: list[str]
+    real: list[Path] | None
+    paired: bool
+
+
+def run_bench_command(
+    settings: RunSettings, options: BenchOptions, measuring: MeasuringOptions, prompts: Path | None
+) -> None:
+    """Run a bench; the table's JSON goes to stdout.
+
+    Args:
+        settings: the LoRA is the one after SAGE training; the sharing is that of every setting, but for its lists.
+        prompts: file of prompts; None for the data's captions, or the built-in model's.
+
+    Raises:
+        InputError: a value out of range, a file that is not there, or a folder in use.
+        OutputError: the disk refused.
+    """
+    model = settings.model
+    loras: dict[Weights, Path] = {}
+    if options.baseline_lora is not None:
+        loras["standard"] = lora_file(options.baseline_lora)
+    if model.lora is not None:
+        loras["sage"] = lora_file(model.lora)
+    grid = _grid(settings, options, tuple(loras))
+    seeds = measuring.seeds_or(_DEFAULT_SEEDS)
+    material = _material(settings, options, measuring, prompts)
+    store = CellStore(options.out)
+    manifest = _manifest(settings, grid, seeds, material, measuring, loras)
+    store.check(manifest, options.resume)
+    quiet_libraries()
+    device, _ = placement(model.device, model.dtype)
+
+    def pipelines(weights: Weights) -> Any:
+        lora = loras.get(weights)
+        return open_pipeline(replace(model, lora=lora, no_lora=lora is None))
+
+    sampling = settings.sampling
+    bench = Bench(
+        material.prompts, grid.settings(), seeds, sampling.guidance_scale, pipelines, sampling.encoder
+    )
+    base = pipelines("base")
+    for weights in grid.fine_tuned:  # a LoRA that does not fit is said before hours of work
+        pipelines(weights)
+    perception = measuring.perception(model, device)
+    vectors = embeddings_of(bench, base)
+    reference = _reference(material, perception, base, measuring.world_judges(model))
+    measure_by = yardstick(bench, vectors, perception, reference)
+    if reference is None:
+        print(
+            "no real images (--data or --reference): Frechet and kernel distance are left out",
+            file=sys.stderr,
+        )
+    store.begin(manifest)
+    _run(bench, store, vectors, measure_by)
+    print(json.dumps(json.loads(write_report(bench, store, measure_by, manifest))))
+    print(f"table in {store.path / 'table.md'}, plots beside it", file=sys.stderr)
+
+
+def _grid(settings: RunSettings, options: BenchOptions, fine_tuned: tuple[Weights, ...]) -> Grid:
+    ratios = numbers("--share-ratio", options.share_ratio, float)
+    thresholds = numbers("--threshold", options.threshold, float)
+    sharing = settings.sharing
+    return Grid(
+        options.step_counts(),
+        ratios or (sharing.share_ratio,),
+        thresholds or (sharing.threshold,),
+        numbers("--unguided", options.unguided, float),
+        # who names either gets a fixed split, as elsewhere
+        replace(sharing, rungs=()) if ratios or thresholds else sharing,
+        fine_tuned,
+    )
+
+
+def _material(
+    settings: RunSettings, options: BenchOptions, measuring: MeasuringOptions, prompts: Path | None
+) -> Material:
+    if prompts is not None and options.data is not None:
+        raise InputError("give --prompts or --data, not both")
+    real = None if options.reference is None else list_images(options.reference)
+    if options.data is not None:
+        folder = read_imagefolder(options.data)
+        captions = measuring.first_of(folder.captions)
+        return Material(captions, real or folder.files[: len(captions)], paired=real is None)
+    instead = ", or --data FOLDER with metadata.jsonl"
+    return Material(measuring.prompts(prompts, settings.model, 256, instead), real, paired=False)
+
+
+def _reference(material: Material, perception: Perception, pipe: Any, of_world: bool) -> Reference | None:
+    """Features of the real images, scaled to the size that the model makes; else of the world's renders."""
+    if material.real is None:
+        return _world_reference(material.prompts) if of_world else None
+    size = made_size(pipe, material.prompts[0])
+    with stderr_progress("real images") as progress:
+        task = progress.add_task("", total=len(material.real))
+        features = file_features(
+            material.real, perception, size, on_images=lambda n: progress.advance(task, n)
+        )
+    return Reference(features, material.paired)
+
+
+def _world_reference(prompts: list[str]) -> Reference:
+    from sagediff.builtin.scenes.scene_perception import reference_features
+
+    try:
+        return Reference(reference_features(prompts), paired=True)
+    except InputError:  # prompts of the user's own: all renders are the reference
+        return Reference(reference_features(), paired=False)
+
+
+def _manifest(
+    settings: RunSettings,
+    grid: Grid,
+    seeds: Sequence[int],
+    material: Material,
+    measuring: MeasuringOptions,
+    loras: dict[Weights, Path],
+) -> dict[str, Any]:
+    """What a resumed bench must repeat. A LoRA by its content: the same path may hold other weights tomorrow."""
+    digests = {weights: file_digest(lora) for weights, lora in loras.items()}
+    return {
+        "command": "bench",
+        "version": sagediff.__version__,
+        "model": settings.model.name,
+        "lora": digests.get("sage"),
+        "baseline_lora": digests.get("standard"),
+        "prompts": fingerprint(material.prompts),
+        "num_prompts": len(material.prompts),
+        "real_images": None if material.real is None else fingerprint([str(f) for f in material.real]),
+        "steps": grid.steps,
+        "share_ratios": grid.share_ratios,
+        "thresholds": grid.thresholds,
+        "unguided": grid.unguided,
+        "sharing": grid.sharing.record(),
+        "guidance_scale": settings.sampling.guidance_scale,
+        "scheduler": settings.model.scheduler,
+        "encoder": settings.sampling.encoder,
+        "features": measuring.features,
+        "clip": measuring.clip,
+        "dtype": settings.model.dtype,
+        "seeds": tuple(seeds),
+    }
+
+
+def _run(bench: Bench, store: CellStore, vectors: np.ndarray[Any, Any], measure_by: Yardstick) -> None:
+    missing = missing_cells(bench, store)
+    total = len(bench.settings) * len(bench.seeds)
+    print(
+        f"{len(bench.settings)} settings x {len(bench.seeds)} seeds, {len(bench.prompts)} prompts each"
+        + (f"; {total - len(missing)} of {total} are there already" if len(missing) < total else ""),
+        file=sys.stderr,
+    )
+    with stderr_progress("bench") as progress:
+        task = progress.add_task("", total=sum(s.num_steps for s, _ in missing) * len(bench.prompts))
+        for setting, seed in run_bench(
+            bench, store, vectors, measure_by, on_step=lambda count: progress.advance(task, count)
+        ):
+            if not progress.console.is_terminal:
+                progress.console.print(f"{setting.method}, {setting.words()}, seed {seed}", highlight=False)

@@ -1,0 +1,150 @@
+"""The work of `sagediff tune`: search, write the policy file, say what was found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import sagediff
+from sagediff.cli.commands.tune import TuneOptions
+from sagediff.cli.measuring import MeasuringOptions, numbers
+from sagediff.errors import InputError
+from sagediff.evaluation.perception import Perception
+from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
+from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
+from sagediff.files.atomic import write_text
+from sagediff.files.output_folder import fingerprint
+from sagediff.pipelines.loading import quiet_libraries
+from sagediff.pipelines.placement import file_digest, open_pipeline, placement
+from sagediff.pipelines.run_settings import RunSettings
+from sagediff.prompts.embeddings import embed_prompts
+
+
+def run_tune(
+    settings: RunSettings, options: TuneOptions, measuring: MeasuringOptions, prompts: Path | None
+) -> None:
+    """Search, write the policy file; what was found goes to stdout as JSON, trials to stderr as they end.
+
+    Args:
+        settings: its sharing is that of every trial, but for what is searched.
+        prompts: file of prompts; None for held-out captions of the built-in model.
+
+    Raises:
+        InputError: a value out of range, or a metric that these prompts or this model do not have.
+        OutputError: the file cannot be written.
+    """
+    model, out = settings.model, options.out
+    texts = measuring.prompts(prompts, model, held_out=128)
+    search = _search(settings, options, texts)
+    seeds = measuring.seeds_or((0,))
+    quiet_libraries()
+    device, _ = placement(model.device, model.dtype)
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; name the policy file")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    perception = measuring.perception(model, device)
+    metric = _metric(options, perception, texts)
+    pipe = open_pipeline(model)
+    steps, scale = settings.sampling.num_inference_steps, settings.sampling.guidance_scale
+    vectors = embed_prompts(texts, pipe, settings.sampling.encoder).vectors
+    runner = TrialRunner(pipe, texts, vectors, perception, steps, scale, seeds, metric)
+    kept = TrialFile(out.with_name(out.name + ".trials.jsonl"), _about(settings, measuring, runner))
+    found = _shown(search, runner, kept)
+    _write(settings, options, runner, found)
+
+
+def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
+    demo = settings.model.name == "demo"
+    thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
+    if equal_prompts(prompts):
+        thresholds += (EQUAL,)
+    return Search(
+        settings.sharing,
+        numbers("--threshold", options.threshold, float) or thresholds,
+        numbers("--share-ratio", options.share_ratio, float) or tuple(k / 10 for k in range(1, 9)),
+        options.budget,
+        cast("tuple[Family, ...]", tuple(options.families.split(","))),  # Search checks them
+        sizes=numbers("--max-group-size", options.max_group_size, int) or (8, 32),
+        apart=options.apart,
+    )
+
+
+def _metric(options: TuneOptions, perception: Perception, prompts: list[str]) -> Metric:
+    judged = judges(perception, prompts)
+    if options.metric == "accuracy" and not judged:
+        raise InputError("--metric accuracy needs the built-in model and captions of its world; use clip")
+    return options.metric or ("accuracy" if judged else "clip")
+
+
+def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunner) -> dict[str, Any]:
+    """What all trials of a search have in common."""
+    model = settings.model
+    return asdict(settings.sampling) | {
+        "version": sagediff.__version__,
+        "model": model.name,
+        "lora": None if model.lora is None else file_digest(model.lora),
+        "scheduler": model.scheduler,
+        "dtype": model.dtype,
+        "prompts": fingerprint(runner.prompts),
+        "seeds": runner.seeds,
+        "metric": runner.metric,
+        "features": measuring.features,
+        "clip": measuring.clip,
+    }
+
+
+def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
+    """The search, with a line for each trial on stderr; what is known of it already is not run again."""
+    bar = Progress(
+        TextColumn("policies tried"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def told(trial: Trial) -> None:
+            bar.advance(task)
+            apart = "" if trial.apart is None else f", equal prompts {trial.apart:.4f} apart"
+            bar.console.print(
+                f"{trial.cost_saving:.1%} saved, {runner.metric} {trial.mean:.4f}{apart}: {trial.policy}",
+                highlight=False,
+            )
+
+        return tune(search, runner.saving, kept.remembered(runner.measure), told)
+
+
+def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, found: Tuned) -> None:
+    best, alone = found.best, found.trials[0]
+    apart = {} if best.apart is None else {"apart": best.apart, "apart_independent": alone.apart}
+    plan = runner.plan(best.policy)
+    record = best.policy.record() | {
+        "tuned": {
+            "model": Path(settings.model.name).name,
+            "num_steps": runner.num_steps,
+            "scheduler": settings.model.scheduler,
+            "metric": runner.metric,
+            "budget": options.budget,
+            "quality": best.mean,
+            "quality_independent": alone.mean,
+            **apart,
+            "cost_saving": plan.cost_saving,
+            "sharing_saving": plan.sharing_saving,
+            "num_prompts": len(runner.prompts),
+            "seeds": list(runner.seeds),
+            "trials": len(found.trials),
+        }
+    }
+    write_text(options.out, json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))
+    print(
+        f"{plan.savings} with {runner.metric} {best.mean:.4f} (independent {alone.mean:.4f}): {best.policy}; in "
+        f"{options.out}, for --policy",
+        file=sys.stderr,
+    )

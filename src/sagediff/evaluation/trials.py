@@ -1,0 +1,149 @@
+"""Trials of the search: a sharing run on a pipeline and measured, and the file that keeps what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sagediff.evaluation.figures import Figures, Seen
+from sagediff.evaluation.perception import Judging, Perception
+from sagediff.evaluation.reference import Reference
+from sagediff.evaluation.sampled_images import as_tensor, sampled
+from sagediff.evaluation.search import Measured
+from sagediff.files.atomic import output_errors
+from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import Sharing
+from sagediff.sampling.plan_prompts import CostBasis, cost_basis, default_guidance
+from sagediff.sampling.sampler import SharedSampler
+
+Metric = Literal["accuracy", "clip"]
+EQUAL = 0.99  # a cosine that, but for rounding, none but equal prompts reach
+_FIGURES: dict[Metric, str] = {"accuracy": "accuracy_all", "clip": "clip_score"}
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Runs one sharing after the other on the same pipeline, prompts and seeds.
+
+    Attributes:
+        vectors: (N, D) unit vectors of the prompts.
+        guidance_scale: None for the pipeline's own.
+        metric: what quality is; "accuracy" needs a perception that judges these prompts (`judges`).
+    """
+
+    pipe: Any
+    prompts: list[str]
+    vectors: npt.NDArray[np.float32]
+    perception: Perception
+    num_steps: int
+    guidance_scale: float | None
+    seeds: tuple[int, ...]
+    metric: Metric
+
+    @cached_property
+    def _basis(self) -> CostBasis:
+        scale = self.guidance_scale
+        scale = default_guidance(type(self.pipe)) if scale is None else scale
+        return cost_basis(self.pipe, SharedSampler(self.pipe).denoiser_class, self.num_steps, scale)
+
+    @cached_property
+    def copies(self) -> list[list[int]]:
+        """The numbers of every prompt that is there more than once."""
+        return equal_prompts(self.prompts)
+
+    def plan(self, sharing: Sharing) -> SharePlan:
+        """What a sharing makes of these prompts; runs nothing."""
+        return self._basis.of(sharing.plan(self.vectors, self.num_steps))
+
+    def saving(self, sharing: Sharing) -> float:
+        """Its cost saving, guidance that is left out included."""
+        return self.plan(sharing).cost_saving
+
+    def figures(self, sharing: Sharing, reference: Reference | None = None) -> list[Figures]:
+        """Every metric, one record per seed; diversity is that of equal prompts."""
+        out = []
+        for seed in self.seeds:
+            made = sampled(
+                self.pipe, self.prompts, self.vectors, sharing, self.num_steps, self.guidance_scale, seed
+            )
+            seen = Seen.by(self.perception, as_tensor(made.images), self.prompts)
+            out.append(seen.figures(self.copies, reference))
+        return out
+
+    def measure(self, sharing: Sharing) -> Measured:
+        """The quality of a sharing's images, and how far apart those of equal prompts are."""
+        records = self.figures(sharing)
+        quality = tuple(record[_FIGURES[self.metric]] or 0.0 for record in records)
+        return Measured(quality, tuple(record["diversity"] or 0.0 for record in records if self.copies))
+
+
+@dataclass(frozen=True)
+class TrialFile:
+    """Finished trials, one JSON object per line, so that a stopped search goes on where it was.
+
+    Attributes:
+        about: what all trials of a search have in common; those of others are passed over.
+    """
+
+    path: Path
+    about: Mapping[str, Any]
+
+    @cached_property
+    def _about(self) -> str:
+        return hashlib.blake2b(json.dumps(self.about).encode(), digest_size=8).hexdigest()
+
+    def read(self) -> dict[Sharing, Measured]:
+        """What came out, by sharing."""
+        found: dict[Sharing, Measured] = {}
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    if entry["about"] == self._about:
+                        sharing = Sharing.merged(Sharing.layer(entry["policy"]))
+                        found[sharing] = Measured(tuple(entry["quality"]), tuple(entry["apart"]))
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line cut short by a kill
+        return found
+
+    def remembered(self, measure: Callable[[Sharing], Measured]) -> Callable[[Sharing], Measured]:
+        """`measure`, asked only of what is not in the file, and its answers put there."""
+        known = self.read()
+
+        def measured(sharing: Sharing) -> Measured:
+            if sharing not in known:
+                known[sharing] = measure(sharing)
+                self.add(sharing, known[sharing])
+            return known[sharing]
+
+        return measured
+
+    def add(self, sharing: Sharing, measured: Measured) -> None:
+        """Raises OutputError if the disk refuses."""
+        line = json.dumps({"about": self._about, "policy": sharing.record()} | asdict(measured))
+        with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def judges(perception: Perception, prompts: Sequence[str]) -> bool:
+    """Whether accuracy is known for these prompts."""
+    if not isinstance(perception, Judging):
+        return False
+    return "all" in perception.accuracy(torch.zeros(1, 3, 64, 64), prompts[:1])
+
+
+def equal_prompts(prompts: Sequence[str]) -> list[list[int]]:
+    """The numbers of every prompt that is there more than once."""
+    places: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(number)
+    return [numbers for numbers in places.values() if len(numbers) > 1]
