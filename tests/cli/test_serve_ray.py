@@ -31,6 +31,8 @@ from sagediff.serving.engine.model_thread import Engine
 from sagediff.serving.failures import Cancelled
 from sagediff.serving.metrics import Metrics
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
+
 
 def request_of(steps: int = 2) -> ServeRequest:
     settings = run_settings(
