@@ -31,6 +31,8 @@ from sagediff.serving.fleet.ray_fleet import claimed_folder, ray_fleet
 from sagediff.serving.local_engine import ServeRequest
 from sagediff.serving.metrics import Metrics
 
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
+
 
 def request_of(steps: int = 2) -> ServeRequest:
     model = ModelOptions("demo", no_lora=True, scheduler="dpm++", device="cpu", dtype="float32")

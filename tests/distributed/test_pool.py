@@ -19,6 +19,7 @@ from sagediff.distributed.pool import MAX_TRIES, Pool, PoolOptions
 from sagediff.errors import InputError, OutputError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sagediff[ray]'")
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
 
 SHAPES = ("large", "small")
 THINGS = ("heart", "cat", "car", "star", "apple", "cake")

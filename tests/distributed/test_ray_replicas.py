@@ -21,6 +21,7 @@ from sagediff.errors import SagediffError
 
 quiet_serve()  # before Serve is imported, which reads it then
 pytest.importorskip("ray.serve")
+pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
 
 OPTIONS = PoolOptions(2, cpus=0.5)
 EAST, NORTH = np.eye(2, dtype=np.float32)

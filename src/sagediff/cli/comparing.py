@@ -22,8 +22,8 @@ from sagediff.evaluation.grid import Grid, Weights
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
+from sagediff.files.digest import texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
-from sagediff.files.output_folder import fingerprint
 from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.placement import file_digest, open_pipeline, placement
@@ -169,9 +169,9 @@ def _manifest(
         "model": settings.model.name,
         "lora": digests.get("sage"),
         "baseline_lora": digests.get("standard"),
-        "prompts": fingerprint(material.prompts),
+        "prompts": texts_digest(material.prompts),
         "num_prompts": len(material.prompts),
-        "real_images": None if material.real is None else fingerprint([str(f) for f in material.real]),
+        "real_images": None if material.real is None else texts_digest([str(f) for f in material.real]),
         "steps": grid.steps,
         "share_ratios": grid.share_ratios,
         "thresholds": grid.thresholds,

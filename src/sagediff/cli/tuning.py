@@ -19,7 +19,7 @@ from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import write_text
-from sagediff.files.output_folder import fingerprint
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import file_digest, open_pipeline, placement
 from sagediff.pipelines.run_settings import RunSettings
@@ -92,7 +92,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
         "lora": None if model.lora is None else file_digest(model.lora),
         "scheduler": model.scheduler,
         "dtype": model.dtype,
-        "prompts": fingerprint(runner.prompts),
+        "prompts": texts_digest(runner.prompts),
         "seeds": runner.seeds,
         "metric": runner.metric,
         "features": measuring.features,

@@ -38,7 +38,8 @@ class CellStore:
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Create the folder."""
         _make(self.path / "cells")
-        sweep(self.path, self.path / "cells", *self.path.glob("images/*"))
+        for folder in (self.path, self.path / "cells", *self.path.glob("images/*")):
+            sweep(folder)
         self.write_text(MANIFEST, json.dumps({"settings": dict(manifest)}, indent=2) + "\n")
 
     def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
