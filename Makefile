@@ -15,7 +15,7 @@ demo: $(STAMP)
 	rm -rf out/demo
 	$(BIN)/sagediff generate --model demo --prompts examples/prompts.txt --steps 30 --out out/demo
 	@echo
-	@echo "images:      out/demo/images/"
+	@echo "images:        out/demo/images/"
 	@echo "contact sheet: out/demo/contact-sheet.png"
 	@echo "report:        out/demo/report.json"
 
