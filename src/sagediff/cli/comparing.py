@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 import sagediff
-from sagediff.cli.commands.bench import BenchOptions
-from sagediff.cli.measuring import MeasuringOptions, numbers
+from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions, numbers
 from sagediff.errors import InputError
 from sagediff.evaluation.bench_report import write_report
 from sagediff.evaluation.comparison import Bench, embeddings_of, missing_cells, run_bench, yardstick
@@ -22,11 +21,11 @@ from sagediff.evaluation.grid import Grid, Weights
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
-from sagediff.files.digest import texts_digest
+from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
 from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.placement import file_digest, open_pipeline, placement
+from sagediff.pipelines.placement import open_pipeline, placement
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
 

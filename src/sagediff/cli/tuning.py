@@ -8,21 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 import sagediff
-from sagediff.cli.commands.tune import TuneOptions
-from sagediff.cli.measuring import MeasuringOptions, numbers
+from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions, numbers
 from sagediff.errors import InputError
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import write_text
-from sagediff.files.digest import texts_digest
+from sagediff.files.digest import file_digest, texts_digest
 from sagediff.pipelines.loading import quiet_libraries
-from sagediff.pipelines.placement import file_digest, open_pipeline, placement
+from sagediff.pipelines.placement import open_pipeline, placement
 from sagediff.pipelines.run_settings import RunSettings
+from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
 
 
@@ -102,11 +99,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
 
 def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
     """The search, with a line for each trial on stderr; what is known of it already is not run again."""
-    bar = Progress(
-        TextColumn("policies tried"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )  # fmt: skip
-    with bar:
+    with stderr_progress("sharings tried") as bar:
         task = bar.add_task("", total=None)
 
         def told(trial: Trial) -> None:

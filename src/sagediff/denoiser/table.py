@@ -16,203 +16,130 @@ tests (`tests/tiny/families.py`): the exactness tests do the rest.
 
 from __future__ import annotations
 
-from sagediff.denoiser.family import Family
+from collections.abc import Mapping
+from typing import Any
+
+from sagediff.denoiser.family import Family, Role
+
+GUIDED_IN_ONE_CALL: dict[str, Any] = {"guidance": "batched", "first": "negative"}
+GUIDED_IN_TWO_CALLS: dict[str, Any] = {"guidance": "two calls", "first": "conditional"}
+
+
+def _family(
+    rows: str, conditions: str, *, masks: Mapping[str, str] | None = None, neither: str = "", **more: Any
+) -> Family:
+    """A `Family` from names with spaces between them; the first row is the noisy latents."""
+    masks = masks or {}
+    roles: dict[str, Role] = {
+        **dict.fromkeys(rows.split(), "row"),
+        **dict.fromkeys(conditions.split(), "condition"),
+        **dict.fromkeys(masks, "mask"),
+        **dict.fromkeys(neither.split(), "neither"),
+    }
+    return Family(sample=rows.split()[0], arguments=roles, masks=masks, **more)
+
 
 FAMILIES: dict[str, Family] = {
-    "UNet2DConditionModel": Family(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
-        sample="sample",
-        arguments={
-            "sample": "row",
-            "timestep": "row",
-            "class_labels": "row",
-            "timestep_cond": "row",
-            "encoder_hidden_states": "condition",
-            "encoder_attention_mask": "mask",
-            "added_cond_kwargs.text_embeds": "condition",
-            "added_cond_kwargs.time_ids": "row",
-            "added_cond_kwargs.image_embeds": "condition",  # Kandinsky's; a list with one for each IP-Adapter
-            "down_block_additional_residuals": "condition",  # ControlNet's: it has read each member's prompt
-            "mid_block_additional_residual": "condition",
-        },
-        guidance="batched",
-        first="negative",
+    "UNet2DConditionModel": _family(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
+        "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids",
+        "encoder_hidden_states added_cond_kwargs.text_embeds "
+        "added_cond_kwargs.image_embeds "  # Kandinsky's; a list with one for each IP-Adapter
+        "down_block_additional_residuals mid_block_additional_residual",  # ControlNet's: it has read each prompt
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         parts=frozenset({"added_cond_kwargs.image_embeds", "down_block_additional_residuals"}),
+        **GUIDED_IN_ONE_CALL,
     ),
-    "SD3Transformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "pooled_projections": "condition",
-        },
-        guidance="batched",
-        first="negative",
+    "SD3Transformer2DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states pooled_projections",
+        **GUIDED_IN_ONE_CALL,
     ),
-    "FluxTransformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "guidance": "row",
-            "encoder_hidden_states": "condition",
-            "pooled_projections": "condition",
-            "txt_ids": "neither",
-            "img_ids": "neither",
-        },
-        guidance="two calls",
-        first="conditional",
+    "FluxTransformer2DModel": _family(
+        "hidden_states timestep guidance",
+        "encoder_hidden_states pooled_projections",
+        neither="txt_ids img_ids",
         scale="true_cfg_scale",
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "Flux2Transformer2DModel": Family(  # FLUX.2 (never a second call) and Klein
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "guidance": "row",
-            "encoder_hidden_states": "condition",
-            "txt_ids": "row",
-            "img_ids": "row",
-        },
-        guidance="two calls",
-        first="conditional",
+    "Flux2Transformer2DModel": _family(  # FLUX.2 (never a second call) and Klein
+        "hidden_states timestep guidance txt_ids img_ids",
+        "encoder_hidden_states",
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "PixArtTransformer2DModel": Family(  # PixArt-alpha and -Sigma
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "encoder_attention_mask": "mask",
-            "added_cond_kwargs.resolution": "row",
-            "added_cond_kwargs.aspect_ratio": "row",
-        },
-        guidance="batched",
-        first="negative",
+    "PixArtTransformer2DModel": _family(  # PixArt-alpha and -Sigma
+        "hidden_states timestep added_cond_kwargs.resolution added_cond_kwargs.aspect_ratio",
+        "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        **GUIDED_IN_ONE_CALL,
     ),
-    "SanaTransformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "encoder_attention_mask": "mask",
-        },
-        guidance="batched",
-        first="negative",
+    "SanaTransformer2DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        **GUIDED_IN_ONE_CALL,
     ),
-    "AuraFlowTransformer2DModel": Family(
-        sample="hidden_states",
-        arguments={"hidden_states": "row", "timestep": "row", "encoder_hidden_states": "condition"},
-        guidance="batched",
-        first="negative",
+    "AuraFlowTransformer2DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states",
         zero_padded=frozenset({"encoder_hidden_states"}),
+        **GUIDED_IN_ONE_CALL,
     ),
-    "ChromaTransformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "attention_mask": "mask",  # of the text's tokens, then the image's
-            "txt_ids": "neither",
-            "img_ids": "neither",
-        },
-        guidance="two calls",
-        first="conditional",
-        masks={"attention_mask": "encoder_hidden_states"},
+    "ChromaTransformer2DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        masks={"attention_mask": "encoder_hidden_states"},  # of the text's tokens, then the image's
+        neither="txt_ids img_ids",
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "CogView4Transformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "original_size": "row",
-            "target_size": "row",
-            "crop_coords": "row",
-        },
-        guidance="two calls",
-        first="conditional",
+    "CogView4Transformer2DModel": _family(
+        "hidden_states timestep original_size target_size crop_coords",
+        "encoder_hidden_states",
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "HunyuanDiT2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "text_embedding_mask": "mask",
-            "encoder_hidden_states_t5": "condition",
-            "text_embedding_mask_t5": "mask",
-            "image_meta_size": "row",
-            "style": "row",
-            "image_rotary_emb": "neither",
-        },
-        guidance="batched",
-        first="negative",
+    "HunyuanDiT2DModel": _family(
+        "hidden_states timestep image_meta_size style",
+        "encoder_hidden_states encoder_hidden_states_t5",
         masks={
             "text_embedding_mask": "encoder_hidden_states",
             "text_embedding_mask_t5": "encoder_hidden_states_t5",
         },
+        neither="image_rotary_emb",
+        **GUIDED_IN_ONE_CALL,
     ),
-    "Lumina2Transformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "encoder_attention_mask": "mask",
-        },
-        guidance="two calls",
-        first="conditional",
+    "Lumina2Transformer2DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "QwenImageTransformer2DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "guidance": "row",
-            "encoder_hidden_states": "condition",
-            "encoder_hidden_states_mask": "mask",
-            "img_shapes": "row",
-        },
-        guidance="two calls",
-        first="conditional",
+    "QwenImageTransformer2DModel": _family(
+        "hidden_states timestep guidance img_shapes",
+        "encoder_hidden_states",
         masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
         lists=frozenset({"img_shapes"}),
         scale="true_cfg_scale",
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "ZImageTransformer2DModel": Family(
-        sample="x",
-        arguments={"x": "row", "t": "row", "cap_feats": "condition"},
+    "ZImageTransformer2DModel": _family(
+        "x t",
+        "cap_feats",
+        lists=frozenset({"cap_feats", "x"}),
+        unguided_scale=0.0,
         guidance="batched",
         first="conditional",
-        lists=frozenset({"x", "cap_feats"}),
-        unguided_scale=0.0,
     ),
-    "WanTransformer3DModel": Family(
-        sample="hidden_states",
-        arguments={"hidden_states": "row", "timestep": "row", "encoder_hidden_states": "condition"},
-        guidance="two calls",
-        first="conditional",
+    "WanTransformer3DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states",
         zero_padded=frozenset({"encoder_hidden_states"}),
         makes="videos",
+        **GUIDED_IN_TWO_CALLS,
     ),
-    "LTXVideoTransformer3DModel": Family(
-        sample="hidden_states",
-        arguments={
-            "hidden_states": "row",
-            "timestep": "row",
-            "encoder_hidden_states": "condition",
-            "encoder_attention_mask": "mask",
-        },
-        guidance="batched",
-        first="negative",
+    "LTXVideoTransformer3DModel": _family(
+        "hidden_states timestep",
+        "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         makes="videos",
+        **GUIDED_IN_ONE_CALL,
     ),
 }

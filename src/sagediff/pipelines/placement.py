@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
@@ -72,13 +71,4 @@ def weights_digest(pipe: Any) -> str:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             whole = tensor.detach().cpu().contiguous()
             digest.update(whole.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's content."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     return digest.hexdigest()

@@ -9,7 +9,8 @@ from typing import Any
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
-from sagediff.pipelines.placement import file_digest, open_pipeline, weights_digest
+from sagediff.files.digest import file_digest
+from sagediff.pipelines.placement import open_pipeline, weights_digest
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import named_encoder

@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
-
 from sagediff.cli import options
-from sagediff.cli.measuring import MeasuringOptions, numbers
+from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.errors import InputError
-from sagediff.options import option
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.sharing import Sharing
-
-_DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """What is compared, with what, and where the table goes; lists as they were given."""
-
-    out: Path = option(Path("out/bench"), "Folder for cells, tables and plots.")
-    resume: bool = option(False, "Go on with a bench that was stopped.")
-    baseline_lora: Path | None = option(None, "LoRA after standard fine-tuning.")
-    data: Path | None = option(
-        None, "Folder with metadata.jsonl (file_name, text): captions are prompts, images real."
-    )
-    reference: Path | None = option(None, "Folder of real images to measure against.")
-    steps: tuple[str, ...] = option((), "Step counts, with commas [default: 6,8,10,12,16,20].")
-    share_ratio: tuple[str, ...] = option(
-        (), "Fractions of the steps to share, with commas [default: the model's own]."
-    )
-    threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
-        (), "Minimum similarities of a group, with commas [default: the model's own]."
-    )
-    unguided: tuple[str, ...] = option(
-        (),
-        "Baseline with guidance off early: fractions of the steps, with commas [default: left out].",
-    )
-
-    def step_counts(self) -> tuple[int, ...]:
-        return numbers("--steps", self.steps, int) or _DEFAULT_STEPS
-
 
 if TYPE_CHECKING:
     GivenSharing = Any
@@ -64,7 +30,7 @@ def bench(
     sampling: Annotated[GivenSampling | None, options.flattened("Sampling")] = None,
     sharing: Annotated[GivenSharing | None, options.flattened("Sharing")] = None,
     policy: options.Policy = None,
-    compared: Annotated[BenchOptions, options.flattened("Comparison")] = BenchOptions(),
+    compared: Annotated[BenchOptions, options.flattened("Comparison")] = BenchOptions(),  # noqa: B008
     measuring: Annotated[MeasuringOptions, options.flattened("Comparison")] = MeasuringOptions(),  # noqa: B008
 ) -> None:
     """Compare independent and shared sampling, before and after training, in one table.

@@ -1,11 +1,13 @@
-"""What `bench` and `tune` take alike: lists of numbers, prompts, and what looks at the images."""
+"""What `bench` and `tune` take: what is compared or searched, on which prompts, and what looks at the images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from cyclopts import Parameter
 
 from sagediff.errors import InputError
 from sagediff.options import option
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from sagediff.evaluation.perception import Perception
 
 _T = TypeVar("_T", int, float)
+_DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,59 @@ class MeasuringOptions:
         from sagediff.evaluation.perception import DEFAULT_CLIP, DEFAULT_FEATURES, NetworkPerception
 
         return NetworkPerception(self.features or DEFAULT_FEATURES, self.clip or DEFAULT_CLIP, device)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is compared, with what, and where the table goes; lists as they were given."""
+
+    out: Path = option(Path("out/bench"), "Folder for cells, tables and plots.")
+    resume: bool = option(False, "Go on with a bench that was stopped.")
+    baseline_lora: Path | None = option(None, "LoRA after standard fine-tuning.")
+    data: Path | None = option(
+        None, "Folder with metadata.jsonl (file_name, text): captions are prompts, images real."
+    )
+    reference: Path | None = option(None, "Folder of real images to measure against.")
+    steps: tuple[str, ...] = option((), "Step counts, with commas [default: 6,8,10,12,16,20].")
+    share_ratio: tuple[str, ...] = option(
+        (), "Fractions of the steps to share, with commas [default: the model's own]."
+    )
+    threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
+        (), "Minimum similarities of a group, with commas [default: the model's own]."
+    )
+    unguided: tuple[str, ...] = option(
+        (),
+        "Baseline with guidance off early: fractions of the steps, with commas [default: left out].",
+    )
+
+    def step_counts(self) -> tuple[int, ...]:
+        return numbers("--steps", self.steps, int) or _DEFAULT_STEPS
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What is searched, and where the policy goes; lists as they were given."""
+
+    out: Path = option(Path("policy.json"), "The policy file to write.")
+    budget: float = option(0.01, "Fraction of independent sampling's quality that may be lost.")
+    apart: float = option(
+        0.25,
+        "How far apart the images of equal prompts have to stay, as a fraction of what two of independent sampling "
+        "are.",
+    )
+    metric: Literal["accuracy", "clip"] | None = option(
+        None, "'accuracy' (built-in world) or 'clip' [default: accuracy where it can be judged]."
+    )
+    threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
+        (),
+        "Grid of minimum similarities, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else 0.6,0.7,0.8,0.9; "
+        "and 0.99 where prompts repeat].",
+    )
+    share_ratio: tuple[str, ...] = option((), "Grid, with commas [default: 0.1 to 0.8].")
+    max_group_size: tuple[str, ...] = option(
+        (), "Grid of the largest size of a group, with commas [default: 8,32]."
+    )
+    families: str = option("fixed,together,tree", "What is searched, with commas: fixed, together, tree.")
 
 
 def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:
