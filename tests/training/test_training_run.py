@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import TOKENS, embeddings, tiny
 
 import sagediff
 from sagediff.cli import main
 from sagediff.errors import InputError
-from sagediff.pipelines.lora import lora_file, sharing_record, sharing_warnings
+from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record, sharing_warnings
 from sagediff.training.adapter import target_modules
 from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train
@@ -214,10 +215,11 @@ def test_the_command_line_trains_a_lora_that_generate_takes(
     assert "in use" in capsys.readouterr().err
 
 
-def test_warnings_say_what_is_beyond_the_training() -> None:
-    record = {"max_share_ratio": 0.5, "max_group_size": 4}
-    assert sharing_warnings(record, 0.5, 4) == []
-    assert len(sharing_warnings(record, 0.6, 5)) == 2
+def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:
+    lora, record = tmp_path / "lora.safetensors", {"max_share_ratio": 0.5, "max_group_size": 4}
+    save_file({"a": torch.zeros(1)}, lora, {RECORD_KEY: json.dumps(record)})
+    assert sharing_warnings(lora, 0.5, 4) == []
+    assert len(sharing_warnings(lora, 0.6, 5)) == 2
 
 
 @pytest.mark.parametrize(

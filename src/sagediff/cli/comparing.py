@@ -23,7 +23,6 @@ from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
-from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.placement import open_pipeline, placement
 from sagediff.pipelines.run_settings import RunSettings
@@ -72,7 +71,6 @@ def run_bench_command(
     store = CellStore(options.out)
     manifest = _manifest(settings, grid, seeds, material, measuring, loras)
     store.check(manifest, options.resume)
-    quiet_libraries()
     device, _ = placement(model.device, model.dtype)
 
     def pipelines(weights: Weights) -> Any:

@@ -7,99 +7,61 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sagediff.cli.job_options import OutputOptions, ScaleOptions
-from sagediff.cli.planning_at_scale import plan_at_scale
-from sagediff.denoiser.micro_batch import MicroBatch
-from sagediff.distributed.cluster import PoolOptions
+from sagediff.cli.job_options import Generation
+from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.distributed.pool import Pool
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.digest import texts_digest
 from sagediff.files.output_folder import OutputFolder, png_bytes
-from sagediff.files.shards import ShardStore, check_shard_size
-from sagediff.pipelines.loading import quiet_libraries, supported_parts
-from sagediff.pipelines.lora import sharing_record, sharing_warnings
+from sagediff.files.shards import ShardStore
+from sagediff.pipelines.loading import supported_parts
+from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
-from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.waves import Waves, WaveTask, noise_seeds, own_seeds
-from sagediff.progress import stderr_progress
-from sagediff.prompts.requests import ImageRequest, as_requests
-from sagediff.sampling.plan_prompts import default_guidance
+from sagediff.plan.waves import Waves, WaveTask
+from sagediff.progress import stage_bars, stderr_progress
+from sagediff.prompts.embeddings import text_encoder
 from sagediff.sampling.sampler import SharedSampler
+from sagediff.scale.cover import CoverOptions
+from sagediff.scale.disk_groups import groups_at_scale
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What to make and where to; the settings, the seed and the prompts decide the images, the rest only how."""
+def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, Any]) -> None:
+    """Do it; the report goes to the folder and to stdout, progress to stderr.
 
-    prompts: list[str]
-    settings: RunSettings
-    output: OutputOptions
-    micro_batch_size: MicroBatch
-    scale: ScaleOptions
-    pool: PoolOptions | None  # None: made in this process
-
-    @cached_property
-    def requests(self) -> list[ImageRequest]:
-        return as_requests(self.prompts)
-
-    @property
-    def shard_size(self) -> int | None:
-        """Images per shard; None where each is a file."""
-        size = self.output.shard_size
-        return size if size is not None and len(self.prompts) > size else None
-
-    def manifest(self) -> dict[str, Any]:
-        """What a resumed run must repeat."""
-        return self.settings.record() | {
-            "seed": self.output.seed,
-            "prompts": texts_digest(self.prompts),
-            "shard_size": self.shard_size,
-        }
-
-
-def run_generation(job: Generation) -> None:
-    """Do it; the report goes to the folder and to stdout, progress to stderr."""
+    Args:
+        folder: that `check` has found free, or to be gone on with.
+        manifest: what a run that goes on must repeat.
+    """
     start = time.perf_counter()
-    settings, prompts, seed = job.settings, job.prompts, job.output.seed
-    folder = OutputFolder(job.output.out)
-    folder.check(job.manifest(), job.output.resume)
-    if job.output.shard_size is not None:
-        check_shard_size(job.output.shard_size)
-    sampler = _sampler(job)
-    steps, scale = settings.sampling.num_inference_steps, settings.sampling.guidance_scale
-    guidance = default_guidance(type(sampler.pipe)) if scale is None else scale
-    if job.scale.work is None:
-        plan = sampler.plan(prompts, steps, guidance)
-    else:
-        plan = plan_at_scale(prompts, settings, job.scale, sampler.pipe, sampler.denoiser_class, guidance)
+    settings, sharing, prompts = job.settings, job.settings.sharing, job.prompts
+    steps, scale, encoder = vars(settings.sampling).values()
+    source, seed = settings.embedded_by, job.output.seed
+    sampler, groups = _sampler(job), None
+    if job.scale.work is not None:
+        cover = CoverOptions(sharing.threshold, sharing.max_group_size, jobs=job.scale.jobs or usable_cores())
+        used = text_encoder(sampler.pipe, encoder)
+        with stage_bars() as show:
+            groups = groups_at_scale(prompts, used, job.scale.work, cover, source=source, on_progress=show)
+    plan = sampler.plan(prompts, steps, scale, groups=groups)
     sampler.check(prompts, plan)
-    _warn_of_lora(settings, plan)
-    folder.begin(job.manifest(), plan.to_json())
-    seeds = noise_seeds(job.requests, own_seeds(job.requests, seed), plan.groups)
-    record = partial(_record, prompts, plan, seeds)
+    ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
+    for words in sharing_warnings(settings.model.lora, ratio, largest):
+        print(f"warning: {words}; images may suffer", file=sys.stderr)
+    waves = Waves(job.requests, plan, seed, job.output.wave_size)
+    folder.begin(manifest, plan.to_json())
+    record = partial(_record, prompts, plan, waves.noise_seeds)
     shards = None
     if job.shard_size is not None:
         shards = ShardStore(folder, [i for group in plan.groups for i in group], job.shard_size, record)
     done = folder.finished(len(prompts)) if shards is None else shards.finished()
     save = folder.save_png if shards is None else shards.save_png
-    print(
-        f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
-        f"{plan.evaluations_independent} ({plan.savings})"
-        + (f"; {len(done)} images are there already" if done else ""),
-        file=sys.stderr,
-    )
+    print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    waves = Waves(job.requests, plan, seed, job.output.wave_size, done)
-    if job.pool is None:
-        made, run = _sample(_here(sampler, guidance), waves, prompts, plan, save, done)
-    else:
-        del sampler  # its memory is the workers'
-        made, run = _sample(_elsewhere(job, guidance, job.pool), waves, prompts, plan, save, done)
+    made, run = _sample(job, [sampler], waves, plan, save, done)
     sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
         names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
@@ -111,7 +73,7 @@ def run_generation(job: Generation) -> None:
         folder.write_lines("shards.jsonl", shards.summary())
         seen = f"{len(shards)} shards in {folder.path / 'shards'}"
     report = plan.summary() | {
-        "threshold": settings.sharing.threshold,
+        "threshold": sharing.threshold,
         "evaluations_run": run,
         "images_made": made,
         "seconds": time.perf_counter() - start,
@@ -125,24 +87,16 @@ def run_generation(job: Generation) -> None:
 
 
 def _sampler(job: Generation) -> SharedSampler:
-    quiet_libraries()
     settings = job.settings
     supported_parts(settings.model.name)  # refused before gigabytes of weights are read
+    pipe = open_pipeline(settings.model)
     return SharedSampler(
-        open_pipeline(settings.model),
+        pipe,
         settings.sharing,
         wave_size=job.output.wave_size,
         micro_batch_size=job.micro_batch_size,
         encoder=settings.sampling.encoder,
     )
-
-
-def _warn_of_lora(settings: RunSettings, plan: SharePlan) -> None:
-    record = None if settings.model.lora is None else sharing_record(settings.model.lora)
-    if record is not None:
-        ratio = settings.sharing.ladder[-1].share_ratio
-        for words in sharing_warnings(record, ratio, max(map(len, plan.groups))):
-            print(f"warning: {words}; images may suffer", file=sys.stderr)
 
 
 # -- waves, here or on workers
@@ -169,7 +123,7 @@ class WaveMaker:
     """Makes waves on one pipeline, from a task to PNG files in memory; keeps nothing of them."""
 
     sampler: SharedSampler
-    guidance: float
+    guidance: float | None
     on_step: Callable[[int], None] | None = None
 
     def __call__(self, task: ImageTask) -> MadeWave:
@@ -187,7 +141,7 @@ class _WorkerFactory:
     """Builds a worker's pipeline, where the worker is."""
 
     job: Generation
-    guidance: float
+    guidance: float | None
     threads: int
 
     def __call__(self) -> WaveMaker:
@@ -201,7 +155,7 @@ MakeAll = Callable[[Callable[[int], ImageTask], Waves, Callable[[int], None]], I
 """Makes every wave, given how to put its task together; tells the prompts' steps as they are taken."""
 
 
-def _here(sampler: SharedSampler, guidance: float) -> MakeAll:
+def _here(sampler: SharedSampler, guidance: float | None) -> MakeAll:
     def make(
         task: Callable[[int], ImageTask], waves: Waves, on_steps: Callable[[int], None]
     ) -> Iterator[MadeWave]:
@@ -211,7 +165,7 @@ def _here(sampler: SharedSampler, guidance: float) -> MakeAll:
     return make
 
 
-def _elsewhere(job: Generation, guidance: float, options: PoolOptions) -> MakeAll:
+def _elsewhere(job: Generation, guidance: float | None, options: PoolOptions) -> MakeAll:
     factory = _WorkerFactory(job, guidance, max(1, int(options.cpus_per_worker)))
     pool = Pool(factory, options, lambda words: print(words, file=sys.stderr))
 
@@ -226,14 +180,22 @@ def _elsewhere(job: Generation, guidance: float, options: PoolOptions) -> MakeAl
 
 
 def _sample(
-    make_all: MakeAll,
+    job: Generation,
+    sampler: list[SharedSampler],
     waves: Waves,
-    prompts: list[str],
     plan: SharePlan,
     save: Callable[[int, bytes], None],
     done: list[int],
 ) -> tuple[int, int]:
-    """Run what is missing, save each image as its wave ends; returns (images made, denoiser rows run)."""
+    """Run what is missing, save each image as its wave ends; returns (images made, denoiser rows run).
+
+    Args:
+        sampler: the only reference to it, given up where workers make the images: its memory is theirs.
+    """
+    guidance, own = job.settings.sampling.guidance_scale, sampler.pop()
+    make_all = _here(own, guidance) if job.pool is None else _elsewhere(job, guidance, job.pool)
+    del own
+    waves, prompts = waves.without(done), job.prompts
     finished = set(done)
     made = run = 0
 

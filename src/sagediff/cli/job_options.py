@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
+from sagediff.files.digest import texts_digest
 from sagediff.options import check, option
+from sagediff.pipelines.run_settings import RunSettings
+from sagediff.prompts.requests import ImageRequest, as_requests
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,36 @@ class ReplicaOptions:
         """As many workers as replicas at most. Raises InputError as `WorkerOptions.pool` and `least`."""
         most = None if self.replicas is None else replica_range(self.replicas)[1]
         return pool_options(self.ray, most, self.replica_cpus, self.replica_gpus, "replica")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to make and where to; the settings, the seed and the prompts decide the images, the rest only how."""
+
+    prompts: list[str]
+    settings: RunSettings
+    output: OutputOptions
+    micro_batch_size: int | Literal["auto"] | None
+    scale: ScaleOptions
+    pool: PoolOptions | None  # None: made in this process
+
+    @cached_property
+    def requests(self) -> list[ImageRequest]:
+        return as_requests(self.prompts)
+
+    @property
+    def shard_size(self) -> int | None:
+        """Images per shard; None where each is a file."""
+        size = self.output.shard_size
+        return size if size is not None and len(self.prompts) > size else None
+
+    def manifest(self) -> dict[str, Any]:
+        """What a resumed run must repeat."""
+        return self.settings.record() | {
+            "seed": self.output.seed,
+            "prompts": texts_digest(self.prompts),
+            "shard_size": self.shard_size,
+        }
 
 
 def replica_range(text: str | None) -> tuple[int, int]:

@@ -55,6 +55,7 @@ def load_for_planning(
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
+    quiet_libraries()
     parts, denoiser = supported_parts(name_or_path)
     kept = ("scheduler", "tokenizer", "text_encoder") if text_encoders else ("scheduler",)
     left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}

@@ -53,9 +53,12 @@ def sharing_record(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def sharing_warnings(record: dict[str, Any], share_ratio: float, largest_group: int) -> list[str]:
-    """What is asked for beyond what the weights were trained for, in words."""
-    words = []
+def sharing_warnings(lora: Path | None, share_ratio: float, largest_group: int) -> list[str]:
+    """What is asked for beyond what a LoRA's weights were trained for, in words; nothing where that is not known."""
+    record = None if lora is None else sharing_record(lora)
+    words: list[str] = []
+    if record is None:
+        return words
     if share_ratio > float(record.get("max_share_ratio", 1.0)) + 1e-9:
         words.append(
             f"the LoRA was trained for share ratios up to {record['max_share_ratio']:g}, this run asks for "

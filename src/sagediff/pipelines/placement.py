@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.pipelines.loading import load_pipeline
+from sagediff.pipelines.loading import load_pipeline, quiet_libraries
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.run_settings import ModelOptions
 
@@ -41,12 +41,13 @@ def open_pipeline(model: ModelOptions) -> Any:
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
     """
+    quiet_libraries()
+    lora = model.chosen_lora()
+    file = None if lora is None else lora_file(lora)
     place, kind = placement(model.device, model.dtype)
     pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=kind)
     pipe.set_progress_bar_config(disable=True)
-    lora = model.chosen_lora()
-    if lora is not None:
-        file = lora_file(lora)
+    if file is not None:
         try:
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
         except Exception as error:  # whatever a wrong file makes diffusers and peft raise

@@ -80,6 +80,11 @@ class RunSettings:
     sampling: SamplingOptions
     sharing: Sharing
 
+    @property
+    def embedded_by(self) -> str:
+        """What prompt embeddings depend on beside the encoder's name."""
+        return "" if self.sampling.encoder else f"{self.model.name}, {self.model.lora}"
+
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
         model = {"model": self.model.name, "lora": _text(self.model.lora), "scheduler": self.model.scheduler}

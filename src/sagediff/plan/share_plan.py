@@ -302,6 +302,14 @@ class SharePlan:
             )
         return ": ".join(parts)
 
+    @property
+    def title(self) -> str:
+        """The plan's figures in one line."""
+        return (
+            f"{self.num_prompts} prompts in {len(self.groups)} groups: {self.evaluations} evaluations instead of "
+            f"{self.evaluations_independent} ({self.savings})"
+        )
+
     @cached_property
     def prompt_evaluations(self) -> npt.NDArray[np.float64]:
         """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""

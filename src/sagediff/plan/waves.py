@@ -62,12 +62,17 @@ class Waves:
             if not set(group) <= done:
                 together.setdefault(run_key(requests[group[0]]), []).append(group)
         self.members = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
+        self._seed, self._wave_size = seed, wave_size
         self._own = own_seeds(requests, seed)
         self.noise_seeds = noise_seeds(requests, self._own, plan.groups)
         self._requests, self._plan, self._repeats = requests, plan, repeats(requests, plan.groups)
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def without(self, done: Sequence[int]) -> Waves:
+        """The waves of what is left when these requests are finished."""
+        return Waves(self._requests, self._plan, self._seed, self._wave_size, done)
 
     def costs(self) -> list[float]:
         """Denoiser rows of each wave."""

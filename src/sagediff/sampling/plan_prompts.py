@@ -40,6 +40,7 @@ def plan_prompts(
     guidance_scale: float,
     true_cfg_scale: float = 1.0,
     encoder: Encoder | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -49,6 +50,8 @@ def plan_prompts(
         denoiser_class: name of the denoiser's class, which says how it is guided.
         true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
             model (FLUX, Qwen-Image).
+
+        groups: prompt numbers, where they were grouped elsewhere.
 
     Raises:
         InputError: an empty prompt, or a number out of range.
@@ -68,11 +71,13 @@ def plan_prompts(
         raise InputError(
             "some of these requests are guided and some are not, which one plan cannot cost; sample them apart"
         )
+    basis = next(iter(bases.values()))
+    if groups is not None:
+        return basis.of(sharing.plan_groups(groups, num_inference_steps))
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
-    groups = group_requests(requests, sharing, lambda texts: np.stack([rows[text] for text in texts]))
-    plan = sharing.plan_groups(groups, num_inference_steps, vectors=vectors)
-    return next(iter(bases.values())).of(plan)
+    found = group_requests(requests, sharing, lambda texts: np.stack([rows[text] for text in texts]))
+    return basis.of(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
 
 
 def cost_basis(

@@ -110,12 +110,17 @@ class SharedSampler:
         num_inference_steps: int = 30,
         guidance_scale: float | None = None,
         true_cfg_scale: float = 1.0,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> SharePlan:
-        """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance."""
+        """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
+
+        Args:
+            groups: prompt numbers, where the prompts were grouped elsewhere.
+        """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder,
+            self.encoder, groups,
         )  # fmt: skip
 
     def check(self, prompts: Sequence[str | ImageRequest], plan: SharePlan) -> None:

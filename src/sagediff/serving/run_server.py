@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import PurePath
 
 from sagediff.errors import InputError, SagediffError
-from sagediff.pipelines.loading import quiet_libraries, supported_parts
+from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.placement import placement
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.fleet.ray_fleet import ray_fleet
@@ -28,7 +28,6 @@ def run_serve(request: ServeRequest) -> None:
         InputError: a setting that cannot work, or the model cannot be loaded.
         SagediffError: the address is taken, or loading failed.
     """
-    quiet_libraries()
     settings = request.settings
     path = PurePath(settings.model.name)
     name = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
-from sagediff.cli.job_options import OutputOptions, ScaleOptions, WorkerOptions
+from sagediff.cli.job_options import Generation, OutputOptions, ScaleOptions, WorkerOptions
+from sagediff.files.output_folder import OutputFolder
+from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
 
@@ -29,6 +31,11 @@ def generate(
     texts = options.prompts_of(prompts, prompt_file)
     settings = resolve(model, sampling, options.named(sharing), policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
-    from sagediff.cli.generation import Generation, run_generation
+    job = Generation(texts, settings, output, micro_batch, scale, pool)
+    folder, manifest = OutputFolder(output.out), job.manifest()
+    folder.check(manifest, output.resume)
+    if output.shard_size is not None:
+        check_shard_size(output.shard_size)
+    from sagediff.cli.generation import run_generation  # imports what takes seconds
 
-    run_generation(Generation(texts, settings, output, micro_batch, scale, pool))
+    run_generation(job, folder, manifest)

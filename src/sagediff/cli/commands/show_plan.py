@@ -36,41 +36,36 @@ def plan(
     settings = resolve(model, sampling, options.named(sharing), policy)
     from rich.console import Console
 
-    from sagediff.cli.planning_at_scale import plan_at_scale
-    from sagediff.pipelines.loading import load_for_planning, quiet_libraries
+    from sagediff.distributed.cluster import usable_cores
+    from sagediff.pipelines.loading import load_for_planning
+    from sagediff.progress import stage_bars
+    from sagediff.prompts.embeddings import text_encoder
     from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
-    from sagediff.scale.disk_groups import GROUPS
+    from sagediff.scale.cover import CoverOptions
+    from sagediff.scale.disk_groups import GROUPS, groups_at_scale
 
-    quiet_libraries()
-    encoder, steps, threshold = (
-        settings.sampling.encoder,
-        settings.sampling.num_inference_steps,
-        settings.sharing.threshold,
-    )
+    steps, scale_named, encoder = vars(settings.sampling).values()
+    chosen, groups = settings.sharing, None
     pipe, denoiser = load_for_planning(
         settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
     )
-    scale_given = settings.sampling.guidance_scale
-    guidance = default_guidance(type(pipe)) if scale_given is None else scale_given
+    guidance = default_guidance(type(pipe)) if scale_named is None else scale_named
+    if scale.work is not None:
+        cover = CoverOptions(chosen.threshold, chosen.max_group_size, jobs=scale.jobs or usable_cores())
+        with stage_bars() as show:
+            groups = groups_at_scale(
+                texts, text_encoder(pipe, encoder), scale.work, cover,
+                source=settings.embedded_by, on_progress=show,
+            )  # fmt: skip
+    found = plan_prompts(texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
-        found = plan_at_scale(texts, settings, scale, pipe, denoiser, guidance)
-        figures = found.summary() | {"threshold": threshold, "groups_file": str(scale.work / GROUPS)}
-        words = f"{plan_title(found)}; the groups are in {scale.work}"
+        figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
+        words = f"{found.title}; the groups are in {scale.work}"
         print(json.dumps(figures, indent=2) if as_json else words)
-        return
-    found = plan_prompts(texts, settings.sharing, pipe, denoiser, steps, guidance, encoder=encoder)
-    if as_json:
-        print(json.dumps(plan_record(found, texts, threshold), ensure_ascii=False, indent=2))
+    elif as_json:
+        print(json.dumps(plan_record(found, texts, chosen.threshold), ensure_ascii=False, indent=2))
     else:
         Console().print(plan_table(found, texts))
-
-
-def plan_title(plan: SharePlan) -> str:
-    """The plan's figures in one line."""
-    return (
-        f"{plan.num_prompts} prompts in {len(plan.groups)} groups: {plan.evaluations} evaluations instead of "
-        f"{plan.evaluations_independent} ({plan.savings})"
-    )
 
 
 def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[str, object]:
@@ -91,7 +86,7 @@ def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
     """A row for each group."""
     from rich.table import Table
 
-    table = Table(title=plan_title(plan), title_justify="left")
+    table = Table(title=plan.title, title_justify="left")
     table.add_column("group", justify="right")
     table.add_column("branch step", justify="right")
     table.add_column("prompts")

@@ -13,7 +13,6 @@ from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, Router
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected
 from sagediff.distributed.dispatch import Dispatcher
 from sagediff.distributed.ray_replicas import RayReplicas, Scaling, quiet_serve
-from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.prompts.embeddings import embed_prompts, text_encoder
 from sagediff.serving.config import ServeConfig
@@ -34,7 +33,6 @@ class ReplicaMaker:
     config: ServeConfig
 
     def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
-        quiet_libraries()
         return ReplicaHost(self.engine).answer
 
     def engine(
