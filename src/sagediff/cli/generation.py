@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.cli.job_options import Generation
-from sagediff.distributed.cluster import PoolOptions, usable_cores
+from sagediff.distributed.cluster import usable_cores
 from sagediff.distributed.pool import Pool
 from sagediff.files.contact_sheet import contact_sheet
 from sagediff.files.output_folder import OutputFolder, png_bytes
@@ -61,7 +61,18 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     save = folder.save_png if shards is None else shards.save_png
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    made, run = _sample(job, [sampler], waves, plan, save, done)
+    made = run = 0
+    missing = sum(len(group) for group in plan.groups if not set(group) <= set(done)) * steps
+    parts = [sampler]
+    del sampler
+    with stderr_progress("images", "steps") as progress:
+        bar = progress.add_task("images", total=missing)
+        for wave in _made(job, parts, waves, plan, done, lambda count: progress.advance(bar, count)):
+            run += wave.evaluations
+            for index, data in wave.images:
+                save(index, data)
+                made += 1
+        progress.update(bar, completed=missing)
     sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
         names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
@@ -151,70 +162,40 @@ class _WorkerFactory:
         return WaveMaker(_sampler(self.job), self.guidance)
 
 
-MakeAll = Callable[[Callable[[int], ImageTask], Waves, Callable[[int], None]], Iterator[MadeWave]]
-"""Makes every wave, given how to put its task together; tells the prompts' steps as they are taken."""
-
-
-def _here(sampler: SharedSampler, guidance: float | None) -> MakeAll:
-    def make(
-        task: Callable[[int], ImageTask], waves: Waves, on_steps: Callable[[int], None]
-    ) -> Iterator[MadeWave]:
-        maker = WaveMaker(sampler, guidance, on_steps)
-        return (maker(task(number)) for number in range(len(waves)))
-
-    return make
-
-
-def _elsewhere(job: Generation, guidance: float | None, options: PoolOptions) -> MakeAll:
-    factory = _WorkerFactory(job, guidance, max(1, int(options.cpus_per_worker)))
-    pool = Pool(factory, options, lambda words: print(words, file=sys.stderr))
-
-    def make(
-        task: Callable[[int], ImageTask], waves: Waves, on_steps: Callable[[int], None]
-    ) -> Iterator[MadeWave]:
-        for number, made in pool.run(task, waves.costs()):
-            on_steps(len(waves.members[number]) * job.settings.sampling.num_inference_steps)
-            yield made
-
-    return make
-
-
-def _sample(
+def _made(
     job: Generation,
     sampler: list[SharedSampler],
     waves: Waves,
     plan: SharePlan,
-    save: Callable[[int, bytes], None],
     done: list[int],
-) -> tuple[int, int]:
-    """Run what is missing, save each image as its wave ends; returns (images made, denoiser rows run).
+    on_steps: Callable[[int], None],
+) -> Iterator[MadeWave]:
+    """What is missing, wave by wave, made here or by workers; `on_steps` is told how many prompts took a step.
 
     Args:
         sampler: the only reference to it, given up where workers make the images: its memory is theirs.
     """
-    guidance, own = job.settings.sampling.guidance_scale, sampler.pop()
-    make_all = _here(own, guidance) if job.pool is None else _elsewhere(job, guidance, job.pool)
-    del own
-    waves, prompts = waves.without(done), job.prompts
-    finished = set(done)
-    made = run = 0
+    guidance, finished, own = job.settings.sampling.guidance_scale, set(done), sampler.pop()
+    left = waves.without(done)
 
     def task(number: int) -> ImageTask:
-        wave = waves.task(number)
-        seeds = dict(zip(wave.members, wave.noise_seeds, strict=True))
-        texts = [None if i in finished else _texts(prompts[i], seeds[i], plan, i) for i in wave.members]
+        wave = left.task(number)
+        texts = [
+            None if i in finished else _texts(request.prompt, seed, plan, i)
+            for i, request, seed in zip(wave.members, wave.requests, wave.noise_seeds, strict=True)
+        ]
         return ImageTask(wave, texts)
 
-    total = sum(map(len, waves.members)) * plan.num_steps
-    with stderr_progress("images", "steps") as progress:
-        bar = progress.add_task("images", total=total)
-        for wave in make_all(task, waves, lambda count: progress.advance(bar, count)):
-            run += wave.evaluations
-            for index, data in wave.images:
-                save(index, data)
-                made += 1
-        progress.update(bar, completed=total)
-    return made, run
+    if job.pool is None:
+        maker = WaveMaker(own, guidance, on_steps)
+        yield from (maker(task(number)) for number in range(len(left)))
+        return
+    del own
+    factory = _WorkerFactory(job, guidance, max(1, int(job.pool.cpus_per_worker)))
+    pool = Pool(factory, job.pool, lambda words: print(words, file=sys.stderr))
+    for number, made in pool.run(task, left.costs()):
+        on_steps(len(left.members[number]) * plan.num_steps)
+        yield made
 
 
 # -- what is written beside the images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import MISSING, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,6 @@ from sagediff.errors import InputError
 from sagediff.options import types_of
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
 from sagediff.plan.sharing import Sharing
-from sagediff.prompts.prompt_files import gather_prompts
 
 _ORDER = ("Prompts", "Model", "Sampling", "Sharing", "Training", "Comparison", "Server", "Output", "Scale")
 GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(_ORDER)}
@@ -115,11 +114,6 @@ Policy = Annotated[
     Path | None,
     of("Sharing", help="File of sharing options, as `sagediff tune` writes it; options named beside it win."),
 ]
-
-
-def prompts_of(given_prompts: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts of a command; see `gather_prompts`."""
-    return gather_prompts(given_prompts, file)
 
 
 def whole(name: str, text: str | None) -> int | Literal["auto"] | None:

@@ -5,7 +5,6 @@ Pure: knows neither tensors nor pipelines (generators excepted, which import tor
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import PlanError
+from sagediff.files.digest import number_of
 from sagediff.plan.levels import (
     Level,
     branching_levels,
@@ -305,10 +305,12 @@ class SharePlan:
     @property
     def title(self) -> str:
         """The plan's figures in one line."""
-        return (
-            f"{self.num_prompts} prompts in {len(self.groups)} groups: {self.evaluations} evaluations instead of "
-            f"{self.evaluations_independent} ({self.savings})"
-        )
+        return f"{self.num_prompts} prompts in {len(self.groups)} groups: {self.counts}"
+
+    @property
+    def counts(self) -> str:
+        """Evaluations and savings in words."""
+        return f"{self.evaluations} evaluations instead of {self.evaluations_independent} ({self.savings})"
 
     @cached_property
     def prompt_evaluations(self) -> npt.NDArray[np.float64]:
@@ -368,7 +370,7 @@ class SharePlan:
 
         first = {i: group[0] for group in self.groups for i in group}
         if isinstance(seed, int):
-            seeds = [_derive(seed, first[i]) for i in range(self.num_prompts)]
+            seeds = [number_of(f"{seed}/{first[i]}") >> 1 for i in range(self.num_prompts)]
         else:
             if len(seed) != self.num_prompts:
                 raise PlanError(
@@ -430,7 +432,7 @@ class SharePlan:
         unguided = f", the first {self.unguided_steps} without guidance" if self.unguided_steps else ""
         lines = [
             f"{self.num_prompts} prompts in {len(self.groups)} groups, {self.num_steps} steps{guidance}{unguided}: "
-            f"{self.evaluations} evaluations instead of {self.evaluations_independent} ({self.savings})"
+            f"{self.counts}"
         ]
         for number, group in enumerate(self.groups[:20]):
             branch = max(self.branch_steps[i] for i in group)
@@ -453,9 +455,3 @@ def _check_ratios(ratios: Sequence[float]) -> None:
     for ratio in ratios:
         if not 0 <= ratio <= 1:
             raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
-
-
-def _derive(seed: int, part: int) -> int:
-    """A seed well apart from its neighbours', of 63 bits."""
-    digest = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

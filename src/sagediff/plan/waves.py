@@ -5,12 +5,12 @@ Waves are formed before anybody says where they run, so that the same batches co
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sagediff.files.digest import number_of
 from sagediff.plan.compatibility import Key, run_key
 from sagediff.plan.share_plan import SharePlan
 from sagediff.prompts.requests import ImageRequest
@@ -96,8 +96,8 @@ def own_seeds(requests: Sequence[ImageRequest], seed: int) -> list[int]:
     out = []
     for request in requests:
         occurrence = seen[request.prompt] = seen.get(request.prompt, -1) + 1
-        digest = hashlib.blake2b(f"{seed}\0{occurrence}\0{request.prompt}".encode(), digest_size=8).digest()
-        out.append(int.from_bytes(digest, "big") >> 1 if request.seed is None else request.seed)
+        derived = number_of(f"{seed}\0{occurrence}\0{request.prompt}") >> 1
+        out.append(derived if request.seed is None else request.seed)
     return out
 
 

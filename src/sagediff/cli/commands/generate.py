@@ -9,6 +9,7 @@ from sagediff.cli.job_options import Generation, OutputOptions, ScaleOptions, Wo
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
+from sagediff.prompts.prompt_files import gather_prompts
 
 
 def generate(
@@ -28,7 +29,7 @@ def generate(
         sagediff generate "a large cat on a red background" "a large dog on a red background"
         sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
     """
-    texts = options.prompts_of(prompts, prompt_file)
+    texts = gather_prompts(prompts, prompt_file)
     settings = resolve(model, sampling, options.named(sharing), policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(texts, settings, output, micro_batch, scale, pool)

@@ -9,6 +9,7 @@ from sagediff.cli import options
 from sagediff.cli.job_options import ScaleOptions
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
+from sagediff.prompts.prompt_files import gather_prompts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,7 @@ def plan(
         sagediff plan --prompts prompts.txt --model path/or/hub-id
         sagediff plan --prompts prompts.txt --threshold 0.7 --json
     """
-    texts = options.prompts_of(prompts, prompt_file)
+    texts = gather_prompts(prompts, prompt_file)
     settings = resolve(model, sampling, options.named(sharing), policy)
     from rich.console import Console
 

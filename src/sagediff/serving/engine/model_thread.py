@@ -88,7 +88,6 @@ class Ticket:
             seed = request.seed
         self.seed = secrets.randbits(63) if seed is None else seed
         self.future: Future[MadeImage] = Future()
-        self.steps_done = 0
         self.waited = self.ran = 0.0
         self._next_preview = 0
         self._gone = threading.Event()
@@ -108,7 +107,7 @@ class Ticket:
         self._gone.set()
 
     def job(self) -> Job:
-        return Job(self.request, self.seed, self._previews, self._gone.is_set, self._step, self.show)
+        return Job(self.request, self.seed, self._previews, self._gone.is_set, self.show)
 
     def finish(self, outcome: Outcome) -> None:
         """Called once."""
@@ -122,9 +121,6 @@ class Ticket:
         if self._listener is not None and not self.gone and number >= self._next_preview:
             self._next_preview = number + 1  # a wave that is tried again sends no preview twice
             self._listener(self, Preview(number, image))
-
-    def _step(self, done: int, of: int) -> None:
-        self.steps_done = done
 
 
 class Engine:

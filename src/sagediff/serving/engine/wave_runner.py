@@ -23,7 +23,7 @@ from sagediff.sampling.run import SharedRun
 from sagediff.sampling.wave import OnStep, run_wave
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
-from sagediff.serving.engine.trajectory_cache import CacheKey
+from sagediff.serving.engine.trajectory_cache import CacheKey, Entry
 from sagediff.serving.failures import Cancelled
 
 
@@ -58,7 +58,6 @@ class Job:
         seed: of its noise, drawn if the request brought none.
         previews: steps after which its client wants to see how far the image is, counted from 1.
         gone: whether its client went away.
-        on_step: told (steps done, of how many).
         on_preview: told (number of the preview from 0, PIL image).
     """
 
@@ -66,7 +65,6 @@ class Job:
     seed: int
     previews: tuple[int, ...]
     gone: Callable[[], bool]
-    on_step: Callable[[int, int], None]
     on_preview: Callable[[int, Any], None]
 
 
@@ -148,26 +146,16 @@ class WaveRunner:
             replay: False looks for nothing in the cache; what is run is kept all the same.
         """
         requests = [job.request for job in jobs]
-        sharing = self.sharing(requests[0])
-        if not self._reuses(sharing, requests[0].num_inference_steps):
-            embedded: dict[str, npt.NDArray[np.float32]] = {}
-
-            def embed(prompts: list[str]) -> npt.NDArray[np.float32]:
-                rows = self.embed(prompts)
-                embedded.update(zip(prompts, rows, strict=True))
-                return rows
-
-            groups = self._groups(requests, embed)
-            near = {i: embedded[r.prompt] for i, r in enumerate(requests) if r.prompt in embedded}
-            return Arrangement(groups, vectors=near)
-        assert self._reuse is not None
+        reuses = self._reuses(self.sharing(requests[0]), requests[0].num_inference_steps)
         able = [i for i, request in enumerate(requests) if request.may_share]
-        vectors = dict(zip(able, self.embed([requests[i].prompt for i in able]), strict=True) if able else ())
-        found = {
-            i: entry
-            for i, vector in vectors.items()
-            if replay and (entry := self._reuse.find(self._key(requests[i]), vector, jobs[i].seed))
-        }
+        wanted = able if reuses or len(able) > 1 else []
+        rows = self.embed([requests[i].prompt for i in wanted]) if wanted else ()
+        vectors = dict(zip(wanted, rows, strict=True))
+        found: dict[int, Entry] = {}
+        if reuses and replay and self._reuse is not None:
+            for i, vector in vectors.items():
+                if entry := self._reuse.find(self._key(requests[i]), vector, jobs[i].seed):
+                    found[i] = entry
         rest = [i for i in range(len(jobs)) if i not in found]
         by_prompt = {requests[i].prompt: vector for i, vector in vectors.items()}
         groups = self._groups(
@@ -176,7 +164,7 @@ class WaveRunner:
         return Arrangement(
             sorted([*([rest[i] for i in group] for group in groups), *([i] for i in found)]),
             found,
-            {i: vector for i, vector in vectors.items() if i not in found},
+            {i: vector for i, vector in vectors.items() if reuses and i not in found},
             vectors,
         )
 
@@ -329,8 +317,6 @@ class WaveRunner:
             if wanting and self._preview is not None:
                 for i, image in zip(wanting, self._preview(tensors["latents"][wanting]), strict=True):
                     jobs[i].on_preview(jobs[i].previews.index(done), image)
-            for job in jobs:
-                job.on_step(done, job.request.num_inference_steps)
 
         return step_done
 
