@@ -52,8 +52,7 @@ def test_a_replay_is_the_image_of_a_member(demo: Any, cache: TrajectoryCache, re
     assert (later.shared_steps, later.replayed_steps, later.group_size) == (2, 2, 1)
     assert [report.cache_hits for report in reports] == [0, 1]
     # as a member whose prompt came before, with equal noise: the seed of the first by text
-    policy = recipe.policy
-    plan = SharePlan.from_groups([[0, 1]], STEPS, 0.5, 1.0, round(policy.unguided * STEPS))
+    plan = SharePlan.from_groups([[0, 1]], STEPS, 0.5, 1.0, round(recipe.unguided * STEPS))
     noise = {
         "fresh_noise": 0.0 if recipe.handover_noise else recipe.fresh_noise,
         "fresh_noise_rows": [False, True],
