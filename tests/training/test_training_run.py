@@ -46,6 +46,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn at the end of a run took half of its time, and no test here looks at more than that it is there."""
+    monkeypatch.setattr("sagediff.training.validation.STEPS", 2)
+
+
 def fresh_pipeline() -> Any:
     pipe = sagediff.load_pipeline("demo")
     pipe.set_progress_bar_config(disable=True)
