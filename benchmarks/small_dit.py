@@ -28,7 +28,7 @@ from world_eval import built_in, mean_spread
 
 from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
-from sagediff.builtin.scenes.training.scene_images import Images
+from sagediff.builtin.scenes.training.scene_images import SceneImages
 from sagediff.builtin.scenes.training.stages import LATENT_CHANNELS, TEXT_DIM
 from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
 from sagediff.pipelines.placement import open_pipeline
@@ -118,7 +118,7 @@ def pipeline(transformer: FluxTransformer2DModel, shift: float) -> FluxPipeline:
 def train_transformer(args: argparse.Namespace) -> Path:
     """Flow matching; times are drawn logit-normally, evenly over the batch."""
     torch.manual_seed(args.seed)
-    world, images, transformer = World.open(), Images("cpu"), new_transformer()
+    world, images, transformer = World.open(), SceneImages("cpu"), new_transformer()
     captions = [scene.caption for scene in images.scenes]
     told = world.conditions([*captions, ""])  # the last row is the empty caption
     known = args.out / "latents.safetensors"

@@ -28,6 +28,7 @@ from sagediff.builtin.scenes import judge_dir, lora_dir
 from sagediff.builtin.scenes.networks import load_judge
 from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.sharing import Sharing
 from sagediff.serving.engine.trajectory_cache import CacheKey, TrajectoryCache, config_text
 
 GUIDANCE = 4.0  # what the pipeline is told; no step runs it
@@ -63,11 +64,12 @@ def zipf_stream(captions: int, requests: int, exponent: float, seed: int) -> np.
 
 
 def key_of(pipe: Any, args: argparse.Namespace) -> CacheKey:
-    scheduler = pipe.scheduler
+    scheduler, ratio = pipe.scheduler, args.shared / args.steps
+    sharing = Sharing(args.threshold, ratio, unguided=1.0, handover_noise=1.0)
     return CacheKey(
         tenant="benchmark", model="demo", lora="shipped", scheduler=type(scheduler).__name__,
         scheduler_config=config_text(scheduler.config), num_steps=args.steps, branch_step=args.shared,
-        guidance_scale=GUIDANCE, shared_guidance=1.0, unguided_steps=args.steps, height=64, width=64,
+        guidance_scale=GUIDANCE, sharing=json.dumps(sharing.record()), height=64, width=64,
         dtype=str(pipe.unet.dtype),
     )  # fmt: skip
 
