@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_type_hints
 
 from sagediff.errors import InputError
@@ -98,10 +98,11 @@ def _broken_rule(cls: type, name: str, value: Any) -> str:
     """The rule that a value breaks, and the value; empty for none."""
     metadata = next(each.metadata for each in fields(cls) if each.name == name)
     hint = types_of(cls)[name]
-    may_be_none = type(None) in get_args(hint)
+    hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    may_be_none = type(None) in hints
     if value is None and may_be_none:
         return ""
-    kinds = [kind for kind in _KINDS if kind is hint or kind in get_args(hint)]
+    kinds = [kind for kind in _KINDS if kind in hints]
     if kinds and not any(_is_of(value, kind) for kind in kinds):
         return f"must be {' or '.join(_KINDS[kind][1] for kind in kinds)}, got {value!r}"
     if metadata["choices"] and value not in metadata["choices"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,9 @@ class _Run:
             node=torch.tensor([n for n, group in enumerate(groups) for _ in group], device=device),
         )
 
-    def _predict(self, model: nn.Module, context: AbstractContextManager[Any]) -> Any:
+    def _predict(self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Any:
         def predict(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
-            with context, self.accelerator.autocast():
+            with context(), self.accelerator.autocast():
                 return self.denoiser(states, timesteps, dict(conditions), model)
 
         return predict
@@ -173,11 +174,11 @@ class _Run:
         rng = np.random.default_rng([config.seed, 3, number])
         generator = torch.Generator(self.accelerator.device).manual_seed(int(rng.integers(2**62)))
         batch = self._batch(number, rng)
-        student = self._predict(self.model, nullcontext())
+        student = self._predict(self.model, nullcontext)
         if config.objective == "standard":
             return standard_terms(student, self.process, batch, generator, config.snr_gamma)
         return sage_terms(
-            student, self._predict(self.teacher, self.teacher_context()), self.process, batch, config.weights,
+            student, self._predict(self.teacher, self.teacher_context), self.process, batch, config.weights,
             config.branch_range, generator, config.snr_gamma,
         )  # fmt: skip
 
