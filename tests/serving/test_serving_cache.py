@@ -22,7 +22,7 @@ from sagediff.errors import InputError
 from sagediff.sampling.trajectory import Trajectory
 from sagediff.serving.engine.trajectory_cache import CacheKey, Entry, TrajectoryCache, config_text
 
-KEY = CacheKey("anna", "model", "", "DDIMScheduler", "{}", 8, 2, 4.0, 1.0, 0, 64, 64, "float32")
+KEY = CacheKey("anna", "model", "", "DDIMScheduler", "{}", 8, 2, 4.0, "{}", 64, 64, "float32")
 KEYS = [KEY, replace(KEY, tenant="ben"), replace(KEY, guidance_scale=5.0), replace(KEY, num_steps=10)]
 DIMENSIONS = 3
 

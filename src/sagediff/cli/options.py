@@ -76,7 +76,7 @@ def given_settings(cls: Any, names: str) -> Any:
     for name in names.split():
         each = cls.model_fields[name]
         shown = "" if each.default is None else f" [default: {each.default}]"
-        about = field(default=None, metadata={"help": f"{each.description or ''}{shown}"})
+        about = field(default=None, metadata={"help": " ".join(each.description.split()) + shown})
         entries.append((name, each.annotation | None, about))
     made = make_dataclass(f"Given{cls.__name__}", entries, frozen=True, kw_only=True)
     made.__module__ = __name__

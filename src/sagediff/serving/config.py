@@ -16,75 +16,79 @@ from sagediff.serving.engine.batcher import BatchPolicy
 
 
 class ServeConfig(BaseSettings):
-    """Settings of a server, checked when it starts.
+    """Settings of a server, checked when it starts."""
 
-    Attributes:
-        model_name: the model's name in requests and answers.
-        host, port: address to listen on; 127.0.0.1 is reachable from this machine only.
-        api_keys: keys that are accepted, each a tenant; comma-separated in the environment. None: no key is needed, and
-            all clients are one tenant.
-        window_ms: milliseconds that a request waits for others to share with. Higher: more sharing, higher latency.
-        max_batch: most requests in a wave.
-        max_queue: most requests waiting; more get 429.
-        share: False switches sharing off; requests are still batched.
-        share_across_keys: lets clients of different keys share. Their images then reveal each other's prompts.
-        cache_mib: memory for recorded shared phases that later requests replay, in MiB; 0 switches the cache off.
-        cache_threshold: minimum cosine similarity of a prompt to the mean of the prompts whose shared phase it
-            replays. Higher: fewer replays, images closer to their prompts. None: the grouping threshold, at least 0.5.
-        cache_dir: folder where shared phases are also kept for the next start. None: memory only.
-        cache_variety: shared phases near a prompt before all requests replay. Higher: more compositions, fewer replays
-            at first.
-        affinity_guard: with several replicas, how many full waves busier than the least busy one a replica may be and
-            still get requests similar to those it served. Higher: more sharing, longer queues.
-        affinity_threshold: minimum cosine similarity to prompts that a replica served for requests to follow them
-            there. Higher: requests spread more evenly, and share less. None: the grouping threshold.
-        scale_target: where the number of replicas may change, requests in flight per replica, on average, that
-            scaling aims at. Lower: more replicas, shorter queues, less sharing. None: a full wave.
-        scale_up_s, scale_down_s: seconds for which more, or fewer, replicas must have been needed.
-        scale_look_back_s: seconds over which requests in flight are averaged.
-        max_n, max_side, max_steps, max_prompt_length: most images, pixels per side, steps and characters per request.
-        max_images: most images of a request with many prompts; never more than the queue holds.
-        max_body_bytes: largest request body.
-        deadline_s: seconds that a request may wait before its wave begins.
-        drain_s: seconds that running requests get to finish when the server is asked to stop.
-        stored_bytes, stored_s: memory and time for images answered as URLs.
-        log_format: of the lines on stderr: `json` for machines, `text` for people, `auto` for text on a terminal only.
-        log_prompts: whether a request's log line holds its prompts.
-    """
-
-    model_config = SettingsConfigDict(env_prefix="SAGEDIFF_", frozen=True, protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix="SAGEDIFF_", frozen=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     model_name: str = "demo"
+    """The model's name in requests and answers."""
     host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1 is reachable from this machine only."""
     port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on."""
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """Keys that are accepted, each a tenant; comma-separated in the environment. None: no key is needed, and all
+    clients are one tenant."""
     window_ms: float = Field(50.0, ge=0, le=60_000)
+    """Milliseconds that a request waits for others to share with. Higher: more sharing, higher latency."""
     max_batch: int = Field(16, ge=1)
+    """Most requests in a wave."""
     max_queue: int = Field(256, ge=1)
+    """Most requests waiting; more get 429."""
     share: bool = True
+    """False switches sharing off; requests are still batched."""
     share_across_keys: bool = False
+    """Lets clients of different keys share. Their images then reveal each other's prompts."""
     cache_mib: float = Field(256.0, ge=0, allow_inf_nan=False)
+    """Memory for recorded shared phases that later requests replay, in MiB; 0 switches the cache off."""
     cache_threshold: float | None = Field(None, ge=-1, le=1)
+    """Minimum cosine similarity of a prompt to the mean of the prompts whose shared phase it replays. Higher: fewer
+    replays, images closer to their prompts. None: the grouping threshold, at least 0.5."""
     cache_dir: Path | None = None
+    """Folder where shared phases are also kept for the next start. None: memory only."""
     cache_variety: int = Field(3, ge=1)
+    """Shared phases near a prompt before all requests replay. Higher: more compositions, fewer replays at first."""
     affinity_guard: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """With several replicas, how many full waves busier than the least busy one a replica may be and still get
+    requests similar to those it served. Higher: more sharing, longer queues."""
     affinity_threshold: float | None = Field(None, ge=-1, le=1)
+    """Minimum cosine similarity to prompts that a replica served for requests to follow them there. Higher:
+    requests spread more evenly, and share less. None: the grouping threshold."""
     scale_target: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Where the number of replicas may change, requests in flight per replica, on average, that scaling aims at.
+    Lower: more replicas, shorter queues, less sharing. None: a full wave."""
     scale_up_s: float = Field(10.0, ge=0, allow_inf_nan=False)
+    """Seconds for which more replicas must have been needed."""
     scale_down_s: float = Field(300.0, ge=0, allow_inf_nan=False)
+    """Seconds for which fewer replicas must have been needed."""
     scale_look_back_s: float = Field(15.0, gt=0, allow_inf_nan=False)
+    """Seconds over which requests in flight are averaged."""
     max_n: int = Field(10, ge=1)
+    """Most images of one prompt per request."""
     max_side: int = Field(2048, ge=1)
+    """Largest width and height, in pixels."""
     max_steps: int = Field(100, ge=1)
+    """Most steps per request."""
     max_prompt_length: int = Field(4000, ge=1)
+    """Most characters of a prompt."""
     max_images: int = Field(64, ge=1)
+    """Most images of a request with many prompts; never more than the queue holds."""
     max_body_bytes: int = Field(1 << 20, ge=1)
+    """Largest request body."""
     deadline_s: float = Field(300.0, gt=0)
+    """Seconds that a request may wait before its wave begins."""
     drain_s: float = Field(60.0, gt=0)
+    """Seconds that running requests get to finish when the server is asked to stop."""
     stored_bytes: int = Field(256 << 20, ge=0)
+    """Memory for images answered as URLs."""
     stored_s: float = Field(3600.0, gt=0)
+    """Seconds for which images answered as URLs are kept."""
     log_format: Literal["auto", "json", "text"] = "auto"
+    """Of the lines on stderr: json for machines, text for people, auto for text on a terminal only."""
     log_prompts: bool = False
+    """Whether a request's log line holds its prompts."""
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     GivenServer = options.given_settings(
         ServeConfig,
-        "host port window_ms max_batch max_queue cache_mib cache_threshold cache_dir cache_variety log_format",
+        "host port window_ms max_batch max_queue share_across_keys cache_mib cache_threshold cache_dir cache_variety log_format",
     )
 
 
@@ -32,13 +32,6 @@ def serve(
     server: Annotated[GivenServer | None, options.flattened("Server")] = None,
     no_share: Annotated[
         bool, options.of("Server", help="Batch requests, but let each take all its steps alone.")
-    ] = False,
-    share_across_keys: Annotated[
-        bool,
-        options.of(
-            "Server",
-            help="Let clients of different API keys share; their images then tell of each other's prompts.",
-        ),
     ] = False,
     micro_batch: Annotated[
         int | None, options.of("Server", help="Most denoiser rows run at once [default: all].")
@@ -57,10 +50,7 @@ def serve(
     scale = 1.0 if settings.sampling.guidance_scale is None else settings.sampling.guidance_scale
     steps, encoder = sampling.num_inference_steps, sampling.encoder
     guided = resolve(model, SamplingOptions(steps, scale, encoder), named, policy)
-    config = options.named(server) | {
-        "share": False if no_share else None,
-        "share_across_keys": share_across_keys or None,
-    }
+    config = options.named(server) | {"share": False if no_share else None}
     from sagediff.serving.local_engine import ServeRequest
     from sagediff.serving.run_server import run_serve
 
