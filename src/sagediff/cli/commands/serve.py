@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 else:
     GivenServer = options.given_settings(
         ServeConfig,
-        "host port window_ms max_batch max_queue share_across_keys cache_mib cache_threshold cache_dir cache_variety log_format",
+        "host port window_ms max_batch max_queue share_across_keys cache_mib cache_threshold cache_dir "
+        "cache_variety log_format",
     )
 
 
