@@ -39,6 +39,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return skipped_in_ci_is_failed((yield))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is made once for a module is made once: the tests that use it run in one process."""
     for item in items:

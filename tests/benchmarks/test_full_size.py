@@ -73,6 +73,7 @@ def test_bytes_are_counted_alike_each_time(
 def test_with_the_autoencoder_images_are_made_and_its_bytes_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # over 10 s: on the meta device torch derives every operation's shapes in Python
     for device in ("cpu", "meta"):
         options = ("--device", device, "--models", "sd15", "flux", "--repeats", "1")
         latents = run(monkeypatch, capsys, *options)

@@ -153,6 +153,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SIGKILL as soon as an image is there: what was finished is kept as it is, the rest comes out the same."""
+    # over 10 s: only a real process, which loads the model anew, can be killed
     prompts = [
         *PROMPTS,
         "a small car at the left on a white background",

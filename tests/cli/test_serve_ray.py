@@ -151,6 +151,7 @@ def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Ru
 
 
 def test_the_command_serves_on_replicas_and_drains(tmp_path: Path) -> None:
+    # over 10 s: four processes load torch, each replica the model
     pytest.importorskip("ray.serve")
     port = free_port()
     url = f"http://127.0.0.1:{port}"

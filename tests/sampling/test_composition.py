@@ -180,7 +180,8 @@ FEATURES = {
     "lora": Feature(lora, changes=True),
     "lora, fused": Feature(lora_fused, changes=True),
     "lora scale": Feature(lora, ("flux", "sd3"), lambda _: {"joint_attention_kwargs": {"scale": 0.5}}, True),
-    "compile": Feature(compiled, ("flux",)),  # the U-Net is compiled in test_hook.py
+    # over 10 s: traced anew for every number of rows; the U-Net is compiled in test_hook.py
+    "compile": Feature(compiled, ("flux",)),
     "compile blocks": Feature(compiled_blocks, ("flux",)),
     "layerwise casting": Feature(layerwise, changes=True),
     "group offloading": Feature(group_offloading),

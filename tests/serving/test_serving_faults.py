@@ -48,6 +48,7 @@ class ServerHere:
 
 
 def test_every_good_request_is_answered_rightly_once_whatever_happens(demo: Any) -> None:
+    # over 10 s: with fewer requests some of the faults never happen
     requests = requests_of(120, held_out_captions(60), np.random.default_rng(3))
     cache = TrajectoryCache(1 << 18)
     servers: list[ServerHere] = []
