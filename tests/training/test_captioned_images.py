@@ -84,7 +84,7 @@ def test_batches_are_cliques_of_distinct_captions_and_full() -> None:
         members = [i // 2 for group in groups for i in group]
         assert len(members) == len(set(members)) == 8
         for group in groups:
-            rows = plan._vectors[[i // 2 for i in group]]
+            rows = plan.vectors[[i // 2 for i in group]]
             assert (rows @ rows.T).min() >= 0.6 - 1e-5
             sizes.add(len(group))
     assert max(sizes) <= 5 and min(sizes) == 1 and len(sizes) > 2

@@ -40,13 +40,10 @@ class VisionFeatures:
 
         self._processor = _loaded(name, transformers.AutoImageProcessor)
         self._model = _loaded_model(name, transformers.AutoModel, device)
-        self._device = device
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = _prepared(self._processor, images).to(self._device)
-        vectors: Tensor = self._model(pixel_values=pixels).pooler_output
-        return vectors.float().cpu()
+        return _vectors(self._model(pixel_values=_prepared(self._processor, images, self._model.device)))
 
 
 class Clip:
@@ -66,12 +63,11 @@ class Clip:
         self._tokenizer = _loaded(name, transformers.AutoTokenizer)
         # the whole model: its halves alone read another width for the projection and make up what does not fit
         self._model = _loaded_model(name, transformers.CLIPModel, device)
-        self._device = device
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = _prepared(self._processor, images).to(self._device)
-        return _projected(self._model.get_image_features(pixel_values=pixels))
+        pixels = _prepared(self._processor, images, self._model.device)
+        return _vectors(self._model.get_image_features(pixel_values=pixels))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -80,12 +76,9 @@ class Clip:
         longest = self._model.config.text_config.max_position_embeddings
         tokens = self._tokenizer(
             list(texts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
-        ).to(self._device)
-        return _projected(
-            self._model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            )
-        )
+        ).to(self._model.device)
+        words, mask = tokens["input_ids"], tokens["attention_mask"]
+        return _vectors(self._model.get_text_features(input_ids=words, attention_mask=mask))
 
 
 class InceptionFeatures:
@@ -111,8 +104,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        vectors: Tensor = self._model(_bytes(images).to(self._device))
-        return vectors.float().cpu()
+        return _vectors(self._model(_bytes(images).to(self._device)))
 
 
 def _loaded(name: str, home: Any, **options: Any) -> Any:
@@ -132,17 +124,15 @@ def _kind(name: str) -> str:
     return str(_loaded(name, transformers.AutoConfig).model_type)
 
 
-def _prepared(processor: Any, images: Tensor) -> Tensor:
+def _prepared(processor: Any, images: Tensor, device: torch.device) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> what the model takes, by its own processor."""
     arrays = [image.permute(1, 2, 0).numpy() for image in _bytes(images)]
-    pixels: Tensor = processor(
-        images=arrays, input_data_format="channels_last", return_tensors="pt"
-    ).pixel_values
-    return pixels
+    prepared = processor(images=arrays, input_data_format="channels_last", return_tensors="pt")
+    return torch.as_tensor(prepared.pixel_values, device=device)
 
 
-def _projected(output: Any) -> Tensor:
-    """transformers 4 returns the projected vectors themselves, 5 as the pooled output."""
+def _vectors(output: Any) -> Tensor:
+    """A model's answer; transformers 4 returns the projected vectors themselves, 5 as the pooled output."""
     vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return vectors.float().cpu()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,8 +103,7 @@ def measure(
     bands = []
     for band in yardstick.bands[grouping]:
         chosen = band.prompts
-        paired = real is not None and real.paired
-        part_of_real = Reference(real.features[chosen], paired=True) if real is not None and paired else real
+        part_of_real = replace(real, features=real.features[chosen]) if real and real.paired else real
         place = {prompt: i for i, prompt in enumerate(chosen)}
         groups = [[place[i] for i in group] for group in band.groups]
         part = seen.part(chosen).figures(groups, part_of_real)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sagediff.errors import InputError
+from sagediff.files.digest import object_digest
 from sagediff.plan.sharing import Sharing
 
 Weights = Literal["base", "standard", "sage"]
@@ -41,8 +40,7 @@ class Setting:
     @property
     def key(self) -> str:
         """A short name that no other setting has, good for file names."""
-        text = json.dumps(self.record(), sort_keys=True)
-        digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        digest = object_digest(self.record(), size=4)
         return f"{self.weights}-steps{self.num_steps}-share{self.sharing.share_ratio:g}-{digest}"
 
     def record(self) -> dict[str, Any]:
@@ -57,13 +55,7 @@ class Setting:
 
 def independent(threshold: float, max_group_size: int = 8, unguided: float = 0.0) -> Sharing:
     """Nothing shared; the groups are those that diversity is measured in."""
-    return Sharing(
-        threshold=threshold,
-        share_ratio=0.0,
-        max_group_size=max_group_size,
-        shared_guidance=None,
-        unguided=unguided,
-    )
+    return Sharing(threshold, 0.0, max_group_size, shared_guidance=None, unguided=unguided)
 
 
 @dataclass(frozen=True)
@@ -116,11 +108,8 @@ class Grid:
         for threshold in self.thresholds:
             for ratio in self.share_ratios:
                 shared = replace(self.sharing, threshold=threshold, share_ratio=ratio)
-                early = [
-                    replace(shared, unguided=part)
-                    for part in self.unguided
-                    if part > max(ratio, shared.unguided)
-                ]
+                longer = [part for part in self.unguided if part > max(ratio, shared.unguided)]
+                early = [replace(shared, unguided=part) for part in longer]
                 for steps in self.steps:
                     out.append(Setting(f"shared{after}", weights, steps, shared))
                     name = f"shared, guidance off early{after}"

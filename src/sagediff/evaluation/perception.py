@@ -64,22 +64,14 @@ class NetworkPerception:
     ) -> None:
         self._clip = Clip(clip, device)
         self._features: Features = self._clip if features == clip else open_features(features, device)
-        self._name = f"features {features}, CLIP {clip}"
+        self.name = f"features {features}, CLIP {clip}"
         self._batch_size = batch_size
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def features(self, images: Tensor) -> Tensor:
         return torch.cat([self._features(part) for part in torch.split(images, self._batch_size)])
 
     def alignment(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         vectors = torch.cat([self._clip(part) for part in torch.split(images, self._batch_size)])
-        texts = torch.cat(
-            [
-                self._clip.texts(prompts[i : i + self._batch_size])
-                for i in range(0, len(prompts), self._batch_size)
-            ]
-        )
+        starts = range(0, len(prompts), self._batch_size)
+        texts = torch.cat([self._clip.texts(prompts[i : i + self._batch_size]) for i in starts])
         return torch.from_numpy(clip_scores(vectors, texts))

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure as Canvas
 from sagediff.evaluation.grid import Setting
 from sagediff.evaluation.summary import Row
 
-_PANELS = (  # (first of these figures that there is, label)
-    (("accuracy_all", "clip_score"), {"accuracy_all": "all attributes right", "clip_score": "CLIP score"}),
-    (("frechet",), {"frechet": "Frechet distance (lower is better)"}),
+_PANELS = (  # figure -> label; each panel shows the first that there is
+    {"accuracy_all": "all attributes right", "clip_score": "CLIP score"},
+    {"frechet": "Frechet distance (lower is better)"},
 )
 _MARKS = "osD^vP*X"
 
@@ -27,11 +27,10 @@ def frontier(rows: Sequence[Row]) -> bytes:
     Settings that another one of the same method beats at no higher cost are drawn as faint points. Error bars
     are the spread over the seeds.
     """
-    panels = []
-    for names, labels in _PANELS:
-        name = next((n for n in names if any(n in row.figures for row in rows)), None)
-        if name is not None:
-            panels.append((name, labels[name]))
+    there = {name for row in rows for name in row.figures}
+    panels: list[tuple[str, str]] = []
+    for labels in _PANELS:
+        panels += [(name, label) for name, label in labels.items() if name in there][:1]
     figure = Canvas(figsize=(6.2 * max(len(panels), 1), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     methods = list(dict.fromkeys(row.setting.method for row in rows))

@@ -10,7 +10,8 @@ from typing import Any
 
 from sagediff.evaluation.summary import Figure, Row
 
-HEADS = {  # figure -> (heading, format); accuracies follow, by their own names
+HEADS = {  # figure -> (heading, format); accuracies stand before the CLIP score, by their own names
+    "num_prompts": ("prompts", ".0f"),  # of bands only
     "evaluations_per_image": ("evaluations per image", ".1f"),
     "cost_saving": ("saving", ".1%"),
     "sharing_saving": ("by sharing alone", ".1%"),
@@ -21,16 +22,14 @@ HEADS = {  # figure -> (heading, format); accuracies follow, by their own names
     "diversity": ("diversity in groups", ".4f"),
     "vendi": ("Vendi in groups", ".3f"),
 }
-_BAND_HEADS = {"num_prompts": ("prompts", ".0f"), "evaluations_per_image": ("evaluations per image", ".1f")}
 _NUMBERS = ("num_steps", "share_ratio", "threshold", "shared_guidance", "unguided")
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, then one by similarity band. Spread is over the seeds."""
     names = _names([row.figures for row in rows])
-    heads = [_head(name) for name in names]
     lines = _lines(
-        ["method", "setting", *heads],
+        ["method", "setting", *map(_head, names)],
         [[r.setting.method, r.setting.words(), *(_cell(r.figures, name) for name in names)] for r in rows],
     )
     banded = [(row, band) for row in rows for band in row.bands]
@@ -38,7 +37,7 @@ def markdown(rows: Sequence[Row]) -> str:
         names = [n for n in _names([band for _, band in banded]) if n not in ("low", "high")]
         lines += ["", "By how alike the prompts of a group are (mean cosine):", ""]
         lines += _lines(
-            ["method", "setting", "prompts' cosine", *(_head(name, _BAND_HEADS) for name in names)],
+            ["method", "setting", "prompts' cosine", *map(_head, names)],
             [
                 [
                     row.setting.method,
@@ -78,19 +77,19 @@ def json_text(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
 def _names(records: Sequence[Mapping[str, Figure]]) -> list[str]:
     found = dict.fromkeys(name for record in records for name in record)
     accuracies = [name for name in found if name.startswith("accuracy_")]
-    known = [name for name in ("num_prompts", *HEADS) if name in found]
+    known = [name for name in HEADS if name in found]
     at = known.index("clip_score") if "clip_score" in known else len(known)
     return [*known[:at], *accuracies, *known[at:]]
 
 
-def _head(name: str, more: Mapping[str, tuple[str, str]] = HEADS) -> str:
-    return {**HEADS, **more}.get(name, (name.removeprefix("accuracy_") + " right", ""))[0]
+def _head(name: str) -> str:
+    return HEADS[name][0] if name in HEADS else name.removeprefix("accuracy_") + " right"
 
 
 def _cell(figures: Mapping[str, Figure], name: str) -> str:
     if name not in figures:
         return ""
-    style = {**HEADS, **_BAND_HEADS}.get(name, ("", ".1%"))[1]
+    style = HEADS[name][1] if name in HEADS else ".1%"
     figure = figures[name]
     exact = figure.spread is None or figure.spread == 0
     return f"{figure.mean:{style}}" if exact else f"{figure.mean:{style}} ± {figure.spread:{style}}"

@@ -7,7 +7,6 @@ OUT/images/KEY/G.png  members of a few groups side by side, for the strip
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from sagediff.evaluation.grid import Setting
-from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text
+from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text, writing
+from sagediff.files.json_object import read_object
 from sagediff.files.output_folder import MANIFEST, OutputFolder
 
 
@@ -25,7 +25,6 @@ class CellStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._folder = OutputFolder(path)
 
     def check(self, manifest: Mapping[str, Any], resume: bool) -> None:
         """Refuse a folder that this bench must not write to; writes nothing.
@@ -33,7 +32,7 @@ class CellStore:
         Raises:
             InputError: in use without `resume`, or resumed with other settings.
         """
-        self._folder.check(manifest, resume)
+        OutputFolder(self.path).check(manifest, resume)
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Create the folder."""
@@ -45,10 +44,7 @@ class CellStore:
     def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
         """The cell, or None where it is still to be made."""
         path = self.path / self._name(setting, seed)
-        if not path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return read_object(path) if path.is_file() else None
 
     def write(self, setting: Setting, seed: int, cell: Mapping[str, Any]) -> None:
         self.write_text(self._name(setting, seed), json.dumps(cell, indent=2) + "\n")
@@ -70,9 +66,8 @@ class CellStore:
             row.paste(image, (place * width, 0))
         target = self.strip_path(setting, group)
         _make(target.parent)
-        encoded = io.BytesIO()
-        row.save(encoded, format="PNG")
-        write_bytes(target, encoded.getvalue())
+        with writing(target) as partial:
+            row.save(partial, format="PNG")
 
     @staticmethod
     def _name(setting: Setting, seed: int) -> str:

@@ -62,15 +62,13 @@ def adapter_off(module: Any) -> Iterator[None]:
         module.enable_adapters()
 
 
-def save_adapter(
-    pipe: Any, module: Any, folder: Path, record: dict[str, Any], name: str = WEIGHT_NAME
-) -> Path:
+def save_adapter(pipe: Any, module: Any, folder: Path, record: dict[str, Any]) -> Path:
     """Write the adapter as diffusers' own `save_lora_weights` lays it out, in float16, with `record` beside it."""
     from peft.utils import get_peft_model_state_dict
 
     part = "unet" if module is getattr(pipe, "unet", None) else "transformer"
     state = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(module).items()}
-    with writing(folder / name) as partial:
+    with writing(folder / WEIGHT_NAME) as partial:
         pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state}, weight_name=partial.name)
         tensors = load_file(partial)
         with safe_open(partial, "pt") as file:
@@ -78,4 +76,4 @@ def save_adapter(
         metadata[RECORD_KEY] = json.dumps(record, sort_keys=True)
         tensors = {k: v.to(torch.float16).contiguous() for k, v in tensors.items()}
         save_file(tensors, partial, metadata)
-    return folder / name
+    return folder / WEIGHT_NAME

@@ -21,11 +21,11 @@ from sagediff.files.imagefolder import METADATA, open_images, read_imagefolder
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """captions: one per image; files: where each image is, or None; rows: the data set that holds them."""
+    """captions: one per image; files: where each image is; rows: the data set that holds them instead of files."""
 
     captions: list[str]
-    files: list[Path | None]
-    rows: Any
+    files: list[Path]
+    rows: Any = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -36,20 +36,19 @@ class CaptionedImages:
         Raises:
             InputError: an image that cannot be read; its name is in the message.
         """
-        return torch.cat([self._image(int(i), size) for i in indices])
+        if self.rows is None:
+            return torch.from_numpy(open_images([self.files[i] for i in indices], size)) * 2 - 1
+        return torch.stack([self._row_image(int(i), size) for i in indices])
 
-    def _image(self, index: int, size: tuple[int, int]) -> Tensor:
-        """(1, 3, height, width)."""
-        file = self.files[index]
-        if file is not None:
-            return torch.from_numpy(open_images([file], size)) * 2 - 1
+    def _row_image(self, index: int, size: tuple[int, int]) -> Tensor:
+        """(3, height, width)."""
         try:
             image = ImageOps.fit(
                 self.rows[index]["image"].convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS
             )
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
             raise InputError(f"cannot read image {index}: {error}") from error
-        return torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        return torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
 def load_images(name: str) -> CaptionedImages:
@@ -65,12 +64,9 @@ def load_images(name: str) -> CaptionedImages:
     folder = Path(name).expanduser()
     if folder.is_dir() and (folder / METADATA).is_file():
         found = read_imagefolder(folder)
-        return CaptionedImages(found.captions, list(found.files), None)
-    if (
-        folder.is_dir()
-        and not (folder / "dataset_info.json").is_file()
-        and not (folder / "dataset_dict.json").is_file()
-    ):
+        return CaptionedImages(found.captions, found.files)
+    saved = any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+    if folder.is_dir() and not saved:
         raise InputError(
             f"{folder} holds no {METADATA}; training data is a folder of images with a {METADATA} "
             'of lines {"file_name": ..., "text": ...}, or a folder that `datasets` saved'
@@ -96,17 +92,9 @@ def load_images(name: str) -> CaptionedImages:
             f"the data set {name} has no column {' or '.join(sorted(missing))}; its columns are "
             f"{', '.join(rows.column_names)}"
         )
-    captions = [_caption(text, f"{name}, row {i}") for i, text in enumerate(rows["text"])]
-    return _not_empty(CaptionedImages(captions, [None] * len(captions), rows), name)
-
-
-def _caption(text: object, where: str) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: no caption under `text`")
-    return text.strip()
-
-
-def _not_empty(data: CaptionedImages, name: str) -> CaptionedImages:
-    if not len(data):
+    captions = [text.strip() if isinstance(text, str) else "" for text in rows["text"]]
+    if "" in captions:
+        raise InputError(f"{name}, row {captions.index('')}: no caption under `text`")
+    if not captions:
         raise InputError(f"{name} holds no images")
-    return data
+    return CaptionedImages(captions, [], rows)

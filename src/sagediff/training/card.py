@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from sagediff.training.train_config import TrainConfig
 
@@ -20,35 +19,29 @@ def model_card(base: str, num_images: int, num_captions: int, config: TrainConfi
     load = (
         f'pipe.load_lora_weights("{weights}")' if config.rank else f'# the denoiser itself: load "{weights}"'
     )
-    lines = [
-        "---",
-        f"base_model: {base}",
-        "library_name: diffusers",
-        f"tags: [text-to-image, {'lora, ' if config.rank else ''}sagediff]",
-        "---",
-        "",
-        f"# {'LoRA' if config.rank else 'Denoiser'} of {base} ({config.objective})",
-        "",
-        trained_for,
-        "",
-        "```python",
-        "import sagediff",
-        "",
-        f'pipe = sagediff.load_pipeline("{base}")',
-        load,
-        "```",
-        "",
-        f"Trained by `sagediff train` on {num_images} images with {num_captions} captions, with:",
-        "",
-        "```json",
-        json.dumps(_plain(config.record()), indent=2),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    record = config.record()
+    if config.objective != "sage":
+        del record["weights"], record["branch_range"]  # not looked at
+    return f"""---
+base_model: {base}
+library_name: diffusers
+tags: [text-to-image, {"lora, " if config.rank else ""}sagediff]
+---
 
+# {"LoRA" if config.rank else "Denoiser"} of {base} ({config.objective})
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """Without what the objective did not look at."""
-    left_out = () if record["objective"] == "sage" else ("weights", "branch_range")
-    return {k: v for k, v in record.items() if k not in left_out}
+{trained_for}
+
+```python
+import sagediff
+
+pipe = sagediff.load_pipeline("{base}")
+{load}
+```
+
+Trained by `sagediff train` on {num_images} images with {num_captions} captions, with:
+
+```json
+{json.dumps(record, indent=2)}
+```
+"""

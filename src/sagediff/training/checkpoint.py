@@ -23,16 +23,13 @@ _FILE = "state.safetensors"
 def save(
     folder: Path,
     step: int,
-    parameters: Mapping[str, Tensor],
-    average: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     record: Mapping[str, Any],
     limit: int,
 ) -> None:
     """Write `folder/step-N` under a temporary name, rename it, then remove the oldest beyond `limit`."""
-    tensors = {f"parameter.{k}": v for k, v in parameters.items()}
-    tensors |= {f"average.{k}": v for k, v in average.items()}
-    tensors |= optimizer_tensors(optimizer)
+    tensors = {**weights, **optimizer_tensors(optimizer)}
     target = folder / f"{_PREFIX}{step:07d}"
     metadata = {"step": str(step), "record": json.dumps(record, sort_keys=True)}
     sweep(folder)
@@ -56,11 +53,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def restore(
-    path: Path,
-    parameters: Mapping[str, Tensor],
-    average: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    record: Mapping[str, Any],
+    path: Path, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
 ) -> int:
     """Put a checkpoint's state into place; returns the number of steps done.
 
@@ -82,9 +75,8 @@ def restore(
             "another --out"
         )
     with torch.no_grad():
-        for prefix, home in (("parameter.", parameters), ("average.", average)):
-            for name, tensor in home.items():
-                tensor.copy_(tensors[prefix + name])
+        for name, tensor in weights.items():
+            tensor.copy_(tensors[name])
     restore_optimizer(optimizer, tensors)
     return step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from sagediff.progress import stderr_track
 from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.trainable import TrainableDenoiser, pack
+
+Encoded = TypeVar("Encoded")
+_BATCH = 32  # examples encoded at once
 
 
 class EncodedExamples:
@@ -23,7 +26,6 @@ class EncodedExamples:
         captions: the distinct captions, which `conditions` counts.
         size: (height, width) in pixels.
         cache_limit: bytes that the encoded examples may take in all.
-        batch_size: examples encoded at once.
     """
 
     def __init__(
@@ -34,32 +36,20 @@ class EncodedExamples:
         captions: Sequence[str],
         size: tuple[int, int],
         cache_limit: float,
-        batch_size: int = 32,
     ) -> None:
         self._pipe, self._denoiser, self._data = pipe, denoiser, data
         self._captions, self._size = list(captions), size
         self._dtype = torch.float16 if denoiser.module.device.type != "cpu" else torch.float32
-        sizes = {
-            "images": _bytes(self._encode_images([0])) * len(data),
-            "prompts": sum(map(_bytes, denoiser.conditions([captions[0]]).values())) * len(captions),
-        }
+        of_images = self._encode_images([0]).nbytes * len(data)
+        of_prompts = sum(rows.nbytes for rows in self._encode_prompts([0]).values()) * len(captions)
         self._latents: Tensor | None = None
         self._conditions: dict[str, Tensor] | None = None
-        if sizes["prompts"] <= cache_limit:
-            cache_limit -= sizes["prompts"]
-            rows = self._all(len(captions), batch_size, "encoding prompts", self._encode_prompts)
+        if of_prompts <= cache_limit:
+            cache_limit -= of_prompts
+            rows = _in_parts(len(captions), "encoding prompts", self._encode_prompts)
             self._conditions = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
-        if sizes["images"] <= cache_limit:
-            self._latents = torch.cat(
-                self._all(len(data), batch_size, "encoding images", self._encode_images)
-            )
-
-    def _all(self, count: int, batch_size: int, words: str, encode: Callable[[list[int]], Any]) -> list[Any]:
-        starts = range(0, count, batch_size)
-        return [
-            encode(list(range(start, min(start + batch_size, count))))
-            for start in stderr_track(starts, words)
-        ]
+        if of_images <= cache_limit:
+            self._latents = torch.cat(_in_parts(len(data), "encoding images", self._encode_images))
 
     @torch.no_grad()
     def _encode_images(self, indices: Sequence[int]) -> Tensor:
@@ -86,5 +76,6 @@ class EncodedExamples:
         return {k: rows[list(indices)] for k, rows in self._conditions.items()}
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _in_parts(count: int, words: str, encode: Callable[[Sequence[int]], Encoded]) -> list[Encoded]:
+    starts = range(0, count, _BATCH)
+    return [encode(range(count)[start : start + _BATCH]) for start in stderr_track(starts, words)]

@@ -51,7 +51,7 @@ def train(pipe: Any, data: CaptionedImages, config: TrainConfig, base: str = "")
 class _Run:
     def __init__(self, pipe: Any, data: CaptionedImages, config: TrainConfig, base: str) -> None:
         from accelerate import Accelerator
-        from diffusers.optimization import get_scheduler
+        from diffusers.optimization import get_cosine_schedule_with_warmup
         from diffusers.training_utils import EMAModel
 
         self.config, self.pipe, self.data = config, pipe, data
@@ -109,33 +109,20 @@ class _Run:
         )
         self.average = EMAModel(list(self.trained.values()), decay=config.ema_decay or 0.0)
         self.average.to(device)
-        start = 0
+        self.weights = {f"parameter.{name}": p for name, p in self.trained.items()} | {
+            f"average.{name}": p for name, p in zip(self.trained, self.average.shadow_params, strict=True)
+        }
+        self.record = config.record() | {"data": [len(data), len(self.captions)]}
+        self.start = 0
         if found is not None and config.resume:
-            start = checkpoint.restore(
-                found,
-                self.trained,
-                self._averages(),
-                optimizer,
-                config.record() | {"data": self._data_record()},
-            )
-            self.average.optimization_step = start
+            self.start = checkpoint.restore(found, self.weights, optimizer, self.record)
+            self.average.optimization_step = self.start
         for group in optimizer.param_groups:
             group["initial_lr"] = config.learning_rate  # torch asks for it to begin at a later step
-        lr_scheduler = get_scheduler(
-            "cosine",
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.steps,
-            last_epoch=start - 1,
+        self.lr_scheduler = get_cosine_schedule_with_warmup(
+            optimizer, config.lr_warmup_steps, config.steps, last_epoch=self.start - 1
         )
-        self.start, self.lr_scheduler = start, lr_scheduler
         self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
-
-    def _averages(self) -> dict[str, Tensor]:
-        return dict(zip(self.trained, self.average.shadow_params, strict=True))
-
-    def _data_record(self) -> list[int]:
-        return [len(self.data), len(self.captions)]
 
     # -- one step
 
@@ -230,8 +217,8 @@ class _Run:
                     self._validate(step + 1)
                 if accelerator.is_main_process and ((step + 1) % config.checkpointing_steps == 0 or last):
                     checkpoint.save(
-                        self.checkpoints, step + 1, self.trained, self._averages(), self.optimizer,
-                        config.record() | {"data": self._data_record()}, config.checkpoints_total_limit,
+                        self.checkpoints, step + 1, self.weights, self.optimizer, self.record,
+                        config.checkpoints_total_limit,
                     )  # fmt: skip
                     if not progress.console.is_terminal:
                         progress.console.print(
@@ -248,9 +235,7 @@ class _Run:
             return
         config, module = self.config, self.denoiser.module
         parameters = list(self.trained.values())
-        prompts: list[str] = []
-        for group in self.schedule.batch(0):
-            prompts += [self.data.captions[i] for i in group] if len(prompts) < 8 else []
+        prompts = [self.data.captions[i] for group in self.schedule.batch(0) for i in group]
         if config.ema_decay:
             self.average.store(parameters)
             self.average.copy_to(parameters)

@@ -114,22 +114,20 @@ def sage_terms(
         given = {k: torch.cat([rows, guided[k]]) for k, rows in batch.group_conditions.items()}
     predicted = predict(states, times, given).float()
     in_shared, in_branch = predicted[:count], predicted[count if trains_shared else 0 :]
-    scale_shared = scale_branch = None
-    if min_snr_gamma is not None:
-        scale_shared = process.min_snr_weights(shared_t, min_snr_gamma)
-        scale_branch = process.min_snr_weights(t, min_snr_gamma)
 
     terms: dict[str, Tensor] = {}
     if weights.shared:
-        error = squared_error(in_shared, process.target(mean, shared_noise, shared_t), scale_shared)
+        target = process.target(mean, shared_noise, shared_t)
+        error = squared_error(in_shared, target, process, shared_t, min_snr_gamma)
         terms["shared"] = weights.shared * error.mean()
     if weights.soft:
         with torch.no_grad():
             soft = group_mean(
                 teacher(shared_state[node], shared_t[node], batch.conditions).float(), node, count
             )
-        terms["soft"] = weights.soft * squared_error(in_shared, soft, scale_shared).mean()
-    error = squared_error(in_branch, process.target(z, noise, t), scale_branch)  # (N,)
+        error = squared_error(in_shared, soft, process, shared_t, min_snr_gamma)
+        terms["soft"] = weights.soft * error.mean()
+    error = squared_error(in_branch, process.target(z, noise, t), process, t, min_snr_gamma)  # (N,)
     if weights.branch:
         terms["branch"] = weights.branch * (error * ~handed).sum() / len(z)
     if weights.handover:
@@ -152,11 +150,13 @@ def standard_terms(
     t = process.timesteps(u)
     noise = torch.randn(z.shape, generator=generator, device=z.device)
     predicted = predict(process.state(z, noise, t), t, batch.guided_conditions()).float()
-    scale = None if min_snr_gamma is None else process.min_snr_weights(t, min_snr_gamma)
-    return {"standard": squared_error(predicted, process.target(z, noise, t), scale).mean()}
+    error = squared_error(predicted, process.target(z, noise, t), process, t, min_snr_gamma)
+    return {"standard": error.mean()}
 
 
-def squared_error(predicted: Tensor, target: Tensor, scale: Tensor | None) -> Tensor:
-    """(N, ...) twice -> (N,) mean squared error of each row, times its scale."""
+def squared_error(
+    predicted: Tensor, target: Tensor, process: ForwardProcess, timesteps: Tensor, min_snr_gamma: float | None
+) -> Tensor:
+    """(N, ...) twice -> (N,) mean squared error of each row, weighted by its timestep if there is a gamma."""
     error = (predicted - target.float()).square().flatten(1).mean(1)
-    return error if scale is None else error * scale
+    return error if min_snr_gamma is None else error * process.min_snr_weights(timesteps, min_snr_gamma)

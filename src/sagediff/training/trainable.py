@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class TrainableDenoiser:
     """Records conditions and calls the denoiser with them.
 
     Args:
-        pipe: a pipeline with its text encoders; its denoiser's class must be in `families.FAMILIES`.
+        pipe: a pipeline with its text encoders; its denoiser's class must be in the table of families.
         height, width: pixels of the images trained on; None takes the pipeline's own size.
         inputs: what the pipeline is called with for some prompts, guided or not; None gives it the prompts
             themselves. For pipelines that hold no text encoder.
@@ -72,12 +73,10 @@ class TrainableDenoiser:
             )
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
-        first = self._record(["an image"], guided=False)
-        self._named = first
-        tensors = self.family.tensors(first, type(self.module).__name__)
+        self._first = self._record(["an image"], guided=False)
+        tensors = self.family.tensors(self._first, type(self.module).__name__)
         self.sample_shape = tuple(tensors[self.family.sample].shape[1:])
-        self._time_name = "timestep"
-        passed = torch.as_tensor(first["timestep"]).flatten()[0].float()
+        passed = torch.as_tensor(self._first["timestep"]).flatten()[0].float()
         # FLUX's pipeline divides by 1000 what its scheduler says; others pass it on
         self._time_scale = float(passed / torch.as_tensor(pipe.scheduler.timesteps[0]).float())
         self._constant = {k: v for k, v in tensors.items() if self.family.arguments[k] == "neither"}
@@ -91,10 +90,8 @@ class TrainableDenoiser:
         if self.family.guidance == "batched":
             options["guidance_scale"] = 2.0 if guided else 1.0
         try:
-            with torch.no_grad():
+            with torch.no_grad(), suppress(_Recorded):
                 self._pipe(**self._inputs(list(prompts), guided), **options)
-        except _Recorded:
-            pass
         finally:
             registry.remove_hook(_HOOK, recurse=False)
         if not recorder.arguments:
@@ -111,7 +108,7 @@ class TrainableDenoiser:
             name: tensor[rows].clone()
             for name, tensor in tensors.items()
             if self.family.arguments[name] != "neither"
-            and name not in (self.family.sample, self._time_name)
+            and name not in (self.family.sample, "timestep")
             and tensor.ndim > 0
         }
 
@@ -151,16 +148,9 @@ class TrainableDenoiser:
         Args:
             module: called in place of the pipeline's own: the same wrapped for several GPUs, or a frozen copy.
         """
-        tensors = (
-            dict(conditions)
-            | self._constant
-            | {
-                self.family.sample: states,
-                self._time_name: timesteps * self._time_scale if self._time_scale != 1.0 else timesteps,
-            }
-        )
-        named = self.family.put(self._named, tensors)
-        named["return_dict"] = False
+        times = timesteps * self._time_scale if self._time_scale != 1.0 else timesteps
+        tensors = {**conditions, **self._constant, self.family.sample: states, "timestep": times}
+        named = self.family.put(self._first, tensors) | {"return_dict": False}
         output: Tensor = (self.module if module is None else module)(**named)[0]
         return output
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from sagediff.builtin.scenes.world import ATTRIBUTES, VALUES
@@ -21,12 +22,8 @@ class ConvTower(nn.Module):
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList()
-        previous = 3
-        for width in widths:
-            self.stages.append(_Stage(previous, width))
-            previous = width
-        self.width = previous
+        self.stages = nn.ModuleList(_Stage(*sizes) for sizes in pairwise((3, *widths)))
+        self.width = widths[-1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps, x = [], images
@@ -100,20 +97,19 @@ class Judge(nn.Module):
 def load_judge(folder: Path) -> Judge:
     """The shipped judge, in eval mode, float32."""
     judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge.safetensors").items()})
+    load_model(judge, folder / "judge.safetensors")
     return judge.eval()
 
 
 def load_score_tower(folder: Path, dim: int) -> ImageEncoder:
     """The shipped image tower that alignment is scored by, in eval mode, float32."""
     tower = ImageEncoder(dim, SCORE_TOWER_WIDTHS)
-    tower.load_state_dict({k: v.float() for k, v in load_file(folder / "score_tower.safetensors").items()})
+    load_model(tower, folder / "score_tower.safetensors")
     return tower.eval()
 
 
 def load_image_encoder(folder: Path, dim: int) -> ImageEncoder:
     """The contrastive image tower, in eval mode, float32."""
     encoder = ImageEncoder(dim)
-    state = load_file(folder / "image_encoder.safetensors")
-    encoder.load_state_dict({k: v.float() for k, v in state.items()})
+    load_model(encoder, folder / "image_encoder.safetensors")
     return encoder.eval()

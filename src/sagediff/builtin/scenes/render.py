@@ -27,13 +27,13 @@ COLOR_SPREAD = 0.02  # standard deviation of the background's shift, 0..1 scale
 Array = npt.NDArray[np.float32]
 
 
-def find_font(path: Path | None = None) -> Path:
+def find_font() -> Path:
     """The font's file, or InputError that says how to get it."""
-    for candidate in (path,) if path else FONT_FILES:
+    for candidate in FONT_FILES:
         if candidate.is_file():
             return candidate
     raise InputError(
-        f"Noto Color Emoji not found ({', '.join(map(str, (path,) if path else FONT_FILES))}); "
+        f"Noto Color Emoji not found ({', '.join(map(str, FONT_FILES))}); "
         "on Debian or Ubuntu: apt-get install fonts-noto-color-emoji"
     )
 
@@ -41,8 +41,8 @@ def find_font(path: Path | None = None) -> Path:
 class Renderer:
     """Draws scenes; the glyphs are rasterised once."""
 
-    def __init__(self, font: Path | None = None) -> None:
-        face = ImageFont.truetype(str(find_font(font)), _STRIKE)
+    def __init__(self) -> None:
+        face = ImageFont.truetype(str(find_font()), _STRIKE)
         self._glyphs: dict[tuple[str, str], Array] = {}
         for name, code in OBJECTS.items():
             glyph = _rasterise(face, chr(code))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,17 +22,12 @@ _BATCH = 256  # bounds memory
 
 
 class WorldPerception:
-    """Satisfies `evaluation.perception.Perception` and `Judging`.
-
-    Args:
-        judge: folder of judge.safetensors and score_tower.safetensors; None for the shipped ones.
-        pipeline: folder of tokenizer/ and text_encoder/; None for the shipped ones.
-    """
+    """Satisfies `evaluation.perception.Perception` and `Judging`, with the shipped networks."""
 
     name = "built-in judge and score tower"
 
-    def __init__(self, judge: Path | None = None, pipeline: Path | None = None) -> None:
-        judge, pipeline = judge or judge_dir(), pipeline or weights_dir()
+    def __init__(self) -> None:
+        judge, pipeline = judge_dir(), weights_dir()
         self._judge = load_judge(judge)
         self._text = CLIPTextModel.from_pretrained(pipeline / "text_encoder", dtype=torch.float32).eval()
         self._tokenizer = CLIPTokenizer.from_pretrained(pipeline / "tokenizer", model_max_length=MAX_LENGTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 from sagediff.builtin.scenes.world import VALUES
@@ -15,16 +16,12 @@ _WORDS = sorted({word for values in VALUES.values() for name in values for word 
 _TEMPLATE = ["a", "at", "the", "on", "background"]
 
 
-def _byte_characters() -> list[str]:
-    """The 256 printable stand-ins for bytes that byte-level BPE uses (GPT-2's convention)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    extra = [256 + i for i in range(256 - len(printable))]
-    return [chr(code) for code in printable + extra]
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer, from vocab.json and merges.txt that are written into `folder` first.
 
-
-def write_vocabulary(folder: Path) -> None:
-    """Write vocab.json and merges.txt: bytes, then the merges that spell each word, then the two marks."""
-    characters = _byte_characters()
+    They hold bytes, then the merges that spell each word, then the two marks.
+    """
+    characters = sorted(ByteLevel.alphabet())  # the 256 printable stand-ins for bytes, as GPT-2 has them
     vocabulary = {token: i for i, token in enumerate([*characters, *(c + "</w>" for c in characters)])}
     merges: list[str] = []
     for word in _TEMPLATE + _WORDS:
@@ -41,9 +38,4 @@ def write_vocabulary(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-
-
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer, from vocabulary files that are written into `folder` first."""
-    write_vocabulary(folder)
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=MAX_LENGTH)

@@ -38,13 +38,13 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245), "black": (28, 28, 32),
 }  # fmt: skip
 
-ATTRIBUTES = ("object", "size", "position", "color")
 VALUES: dict[str, tuple[str, ...]] = {
     "object": tuple(OBJECTS),
     "size": tuple(SIZES),
     "position": tuple(POSITIONS),
     "color": tuple(COLORS),
 }
+ATTRIBUTES = tuple(VALUES)
 
 _CAPTION = re.compile(r"a (\w+) (\w+) at the ([\w ]+?) on a (\w+) background")
 
@@ -63,14 +63,9 @@ class Scene:
         return f"a {self.size} {self.object} at the {self.position} on a {self.color} background"
 
     @property
-    def labels(self) -> tuple[int, int, int, int]:
+    def labels(self) -> tuple[int, ...]:
         """Index of each attribute's value, in the order of `ATTRIBUTES`."""
-        return (
-            VALUES["object"].index(self.object),
-            VALUES["size"].index(self.size),
-            VALUES["position"].index(self.position),
-            VALUES["color"].index(self.color),
-        )
+        return tuple(VALUES[name].index(getattr(self, name)) for name in ATTRIBUTES)
 
 
 def parse_caption(caption: str) -> Scene:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -62,10 +62,11 @@ def bf16_pays(device: str) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+Model = TypeVar("Model", bound=nn.Module)
 LossFunction = Callable[[int, np.random.Generator, torch.Generator], Mapping[str, Tensor]]
 
 
-def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Module:
+def train(config: LoopConfig, model: Model, losses: LossFunction) -> Model:
     """Run (or go on with) the stage; returns the module to keep, on `config.device`, in eval mode.
 
     `losses(step, numpy rng, torch rng)` returns named terms; their sum is minimised.
@@ -81,8 +82,9 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
         fused=True,
     )
     average = copy.deepcopy(model) if config.ema else model
+    saved = nn.ModuleDict({"model": model, "average": average} if config.ema else {"model": model})
     checkpoint = config.out / f"{config.name}.checkpoint.safetensors"
-    start = _restore(checkpoint, model, average, optimizer) if config.resume and checkpoint.is_file() else 0
+    start = _restore(checkpoint, saved, optimizer) if config.resume and checkpoint.is_file() else 0
 
     running: dict[str, float] = {}
     model.train()
@@ -105,11 +107,12 @@ def train(config: LoopConfig, model: nn.Module, losses: LossFunction) -> nn.Modu
             for name, term in terms.items():
                 value = float(term.detach())
                 running[name] = value if name not in running else 0.98 * running[name] + 0.02 * value
-            progress.update(task, advance=1, terms=" ".join(f"{k} {v:.4f}" for k, v in running.items()))
+            words = " ".join(f"{k} {v:.4f}" for k, v in running.items())
+            progress.update(task, advance=1, terms=words)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                _save(checkpoint, step + 1, model, average, optimizer)
+                tensors = saved.state_dict() | optimizer_tensors(optimizer)
+                write_tensors(checkpoint, tensors, {"step": str(step + 1)})
                 if not progress.console.is_terminal:
-                    words = " ".join(f"{k} {v:.4f}" for k, v in running.items())
                     progress.console.print(
                         f"{config.name} {step + 1}/{config.steps} {words}", highlight=False
                     )
@@ -124,27 +127,11 @@ def _blend(average: nn.Module, model: nn.Module, decay: float) -> None:
         mine.copy_(theirs)
 
 
-def _save(
-    path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    if average is not model:
-        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    tensors |= optimizer_tensors(optimizer)
-    write_tensors(path, tensors, {"step": str(step)})
-
-
-def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> int:
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    model.load_state_dict(part("model."))
-    if average is not model:
-        average.load_state_dict(part("average."))
+    modules.load_state_dict({name: tensors[name] for name in modules.state_dict()})
     restore_optimizer(optimizer, tensors)
     return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -53,18 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         "--bf16", action=argparse.BooleanOptionalAction, default=None, help="(default: where it pays)"
     )
     args = parser.parse_args(argv)
-    config = StageConfig(
-        args.out,
-        args.steps,
-        args.batch_size,
-        args.learning_rate,
-        args.seed,
-        args.device,
-        args.save_every,
-        args.resume,
-        args.bf16,
-        args.text_encoder,
-    )
+    config = StageConfig(**{field.name: getattr(args, field.name) for field in fields(StageConfig)})
     names = list(STAGES) if args.stage == "all" else [args.stage]
     try:
         for name in names:

@@ -11,17 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from sagediff.builtin.scenes.networks import SCORE_TOWER_WIDTHS, ImageEncoder, load_judge
 from sagediff.builtin.scenes.render import Renderer
-from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
 from sagediff.builtin.scenes.training.scene_images import SceneImages
-from sagediff.builtin.scenes.training.stages import TEXT_DIM, StageConfig
+from sagediff.builtin.scenes.training.stages import TEXT_DIM, StageConfig, encode_texts, require
 from sagediff.builtin.scenes.world import held_out_scenes
 from sagediff.builtin.training.contrast import contrastive_terms
 from sagediff.builtin.training.stage_loop import train, write_tensors
-from sagediff.errors import InputError
 
 SEED = 4211  # unlike that of any other stage
 REFERENCE_SEED = 20  # jitter and shade of the real images
@@ -39,7 +36,11 @@ def train_score(config: StageConfig) -> Path:
     batch_size = config.batch_size or 128
     torch.manual_seed(SEED if config.seed is None else config.seed)
     model, scene_images = _Score(), SceneImages(config.device)
-    texts = _text_vectors(config, [scene.caption for scene in scene_images.scenes])  # (captions, D)
+    folder = config.text_encoder or config.out
+    remedy = "train the stage `encoder` into the same --out, or name a pipeline's folder with --text-encoder"
+    require(folder, ("tokenizer", "text_encoder"), remedy)
+    captions = [scene.caption for scene in scene_images.scenes]
+    texts = encode_texts(folder, captions, config.device, "pooler_output")  # (captions, D)
     place = {scene.caption: i for i, scene in enumerate(scene_images.scenes)}
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
@@ -52,7 +53,6 @@ def train_score(config: StageConfig) -> Path:
         return contrastive_terms(text, model.image(images), model.log_scale, captions)
 
     trained = train(config.loop("score", steps=1000, learning_rate=2e-3, seed=SEED, ema=0.99), model, losses)
-    assert isinstance(trained, _Score)
     path = config.out / "score_tower.safetensors"
     write_tensors(path, {k: v.half() for k, v in trained.image.state_dict().items()})
     return path
@@ -60,9 +60,7 @@ def train_score(config: StageConfig) -> Path:
 
 def make_reference(config: StageConfig) -> Path:
     """The judge's features of one render of every held-out caption, so that distances need no font."""
-    judge_file = config.out / "judge.safetensors"
-    if not judge_file.is_file():
-        raise InputError(f"{judge_file} is missing; train the stage `judge` into the same --out")
+    require(config.out, ("judge.safetensors",), "train the stage `judge` into the same --out")
     judge = load_judge(config.out).to(config.device)
     renders = Renderer().batch(held_out_scenes(), np.random.default_rng(REFERENCE_SEED))
     images = torch.from_numpy(renders).mul(2).sub(1)
@@ -71,20 +69,3 @@ def make_reference(config: StageConfig) -> Path:
     path = config.out / "reference.safetensors"
     write_tensors(path, {"features": features.half()}, {"images": "one render of every held-out caption"})
     return path
-
-
-@torch.no_grad()
-def _text_vectors(config: StageConfig, captions: list[str]) -> Tensor:
-    folder = config.text_encoder or config.out
-    for part in ("tokenizer", "text_encoder"):
-        if not (folder / part).is_dir():
-            raise InputError(
-                f"{folder / part} is missing; train the stage `encoder` into the same --out, or name a pipeline's "
-                "folder with --text-encoder"
-            )
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=MAX_LENGTH)
-    text = (
-        CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(config.device).eval()
-    )
-    ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
-    return torch.cat([text(part.to(config.device)).pooler_output for part in ids.split(512)])

@@ -7,6 +7,7 @@ any stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from sagediff.builtin.scenes.networks import ImageEncoder, Judge, load_image_encoder
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH, build_tokenizer
 from sagediff.builtin.scenes.training.scene_images import SceneImages
-from sagediff.builtin.scenes.world import ATTRIBUTES, Scene
+from sagediff.builtin.scenes.world import ATTRIBUTES
 from sagediff.builtin.training.contrast import contrastive_terms
 from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
 from sagediff.errors import InputError
@@ -121,7 +122,6 @@ def train_encoder(config: StageConfig) -> Path:
         return contrastive_terms(text, model.image(images), model.log_scale, captions)
 
     trained = train(config.loop("encoder", steps=2500, learning_rate=1e-3, seed=0, ema=0.99), model, losses)
-    assert isinstance(trained, _Contrast)
     trained.text.save_pretrained(config.out / "text_encoder")
     path = config.out / "image_encoder.safetensors"
     write_tensors(path, {k: v.half() for k, v in trained.image.state_dict().items()})
@@ -171,7 +171,6 @@ def train_autoencoder(config: StageConfig) -> Path:
     trained = train(
         config.loop("autoencoder", steps=3500, learning_rate=1.5e-3, seed=0, ema=0.995), model, losses
     )
-    assert isinstance(trained, AutoencoderKL)
     with torch.no_grad():
         _, images = scene_images.sample(512, np.random.default_rng(99))
         latents = trained.encode(images).latent_dist.mean
@@ -191,15 +190,14 @@ def new_unet() -> UNet2DConditionModel:
 
 def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
     """The denoiser: v-prediction on latents encoded beforehand, a tenth of the captions dropped for guidance."""
-    for needed in ("tokenizer", "text_encoder", "vae"):
-        if not (config.out / needed).is_dir():
-            raise InputError(
-                f"{config.out / needed} is missing; train the stages before `unet` into the same --out"
-            )
+    remedy = "train the stages before `unet` into the same --out"
+    require(config.out, ("tokenizer", "text_encoder", "vae"), remedy)
     batch_size = config.batch_size or 64
     torch.manual_seed(config.seed or 0)
     unet, scene_images = new_unet(), SceneImages(config.device)
-    captions, hidden = _encode_captions(config, scene_images.scenes)
+    captions = len(scene_images.scenes)
+    texts = [scene.caption for scene in scene_images.scenes] + [""]
+    hidden = encode_texts(config.out, texts, config.device, "last_hidden_state")
     latents = _encode_images(config, scene_images, renders_per_caption)  # (renders, captions, C, 16, 16)
     noiser = DDPMScheduler(**SCHEDULE, prediction_type=PREDICTION)
 
@@ -218,18 +216,24 @@ def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
         return {"v": F.mse_loss(predicted.float(), noiser.get_velocity(clean, epsilon, timesteps))}
 
     trained = train(config.loop("unet", steps=10000, learning_rate=1e-3, seed=0, ema=0.999), unet, losses)
-    assert isinstance(trained, UNet2DConditionModel)
     trained.save_pretrained(config.out / "unet")
     return config.out / "unet"
 
 
+def require(folder: Path, names: Sequence[str], remedy: str) -> None:
+    """Raises InputError if a file or folder that a stage needs is not there."""
+    for path in (folder / name for name in names):
+        if not path.exists():
+            raise InputError(f"{path} is missing; {remedy}")
+
+
 @torch.no_grad()
-def _encode_captions(config: StageConfig, scenes: list[Scene]) -> tuple[int, Tensor]:
-    tokenizer = CLIPTokenizer.from_pretrained(config.out / "tokenizer", model_max_length=MAX_LENGTH)
-    text = CLIPTextModel.from_pretrained(config.out / "text_encoder").to(config.device).eval()
-    texts = [scene.caption for scene in scenes] + [""]
+def encode_texts(folder: Path, texts: list[str], device: str, output: str) -> Tensor:
+    """That output of the text tower in `folder`, a row per text, float32."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=MAX_LENGTH)
+    model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval()
     ids = tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
-    return len(scenes), torch.cat([text(part.to(config.device))[0] for part in ids.split(512)])
+    return torch.cat([model(part.to(device))[output] for part in ids.split(512)])
 
 
 @torch.no_grad()
