@@ -36,7 +36,7 @@ from sagediff.pipelines.loading import quiet_libraries
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine.model_thread import Ticket
+from sagediff.serving.engine.ticket import Ticket
 from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.fleet.replica_fleet import Fleet
 from sagediff.serving.local_engine import ServeRequest
@@ -113,7 +113,7 @@ def measured(arm: Arm, captions: list[str], args: argparse.Namespace) -> Arm:
     numbers = zipf_stream(len(captions), args.requests, args.exponent, arm.seed)
     stream = [captions[number] for number in numbers]
     metrics = Metrics(lambda: 0)
-    with ray_fleet(request, config, metrics, options(arm.replicas), raise_it, raise_it, router) as (fleet, _):
+    with ray_fleet(request, config, metrics, options(arm.replicas), raise_it, raise_it, router) as fleet:
         fleet.start()
         if fleet.wait_until_loaded(300) != "ready":
             raise SystemExit("the replicas are not ready")

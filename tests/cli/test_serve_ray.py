@@ -59,7 +59,7 @@ def running() -> Iterator[Running]:
     failures: list[Exception] = []
     config = ServeConfig.of(max_batch=8)
     options = PoolOptions(2, cpus=0.5)
-    with ray_fleet(request_of(), config, metrics, options, failures.append, failures.append) as (fleet, _):  # type: ignore[arg-type]
+    with ray_fleet(request_of(), config, metrics, options, failures.append, failures.append) as fleet:  # type: ignore[arg-type]
         fleet.start()
         assert fleet.wait_until_loaded(120) == "ready", failures
         until(lambda: len(fleet._replicas.loads()) == 2)
@@ -94,7 +94,7 @@ def test_seeds_give_the_images_of_one_engine_and_previews_come_through(running: 
     tickets = running.fleet.submit(images, 2, lambda ticket, preview: shown.append(preview.number))
     here = results(tickets)
     engine: Engine
-    engine, _ = local_engine(request_of(), ServeConfig.of(max_batch=8), 64, lambda report: None, print)
+    engine = local_engine(request_of(), ServeConfig.of(max_batch=8), 64, lambda report: None, print)
     engine.start()
     engine.wait_until_loaded(60)
     alone = results(engine.submit([wanted(f"two {i}", p.prompt, seed=p.seed) for i, p in enumerate(images)]))

@@ -13,7 +13,8 @@ import torch
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import BatchPolicy
-from sagediff.serving.engine.model_thread import Engine, Ticket, WaveReport
+from sagediff.serving.engine.model_thread import Engine, WaveReport
+from sagediff.serving.engine.ticket import Ticket
 from sagediff.serving.engine.wave_runner import ModelSettings
 
 STEPS = 2

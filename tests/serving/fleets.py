@@ -126,6 +126,9 @@ class Watch:
     def wave_done(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None:
         self.reports.append((replica, report))
 
+    def cache_bytes(self) -> int:
+        return 0
+
     def call_broke(self, replica: int | None) -> None:
         self.broken.append(replica)
 
@@ -144,11 +147,11 @@ class LocalFleet:
         self.watch, self.failures = Watch(), list[Exception]()
 
         def make(number: int) -> Any:
-            def engine(observe: Any, on_failed: Any) -> tuple[Engine, Callable[[], int]]:
+            def engine(observe: Any, on_failed: Any) -> Engine:
                 def loaded() -> Any:
                     return pipes[number] if load is None else load(number)
 
-                return Engine(loaded, settings, policy, observe=observe, on_failed=on_failed), lambda: 0
+                return Engine(loaded, settings, policy, observe=observe, on_failed=on_failed)
 
             return engine
 

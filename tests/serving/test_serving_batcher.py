@@ -240,7 +240,7 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request, arrived = data.draw(st.sampled_from(self.model))
-        assert self.batcher.cancel(request.id) and not self.batcher.cancel(request.id)
+        assert self.batcher.take_out(request.id) and not self.batcher.take_out(request.id)
         self.model.remove((request, arrived))
 
     @rule(seconds=st.sampled_from([0.1, 0.5, 2.0]))

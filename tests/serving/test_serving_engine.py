@@ -28,8 +28,9 @@ from engines import (
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.serving.engine.batcher import BatchPolicy
-from sagediff.serving.engine.model_thread import Engine, Preview, Ticket
-from sagediff.serving.engine.wave_runner import ModelSettings, preview_steps
+from sagediff.serving.engine.model_thread import Engine
+from sagediff.serving.engine.ticket import Preview, Ticket, preview_steps
+from sagediff.serving.engine.wave_runner import ModelSettings
 from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady, OutOfMemory
 
 

@@ -17,7 +17,7 @@ from sagediff import load_pipeline
 from sagediff.distributed.affinity import AffinityPolicy
 from sagediff.errors import InputError, PlanError
 from sagediff.serving.engine.batcher import BatchPolicy
-from sagediff.serving.engine.model_thread import Preview, Ticket
+from sagediff.serving.engine.ticket import Preview, Ticket
 from sagediff.serving.failures import (
     Cancelled,
     DeadlineExpired,

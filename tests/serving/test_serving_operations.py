@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from test_serving_server import CAT, DOG
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import WaveReport
 from sagediff.serving.fleet.fleet_metrics import FleetMetrics
-from sagediff.serving.logs import configure_logs
+from sagediff.serving.logs import configured_logs
 from sagediff.serving.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,18 +41,17 @@ def server(demo: Any) -> Iterator[Address]:
 @pytest.fixture
 def stderr_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], io.StringIO]]:
     """Configures the logs, and gives the stderr that they go to."""
-    put_back = []
+    stack = ExitStack()
 
     def configured(form: Any) -> io.StringIO:
         stream = io.StringIO()
         with monkeypatch.context() as patched:
             patched.setattr(sys, "stderr", stream)
-            put_back.append(configure_logs(form))
+            stack.enter_context(configured_logs(form))
         return stream
 
-    yield configured
-    for restore in reversed(put_back):
-        restore()
+    with stack:
+        yield configured
 
 
 @pytest.fixture

@@ -99,9 +99,8 @@ class AffinityRouter:
         self._centres: OrderedDict[int, _Centre] = OrderedDict()
         self._vectors: Vector = np.zeros((0, 0), np.float32)  # (rows, D)
         self._centre_in_row: list[int] = []
-        self._centre_by_prompt: OrderedDict[str, int] = (
-            OrderedDict()
-        )  # digest of a prompt's vector -> its centre
+        # digest of a prompt's vector -> its centre
+        self._centre_by_prompt: OrderedDict[str, int] = OrderedDict()
         self._recent: dict[int, float] = {}  # requests sent to each replica lately, decayed
         self._next_centre = 0
 
@@ -141,10 +140,10 @@ class AffinityRouter:
                 centre.homes.remove(replica)
 
     def _choose(self, vector: Vector | None, loads: Mapping[int, int]) -> Choice:
-        least = min(loads.values())
         if vector is None:
             return Choice(self._least_busy(loads), "anywhere")
-        eligible = {number: load for number, load in loads.items() if load <= least + self.policy.guard}
+        most = min(loads.values()) + self.policy.guard
+        eligible = {number: load for number, load in loads.items() if load <= most}
         centre = self._centre_of(vector)
         for home in centre.homes:
             if home in eligible:
@@ -204,11 +203,8 @@ class AffinityRouter:
         else:
             row = len(self._centre_in_row)
             self._centre_in_row.append(number)
-            if row >= len(self._vectors):  # doubled, so that new centres stay cheap
-                grown = np.zeros((min(max(64, 2 * row), self.policy.max_centres), len(unit)), np.float32)
-                if row:
-                    grown[:row] = self._vectors[:row]
-                self._vectors = grown
+            if not row:  # zeros that are not written to take no memory, so it need not grow
+                self._vectors = np.zeros((self.policy.max_centres, len(unit)), np.float32)
         self._vectors[row] = unit
         self._centres[number] = _Centre(row)
         return number

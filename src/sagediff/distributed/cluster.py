@@ -78,10 +78,9 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
         raise InputError("--ray needs Ray: pip install 'sagediff[ray]'") from error
     own = not ray.is_initialized()
     if own:
-        quiet: dict[str, Any] = {"logging_level": "ERROR", "include_dashboard": False}
         try:
             if options.address is None:
-                ray.init(address="local", num_cpus=usable_cores(), **quiet)
+                ray.init("local", num_cpus=usable_cores(), logging_level="ERROR", include_dashboard=False)
             else:
                 ray.init(address=options.address, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:

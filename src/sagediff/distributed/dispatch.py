@@ -47,7 +47,7 @@ class Dispatcher:
         on_replicas: Callable[[frozenset[int]], None] = lambda numbers: None,
     ) -> None:
         self._router, self._on_routed, self._on_replicas = router, on_routed, on_replicas
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._numbers: dict[str, int] = {}  # Ray's name of each replica -> its number
         self._next_number = 0
         self._vectors: dict[str, Vector | None] = {}  # call -> vector of its prompt
@@ -81,7 +81,7 @@ class Dispatcher:
     def choose(self, call: str, names: Collection[str]) -> str:
         """Which of these replicas, at least one, a call goes to. Asked again, the earlier choice did not take it."""
         with self._lock:
-            loads = self._loads()
+            loads = self.loads()
             candidates = {self._numbers[name]: name for name in names if name in self._numbers}
             earlier = self._replica_of.pop(call, None)
             if earlier is not None and earlier in loads:
@@ -100,13 +100,10 @@ class Dispatcher:
     def loads(self) -> dict[int, int]:
         """Calls in flight at each replica."""
         with self._lock:
-            return self._loads()
+            sent = Counter(self._replica_of.values())
+            return {number: sent[number] for number in self._numbers.values()}
 
     def number(self, name: str) -> int | None:
         """The number of the replica that has this name in Ray; None once it is gone."""
         with self._lock:
             return self._numbers.get(name)
-
-    def _loads(self) -> dict[int, int]:
-        sent = Counter(self._replica_of.values())
-        return {number: sent[number] for number in self._numbers.values()}

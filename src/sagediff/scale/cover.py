@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,14 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sagediff.errors import InputError, OutputError
 from sagediff.plan.grouping import group_prompts
-from sagediff.scale.disk_vectors import DiskVectors
+from sagediff.scale.disk_vectors import DiskVectors, Ints
 from sagediff.scale.partition import cut_cells
 
-Ints = npt.NDArray[np.int64]
 Cover = list[list[int]]  # row numbers; a row repeats for each of its copies in the group
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of the stage, the number of items done and their total."""
@@ -103,11 +102,10 @@ def _regroup(
     on_progress: OnProgress,
 ) -> Cover:
     """Group those again that are not full, in cells with other borders."""
-    kept = [group for group in cover if len(group) >= options.max_group_size]
-    open_ = sorted((group for group in cover if len(group) < options.max_group_size), key=lambda g: g[0])
-    by_first: dict[int, Cover] = {}
-    for group in open_:
-        by_first.setdefault(group[0], []).append(group)
+    kept: Cover = []
+    by_first: defaultdict[int, Cover] = defaultdict(list)  # those that are not full
+    for group in cover:
+        (kept if len(group) >= options.max_group_size else by_first[group[0]]).append(group)
     firsts = np.array(sorted(by_first), dtype=np.int64)
     cells = cut_cells(vectors, firsts, max(2, options.cell_size // 2), seed=number)
     tasks = [[group for first in cell.tolist() for group in by_first[first]] for cell in cells]

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sagediff.files.atomic import sweep, writing
 from sagediff.files.digest import texts_digest
 from sagediff.prompts.embeddings import TextEncoder
 from sagediff.scale.cover import CoverOptions, OnProgress, group_on_disk
-from sagediff.scale.disk_vectors import embed_to_disk
-
-Ints = npt.NDArray[np.int64]
+from sagediff.scale.disk_vectors import Ints, embed_to_disk
 
 GROUPS = "groups.npz"
 

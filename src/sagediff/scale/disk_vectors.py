@@ -72,43 +72,32 @@ def embed_to_disk(
         InputError: the folder holds other vectors, or the encoder does not return one vector per text.
         OutputError: the disk is full, or the folder not writable.
     """
+    on_batch = on_batch or (lambda done: None)
     wanted = {"texts": texts_digest(texts), "count": len(texts), "encoder": encoder.name, "source": source}
     with output_errors(folder / DATA):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, STATE)
-        return _embed(texts, encoder, folder, wanted, batch_size, on_batch or (lambda done: None))
-
-
-def _embed(
-    texts: Sequence[str],
-    encoder: TextEncoder,
-    folder: Path,
-    wanted: dict[str, Any],
-    batch_size: int,
-    on_batch: Callable[[int], None],
-) -> DiskVectors:
-    state = _state(folder, wanted)
-    done, dim, rounding = state["done"], state["dim"], state["rounding"]
-    on_batch(done)
-    with (folder / DATA).open("r+b" if done else "wb") as file:
-        file.truncate(done * dim * 2)  # what a killed run wrote after its last update of vectors.json
-        file.seek(0, os.SEEK_END)
-        for start in range(done, len(texts), WINDOW):
-            exact = _window(texts[start : start + WINDOW], encoder, batch_size, start, on_batch)
-            if dim not in (0, exact.shape[1]):
-                raise InputError(
-                    f"the encoder {encoder.name} gave vectors of {dim} and of {exact.shape[1]} numbers"
+        done, dim, rounding = _state(folder, wanted)
+        on_batch(done)
+        with (folder / DATA).open("r+b" if done else "wb") as file:
+            file.truncate(done * dim * 2)  # what a killed run wrote after its last update of vectors.json
+            file.seek(0, os.SEEK_END)
+            for start in range(done, len(texts), WINDOW):
+                exact = _window(texts[start : start + WINDOW], encoder, batch_size, start, on_batch)
+                if dim not in (0, exact.shape[1]):
+                    raise InputError(
+                        f"the encoder {encoder.name} gave vectors of {dim} and of {exact.shape[1]} numbers"
+                    )
+                dim, half = exact.shape[1], exact.astype(np.float16)
+                rounding = max(
+                    rounding, float(np.linalg.norm(_unit(half.astype(np.float32)) - exact, axis=1).max())
                 )
-            dim, half = exact.shape[1], exact.astype(np.float16)
-            rounding = max(
-                rounding, float(np.linalg.norm(_unit(half.astype(np.float32)) - exact, axis=1).max())
-            )
-            file.write(half.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            done += len(exact)
-            state = wanted | {"done": done, "dim": dim, "rounding": rounding}
-            write_text(folder / STATE, json.dumps(state) + "\n")
+                file.write(half.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                done += len(exact)
+                state = wanted | {"done": done, "dim": dim, "rounding": rounding}
+                write_text(folder / STATE, json.dumps(state) + "\n")
     return DiskVectors(folder / DATA, len(texts), dim, rounding)
 
 
@@ -131,11 +120,11 @@ def _window(
     return np.concatenate(parts)[inverse.reshape(-1)]
 
 
-def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The state of an earlier call; refuses vectors of other texts."""
+def _state(folder: Path, wanted: dict[str, Any]) -> tuple[int, int, float]:
+    """What an earlier call has done: rows, their length and rounding; refuses vectors of other texts."""
     path = folder / STATE
     if not path.exists():
-        return {"done": 0, "dim": 0, "rounding": 0.0}
+        return 0, 0, 0.0
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         other = sorted(key for key, value in wanted.items() if state[key] != value)
@@ -149,7 +138,7 @@ def _state(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         )
     if not (folder / DATA).is_file() or (folder / DATA).stat().st_size < done * dim * 2:
         raise InputError(f"{folder / DATA} is shorter than {path} says; remove both to embed again")
-    return {"done": done, "dim": dim, "rounding": rounding}
+    return done, dim, rounding
 
 
 def _unit(rows: Floats) -> Floats:

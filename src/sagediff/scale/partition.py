@@ -9,12 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from sagediff.scale.disk_vectors import DiskVectors
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
+from sagediff.scale.disk_vectors import DiskVectors, Floats, Ints
 
 _MAX_CENTRES = 64  # of one cut
 _SAMPLE = 256  # rows a centre that the centres are found from

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sagediff.prompts.requests import QueuedRequest
-from sagediff.serving.engine.model_thread import Listener, State, Ticket
+from sagediff.serving.engine.model_thread import State
+from sagediff.serving.engine.ticket import Listener, Ticket
 
 
 class ImageService(Protocol):
@@ -19,6 +20,9 @@ class ImageService(Protocol):
 
     @property
     def waiting(self) -> int: ...
+
+    @property
+    def cache_bytes(self) -> int: ...
 
     @property
     def size_multiple(self) -> int: ...

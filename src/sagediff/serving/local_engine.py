@@ -45,21 +45,18 @@ def local_engine(
     max_queue: int,
     observe: Callable[[WaveReport], None],
     on_failed: Callable[[Exception], None],
-) -> tuple[Engine, Callable[[], int]]:
-    """An engine of this process, not started, and what says how many bytes its cache holds."""
-
-    use = cache_use(request, config)
-    sampling = replace(model_settings(request, config.share, config.share_across_keys), reuse=use)
+) -> Engine:
+    """An engine of this process, not started."""
+    sampling = model_settings(request, config.share, config.share_across_keys)
+    sampling = replace(sampling, reuse=cache_use(request, config))
     shares = any(each.share_ratio > 0 for each in (sampling.sharing, sampling.guided))
     policy = replace(config.batch_policy(shares), max_queue=max_queue)
     load = partial(open_pipeline, request.settings.model)
-    engine = Engine(load, sampling, policy, observe=observe, on_failed=on_failed)
-    return engine, lambda: 0 if use is None else use.cache.nbytes
+    return Engine(load, sampling, policy, observe=observe, on_failed=on_failed)
 
 
 def model_settings(request: ServeRequest, share: bool, across_tenants: bool) -> ModelSettings:
     """What the engine needs of the settings."""
-
     sharing, guided = (
         each if share else replace(each, share_ratio=0.0, rungs=())
         for each in (request.settings.sharing, request.guided)
@@ -78,7 +75,6 @@ def cache_use(request: ServeRequest, config: ServeConfig) -> CacheUse | None:
     Raises:
         InputError: its folder cannot be used.
     """
-
     most = int(config.cache_mib * 2**20)
     if not most or not config.share:
         return None

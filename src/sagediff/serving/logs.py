@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -43,12 +44,10 @@ class TextLines(logging.Formatter):
         return " ".join([super().formatMessage(record), *pairs])
 
 
-def configure_logs(form: Literal["auto", "json", "text"]) -> Callable[[], None]:
-    """Send the log of the server and of uvicorn to stderr; `auto` is text on a terminal, else JSON.
-
-    Returns:
-        A function that restores the loggers, for a program that goes on after the server.
-    """
+@contextmanager
+def configured_logs(form: Literal["auto", "json", "text"]) -> Iterator[None]:
+    """Send the log of the server and of uvicorn to stderr; `auto` is text on a terminal, else JSON. The loggers are
+    restored at the end, for a program that goes on after the server."""
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextLines() if text else JsonLines())
@@ -59,11 +58,10 @@ def configure_logs(form: Literal["auto", "json", "text"]) -> Callable[[], None]:
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(level)
-
-    def restore() -> None:
+    try:
+        yield
+    finally:
         for logger, handlers, propagate, level in before:
             logger.handlers[:] = handlers
             logger.propagate = propagate
             logger.setLevel(level)
-
-    return restore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -24,48 +25,31 @@ class Metrics:
         self, waiting: Callable[[], float] = lambda: 0.0, cache_bytes: Callable[[], float] = lambda: 0.0
     ) -> None:
         self.registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "sagediff_images", "Images asked for, by what became of them", ["outcome"], registry=registry
+        count = partial(Counter, registry=registry)
+        sizes = partial(Histogram, buckets=_SIZES, registry=registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=registry)
+        self._requests = count("sagediff_images", "Images asked for, by what became of them", ["outcome"])
+        self._refused = count("sagediff_refused", "Requests refused, by the reason's code", ["reason"])
+        self._rows = count("sagediff_evaluations", "Denoiser rows run")
+        self._saved = count("sagediff_evaluations_saved", "Denoiser rows that sharing left out")
+        self._waves = sizes("sagediff_wave_size", "Requests in a wave")
+        self._groups = sizes("sagediff_group_size", "Requests in a group")
+        self._waited = seconds("sagediff_waited_seconds", "From arrival to the wave's begin")
+        self._sampling = seconds("sagediff_wave_seconds", "From a wave's begin to its end")
+        self._encoding = seconds("sagediff_encode_seconds", "Making files of one answer's images")
+        self._answers = seconds(
+            "sagediff_request_seconds", "From a request's arrival to its answer's end", ["route"]
         )
-        self._refused = Counter(
-            "sagediff_refused", "Requests refused, by the reason's code", ["reason"], registry=registry
-        )
-        self._rows = Counter("sagediff_evaluations", "Denoiser rows run", registry=registry)
-        self._saved = Counter(
-            "sagediff_evaluations_saved", "Denoiser rows that sharing left out", registry=registry
-        )
-        self._waves = Histogram("sagediff_wave_size", "Requests in a wave", buckets=_SIZES, registry=registry)
-        self._groups = Histogram(
-            "sagediff_group_size", "Requests in a group", buckets=_SIZES, registry=registry
-        )
-        self._waited = Histogram(
-            "sagediff_waited_seconds", "From arrival to the wave's begin", buckets=_SECONDS, registry=registry
-        )
-        self._sampling = Histogram(
-            "sagediff_wave_seconds", "From a wave's begin to its end", buckets=_SECONDS, registry=registry
-        )
-        self._encoding = Histogram(
-            "sagediff_encode_seconds",
-            "Making files of one answer's images",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._answers = Histogram(
-            "sagediff_request_seconds", "From a request's arrival to its answer's end", ["route"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._looked = Counter(
+        self._looked = count(
             "sagediff_cache_lookups",
             "Requests that looked into the trajectory cache, by whether they replayed",
             ["found"],
-            registry=registry,
         )
         for found in ("hit", "miss"):
             self._looked.labels(found)  # there from the start, at 0
-        self._replayed = Counter(
+        self._replayed = count(
             "sagediff_cache_evaluations_saved",
             "Denoiser rows that replaying left out; part of those that sharing did",
-            registry=registry,
         )
         held = Gauge("sagediff_cache_bytes", "Bytes that the trajectory cache holds", registry=registry)
         held.set_function(cache_bytes)

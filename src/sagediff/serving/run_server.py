@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import PurePath
 
@@ -15,7 +14,7 @@ from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.http.server import server_for
 from sagediff.serving.image_service import ImageService
 from sagediff.serving.local_engine import ServeRequest, local_engine
-from sagediff.serving.logs import configure_logs
+from sagediff.serving.logs import configured_logs
 from sagediff.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -30,9 +29,8 @@ def run_serve(request: ServeRequest) -> None:
     """
     settings = request.settings
     path = PurePath(settings.model.name)
-    name = (
-        path.name if path.is_absolute() else settings.model.name
-    )  # a folder on this machine is nobody's business
+    # a folder on this machine is nobody's business
+    name = path.name if path.is_absolute() else settings.model.name
     config = ServeConfig.of(**request.config | {"model_name": name})
     steps = settings.sampling.num_inference_steps
     if steps > config.max_steps:
@@ -40,7 +38,6 @@ def run_serve(request: ServeRequest) -> None:
     supported_parts(settings.model.name)  # refused before gigabytes of weights are read
     if request.pool is None:  # else it is the replicas' machines that must have the device
         placement(settings.model.device, settings.model.dtype)
-    put_back = configure_logs(config.log_format)
     failures: list[Exception] = []
 
     def failed(error: Exception) -> None:
@@ -49,9 +46,14 @@ def run_serve(request: ServeRequest) -> None:
 
     keys = f"{len(config.api_keys)} API keys" if config.api_keys else "no API keys"
     try:
-        with ExitStack() as stack:
-            metrics = Metrics(lambda: engine.waiting, lambda: cache_bytes())
-            engine, cache_bytes = _front(request, config, metrics, failed, stack)
+        with configured_logs(config.log_format), ExitStack() as stack:
+            metrics = Metrics(lambda: engine.waiting, lambda: engine.cache_bytes)
+            engine: ImageService
+            if request.pool is None:
+                engine = local_engine(request, config, config.max_queue, metrics.wave_done, failed)
+            else:
+                fleet = ray_fleet(request, config, metrics, request.pool, failed, log.warning)
+                engine = stack.enter_context(fleet)
             server = server_for(engine, config, metrics, steps)
             log.info("serving %s at http://%s:%d (%s)", config.model_name, config.host, config.port, keys)
             if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
@@ -59,28 +61,7 @@ def run_serve(request: ServeRequest) -> None:
             server.run()
     except SystemExit:  # uvicorn's way of saying that it could not listen; it has said why
         raise SagediffError(f"cannot listen at {config.host}:{config.port}; is the port taken?") from None
-    finally:
-        put_back()
     for failure in failures:
         if isinstance(failure, SagediffError):
             raise failure
         raise SagediffError(f"the model could not be loaded: {failure}") from failure
-
-
-def _front(
-    request: ServeRequest,
-    config: ServeConfig,
-    metrics: Metrics,
-    failed: Callable[[Exception], None],
-    stack: ExitStack,
-) -> tuple[ImageService, Callable[[], int]]:
-    """What makes the images, not started yet, and what says how many bytes its caches hold.
-
-    Args:
-        stack: ends what must be ended with the server.
-    """
-    if request.pool is not None:
-        return stack.enter_context(
-            ray_fleet(request, config, metrics, request.pool, failed, lambda words: log.warning("%s", words))
-        )
-    return local_engine(request, config, config.max_queue, metrics.wave_done, failed)

@@ -104,9 +104,11 @@ class Batcher:
         for request in requests:
             self._waiting[request.id] = Waiting(request, now)
 
-    def cancel(self, id_: str) -> bool:
-        """Forget a request that waits; False if none of that id does."""
-        return self._forget(id_)
+    def take_out(self, id_: str) -> bool:
+        """A request no longer waits; False if none of that id did."""
+        self._vectors.pop(id_, None)
+        self._passed.pop(id_, None)
+        return self._waiting.pop(id_, None) is not None
 
     def expire(self) -> list[QueuedRequest]:
         """Take out the requests whose deadline has passed."""
@@ -117,7 +119,7 @@ class Batcher:
             if w.request.deadline is not None and w.request.deadline <= now
         ]
         for request in late:
-            self._forget(request.id)
+            self.take_out(request.id)
         return late
 
     def next_wave(self) -> list[Waiting]:
@@ -129,7 +131,7 @@ class Batcher:
                 for waiting in bucket[: bucket.index(wave[-1])]:
                     self._passed[waiting.request.id] = self._passed.get(waiting.request.id, 0) + 1
                 for waiting in wave:
-                    self._forget(waiting.request.id)
+                    self.take_out(waiting.request.id)
                 return wave
         return []
 
@@ -166,11 +168,6 @@ class Batcher:
         """Whole seconds, at least 1, in which what waits now will have been worked off, as waves went lately."""
         waves = math.ceil(len(self._waiting) / self.policy.max_batch)
         return max(1, min(_LONGEST_RETRY, math.ceil(waves * self._wave_seconds)))
-
-    def _forget(self, id_: str) -> bool:
-        self._vectors.pop(id_, None)
-        self._passed.pop(id_, None)
-        return self._waiting.pop(id_, None) is not None
 
     def _fill(self, bucket: list[Waiting]) -> list[Waiting]:
         """A wave of the bucket, oldest first."""

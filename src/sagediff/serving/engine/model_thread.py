@@ -6,11 +6,9 @@ Any thread may submit requests and gets tickets for them. Only this thread touch
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,29 +16,14 @@ import numpy as np
 
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy, Waiting
-from sagediff.serving.engine.recovery import Groups, Outcome, Recovery
-from sagediff.serving.engine.wave_runner import (
-    Job,
-    MadeImage,
-    ModelSettings,
-    WaveResult,
-    WaveRunner,
-    preview_steps,
-)
+from sagediff.serving.engine.recovery import Groups, Recovery
+from sagediff.serving.engine.ticket import Listener, MadeImage, Outcome, Ticket
+from sagediff.serving.engine.wave_runner import ModelSettings, WaveResult, WaveRunner
 from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady
 
 log = logging.getLogger(__name__)
 
 State: TypeAlias = Literal["loading", "ready", "draining", "stopped", "failed"]
-Listener: TypeAlias = Callable[["Ticket", "Preview"], None]
-
-
-@dataclass(frozen=True)
-class Preview:
-    """An unfinished image: which of the request's previews it is, from 0, and the PIL image."""
-
-    number: int
-    image: Any
 
 
 @dataclass(frozen=True)
@@ -69,58 +52,6 @@ class WaveReport:
     cache_hits: int = 0
     cache_misses: int = 0
     evaluations_replayed: int = 0
-
-
-class Ticket:
-    """A client's handle of its request.
-
-    Attributes:
-        future: gives the `MadeImage`, or raises the error.
-        seed: the request's, else the one given, else drawn.
-        waited, ran: seconds until its wave began, and from then to its end; known once it is finished.
-    """
-
-    def __init__(
-        self, request: QueuedRequest, previews: int, on_preview: Listener | None, seed: int | None = None
-    ) -> None:
-        self.request = request
-        if request.seed is not None:
-            seed = request.seed
-        self.seed = secrets.randbits(63) if seed is None else seed
-        self.future: Future[MadeImage] = Future()
-        self.waited = self.ran = 0.0
-        self._next_preview = 0
-        self._gone = threading.Event()
-        self._listener = on_preview
-        # cancelling goes through `Engine.cancel`, never through the future: it is running from the start
-        self.future.set_running_or_notify_cancel()
-        self._previews = (
-            preview_steps(previews, request.num_inference_steps) if on_preview is not None else ()
-        )
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client is gone."""
-        return self._gone.is_set()
-
-    def leave(self) -> None:
-        self._gone.set()
-
-    def job(self) -> Job:
-        return Job(self.request, self.seed, self._previews, self._gone.is_set, self.show)
-
-    def finish(self, outcome: Outcome) -> None:
-        """Called once."""
-        if isinstance(outcome, MadeImage):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
-
-    def show(self, number: int, image: Any) -> None:
-        """Pass on a preview, unless the client is gone or has it already."""
-        if self._listener is not None and not self.gone and number >= self._next_preview:
-            self._next_preview = number + 1  # a wave that is tried again sends no preview twice
-            self._listener(self, Preview(number, image))
 
 
 class Engine:
@@ -164,6 +95,11 @@ class Engine:
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._batcher)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that its trajectory cache holds."""
+        return 0 if self._settings.reuse is None else self._settings.reuse.cache.nbytes
 
     def start(self) -> None:
         self._thread.start()
@@ -209,8 +145,8 @@ class Engine:
         dropped = []
         with self._changed:
             for ticket in tickets:
-                ticket.leave()
-                if self._batcher.cancel(ticket.request.id):
+                ticket.gone = True
+                if self._batcher.take_out(ticket.request.id):
                     dropped.append(self._tickets.pop(ticket.request.id))
             self._changed.notify_all()
         for ticket in dropped:
@@ -241,7 +177,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            runner = self._loaded()
+            runner = WaveRunner(self._load(), self._settings)
+            self.size_multiple = int(getattr(runner.pipe, "vae_scale_factor", 1))
         except Exception as error:
             log.error("the model could not be loaded: %s", error)
             self._enter("failed")
@@ -255,12 +192,6 @@ class Engine:
         while (wave := self._next_wave(runner)) is not None:
             self._run_wave(recovery, wave)
         self._enter("stopped")
-
-    def _loaded(self) -> WaveRunner:
-        pipe = self._load()
-        runner = WaveRunner(pipe, self._settings)
-        self.size_multiple = int(getattr(pipe, "vae_scale_factor", 1))
-        return runner
 
     def _enter(self, state: State) -> None:
         with self._changed:
@@ -305,7 +236,6 @@ class Engine:
 
     def _run_wave(self, recovery: Recovery, wave: list[tuple[Ticket, Waiting]]) -> None:
         start = self.clock()
-        tickets = {ticket.request.id: ticket for ticket, _ in wave}
         sizes: list[int] = []
         rows = np.zeros(5, dtype=int)
         outcomes: dict[str, int] = {}
@@ -313,10 +243,9 @@ class Engine:
         for ticket, entry in wave:
             ticket.waited = start - entry.arrived
 
-        def deliver(job: Job, outcome: Outcome) -> None:
+        def deliver(ticket: Ticket, outcome: Outcome) -> None:
             name = "image" if isinstance(outcome, MadeImage) else type(outcome).__name__
             outcomes[name] = outcomes.get(name, 0) + 1
-            ticket = tickets.pop(job.request.id)
             ticket.ran = self.clock() - start
             ticket.finish(outcome)
 
@@ -328,10 +257,10 @@ class Engine:
             )  # fmt: skip
 
         try:
-            recovery.carry_out([ticket.job() for ticket, _ in wave], deliver, count)
+            recovery.carry_out([ticket for ticket, _ in wave], deliver, count)
         except Exception as error:  # a bug of ours must cost this wave only, not the server
             log.exception("a wave could not be carried out")
-            for ticket in tickets.values():
+            for ticket in (ticket for ticket, _ in wave if not ticket.future.done()):
                 failed = ImageFailed("the server failed on this request")
                 failed.__cause__ = error
                 ticket.finish(failed)

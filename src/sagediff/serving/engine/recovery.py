@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -13,29 +12,13 @@ import torch
 from sagediff.errors import InputError
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.reuse import Arrangement
-from sagediff.serving.engine.wave_runner import Job, MadeImage, WaveResult, WaveRunner
+from sagediff.serving.engine.ticket import Outcome, Ticket
+from sagediff.serving.engine.wave_runner import WaveResult, WaveRunner
 from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory
 
 log = logging.getLogger(__name__)
 
-Outcome: TypeAlias = MadeImage | Exception
 Groups: TypeAlias = list[list[int]]
-
-
-@dataclass(frozen=True)
-class PipelineCall:
-    """One call of the pipeline.
-
-    Attributes:
-        arrangement: of its jobs; empty if arranging them failed.
-        result, error: what the call returned or raised; one of them is None.
-        out_of_memory: whether the error says so.
-    """
-
-    arrangement: Arrangement
-    result: WaveResult | None
-    error: Exception | None
-    out_of_memory: bool = False
 
 
 class Recovery:
@@ -53,69 +36,66 @@ class Recovery:
 
     def carry_out(
         self,
-        jobs: Sequence[Job],
-        deliver: Callable[[Job, Outcome], None],
+        tickets: Sequence[Ticket],
+        deliver: Callable[[Ticket, Outcome], None],
         on_result: Callable[[Groups, WaveResult], None],
     ) -> None:
-        """Run compatible jobs; each is delivered exactly once.
+        """Run compatible tickets; each is delivered exactly once.
 
         Args:
-            deliver: called with each job and its image or error.
+            deliver: called with each ticket and its image or error.
             on_result: called after every call of the pipeline that succeeded.
         """
-        pending = [list(jobs)]
-        suspect: Arrangement | None = None  # the replay that failed for the job that comes next, alone
+        pending = [list(tickets)]
+        suspect: Arrangement | None = None  # the replay that failed for the ticket that comes next, alone
         while pending:
             part = []
-            for job in pending.pop():
-                if job.gone():  # read once: it may change at any moment
-                    deliver(job, Cancelled("the client went away"))
+            for ticket in pending.pop():
+                if ticket.gone:  # read once: it may change at any moment
+                    deliver(ticket, Cancelled("the client went away"))
                 else:
-                    part.append(job)
+                    part.append(ticket)
             if not part:
                 suspect = None
                 continue
-            call = self._call(part, replay=suspect is None)
+            arrangement, result = self._call(part, replay=suspect is None)
             failed_replay, suspect = suspect, None
-            if call.result is not None:
+            if isinstance(result, WaveResult):
                 if failed_replay is not None:
                     self._runner.discard(failed_replay)
-                on_result(call.arrangement.groups, call.result)
-                for job, image in zip(part, call.result.images, strict=True):
-                    deliver(job, Cancelled("the client went away") if image is None else image)
-            elif isinstance(call.error, Cancelled) or (call.out_of_memory and self._shrink(part)):
+                on_result(arrangement.groups, result)
+                for ticket, image in zip(part, result.images, strict=True):
+                    deliver(ticket, Cancelled("the client went away") if image is None else image)
+            elif isinstance(result, Cancelled) or (is_out_of_memory(result) and self._shrink(part)):
                 pending.append(part)
-            elif len(part) == 1 and call.arrangement.replays and not call.out_of_memory:
-                suspect = call.arrangement
+            elif len(part) == 1 and arrangement.replays and not is_out_of_memory(result):
+                suspect = arrangement
                 pending.append(part)
             elif len(part) == 1:
-                deliver(part[0], _own_error(call))
+                deliver(part[0], _own_error(result))
             else:
-                log.warning("wave of %d failed, tried again in two halves: %r", len(part), call.error)
-                pending += reversed(halves(part, call.arrangement.groups))
+                log.warning("wave of %d failed, tried again in two halves: %r", len(part), result)
+                pending += reversed(halves(part, arrangement.groups))
 
-    def _call(self, part: list[Job], replay: bool) -> PipelineCall:
+    def _call(self, part: list[Ticket], replay: bool) -> tuple[Arrangement, WaveResult | Exception]:
+        """What one call of the pipeline returned or raised; the arrangement is empty if making it failed."""
         arrangement = Arrangement([])
         try:
             arrangement = self._runner.arrange(part, replay)
-            return PipelineCall(
-                arrangement, self._runner.run(part, arrangement, self._micro_batch(part)), None
-            )
+            return arrangement, self._runner.run(part, arrangement, self._micro_batch(part))
         except Exception as error:
-            call = PipelineCall(arrangement, None, error, is_out_of_memory(error))
-            if call.out_of_memory:
-                # the traceback's frames hold tensors whose memory the next try needs
-                error.__traceback__ = None
-        if call.out_of_memory:
+            failure = error
+        if is_out_of_memory(failure):
+            failure.__traceback__ = None  # its frames hold tensors whose memory the next try needs
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return call
+        return arrangement, failure
 
-    def _micro_batch(self, part: Sequence[Job]) -> int | None:
+    def _micro_batch(self, part: Sequence[Ticket]) -> int | None:
         return self._micro.get(_size(part[0].request), self._runner.settings.micro_batch_size)
 
-    def _shrink(self, part: Sequence[Job]) -> bool:
+    def _shrink(self, part: Sequence[Ticket]) -> bool:
         """Halve the micro-batch for requests of that size; False if it cannot get smaller."""
         now = self._micro_batch(part)
         rows = 2 * len(part) if now is None else min(now, 2 * len(part))  # guidance doubles the rows at most
@@ -127,8 +107,8 @@ class Recovery:
         return True
 
 
-def halves(part: Sequence[Job], groups: Groups) -> list[list[Job]]:
-    """Two parts of at least two jobs; a group is cut only if it is the only one."""
+def halves(part: Sequence[Ticket], groups: Groups) -> list[list[Ticket]]:
+    """Two parts of at least two tickets; a group is cut only if it is the only one."""
     if len(groups) > 1:
         first: list[int] = []
         rest = [list(group) for group in groups]
@@ -150,11 +130,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _own_error(call: PipelineCall) -> Exception:
-    error = call.error
+def _own_error(error: Exception) -> Exception:
     if isinstance(error, Cancelled | InputError):
         return error
-    if call.out_of_memory:
+    if is_out_of_memory(error):
         return OutOfMemory("the image does not fit into memory, even alone: ask for a smaller size")
     failed = ImageFailed("the pipeline failed on this request")
     failed.__cause__ = error

@@ -188,8 +188,6 @@ class TrajectoryCache:
         The same seed and candidates, in any order, give the same entry. None if there are no candidates, and for some
         seeds while there are fewer than `variety`: those requests record a trajectory of their own.
         """
-        if not candidates:
-            return None
         place = number_of(str(seed)) % max(len(candidates), self.variety)
         if place >= len(candidates):
             return None

@@ -1,10 +1,10 @@
-"""One wave on the pipeline: jobs and how they run together in, images out. Knows neither threads, queues nor
+"""One wave on the pipeline: requests and how they run together in, images out. Knows neither threads, queues nor
 retries."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sagediff.denoiser.scheduler import noise_levels_of
 from sagediff.errors import StoppedError, UnsupportedPipelineError
-from sagediff.plan.compatibility import Embed, group_requests
+from sagediff.plan.compatibility import group_requests
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask, noise_seeds, repeats
@@ -23,6 +23,7 @@ from sagediff.sampling.run import SharedRun
 from sagediff.sampling.wave import OnStep, run_wave
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
+from sagediff.serving.engine.ticket import MadeImage, Ticket
 from sagediff.serving.engine.trajectory_cache import CacheKey, Entry
 from sagediff.serving.failures import Cancelled
 
@@ -51,57 +52,14 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A request under way.
-
-    Attributes:
-        seed: of its noise, drawn if the request brought none.
-        previews: steps after which its client wants to see how far the image is, counted from 1.
-        gone: whether its client went away.
-        on_preview: told (number of the preview from 0, PIL image).
-    """
-
-    request: QueuedRequest
-    seed: int
-    previews: tuple[int, ...]
-    gone: Callable[[], bool]
-    on_preview: Callable[[int, Any], None]
-
-
-@dataclass(frozen=True)
-class MadeImage:
-    """A finished image.
-
-    Attributes:
-        image: PIL.
-        seed: the seed that its request brought or was given.
-        evaluations: its part of the denoiser rows, a group's divided evenly.
-        evaluations_alone: rows that it would have run without others, with the same guidance.
-        group: a random name of its group, equal for its members and for nobody else; tells nothing of them.
-        group_size: members of its group, itself included.
-        shared_steps: steps that it took together with others, earlier requests included.
-        replayed_steps: those of them that were replayed from an earlier request's.
-    """
-
-    image: Any
-    seed: int
-    evaluations: float
-    evaluations_alone: float
-    group: str
-    group_size: int
-    shared_steps: int
-    replayed_steps: int = 0
-
-
-@dataclass(frozen=True)
 class WaveResult:
     """What a wave made.
 
     Attributes:
-        images: in the order of the jobs; None for those whose clients left on the way.
+        images: in the order of the tickets; None for those whose clients left on the way.
         evaluations: denoiser rows run.
-        evaluations_independent: rows that the jobs would have run each alone, as long as their clients stayed.
-        cache_hits, cache_misses: jobs that replayed, and that found nothing to replay.
+        evaluations_independent: rows that the tickets would have run each alone, as long as their clients stayed.
+        cache_hits, cache_misses: tickets that replayed, and that found nothing to replay.
         evaluations_replayed: rows that the cache saved.
     """
 
@@ -137,16 +95,17 @@ class WaveRunner:
         """How a request, and with it all that may run in one call with it, shares."""
         return self._sharing if request.guidance_scale is None else self._guided
 
-    def arrange(self, jobs: Sequence[Job], replay: bool = True) -> Arrangement:
-        """How compatible jobs run together: who replays what, and the groups of the others.
+    def arrange(self, tickets: Sequence[Ticket], replay: bool = True) -> Arrangement:
+        """How compatible tickets run together: who replays what, and the groups of the others.
 
         Runs the text encoder where two or more may share, and with a cache for everyone who may.
 
         Args:
             replay: False looks for nothing in the cache; what is run is kept all the same.
         """
-        requests = [job.request for job in jobs]
-        reuses = self._reuses(self.sharing(requests[0]), requests[0].num_inference_steps)
+        requests = [ticket.request for ticket in tickets]
+        sharing = self.sharing(requests[0])
+        reuses = self._reuses(sharing, requests[0].num_inference_steps)
         able = [i for i, request in enumerate(requests) if request.may_share]
         wanted = able if reuses or len(able) > 1 else []
         rows = self.embed([requests[i].prompt for i in wanted]) if wanted else ()
@@ -154,12 +113,16 @@ class WaveRunner:
         found: dict[int, Entry] = {}
         if reuses and replay and self._reuse is not None:
             for i, vector in vectors.items():
-                if entry := self._reuse.find(self._key(requests[i]), vector, jobs[i].seed):
+                if entry := self._reuse.find(self._key(requests[i]), vector, tickets[i].seed):
                     found[i] = entry
-        rest = [i for i in range(len(jobs)) if i not in found]
+        rest = [i for i in range(len(tickets)) if i not in found]
         by_prompt = {requests[i].prompt: vector for i, vector in vectors.items()}
-        groups = self._groups(
-            [requests[i] for i in rest], lambda texts: np.stack([by_prompt[t] for t in texts])
+        groups = group_requests(
+            [requests[i] for i in rest],
+            sharing,
+            lambda texts: np.stack([by_prompt[text] for text in texts]),
+            across_tenants=self.settings.across_tenants,
+            repeats_may_share=sharing.fresh_noise > 0,
         )
         return Arrangement(
             sorted([*([rest[i] for i in group] for group in groups), *([i] for i in found)]),
@@ -174,16 +137,18 @@ class WaveRunner:
             if self._reuse is not None:
                 self._reuse.discard(entry)
 
-    def run(self, jobs: Sequence[Job], arrangement: Arrangement, micro_batch_size: int | None) -> WaveResult:
-        """Sample compatible jobs once, as arranged, and keep what they ran together.
+    def run(
+        self, tickets: Sequence[Ticket], arrangement: Arrangement, micro_batch_size: int | None
+    ) -> WaveResult:
+        """Sample compatible tickets once, as arranged, and keep what they ran together.
 
         Raises:
             Cancelled: every client has gone; the run ended at the step at which that was seen.
             Exception: whatever the pipeline raises; then nothing is kept.
         """
-        sharing, steps = self.sharing(jobs[0].request), jobs[0].request.num_inference_steps
+        sharing, steps = self.sharing(tickets[0].request), tickets[0].request.num_inference_steps
         shared, left = sharing.shared_steps(steps), dict[int, int]()
-        task = self._task(jobs, arrangement, sharing, steps)
+        task = self._task(tickets, arrangement, sharing, steps)
         try:
             images, run = run_wave(
                 self.pipe,
@@ -193,23 +158,25 @@ class WaveRunner:
                 micro_batch_size=micro_batch_size,
                 record={group[0]: shared for group in task.plan.groups if group[0] in arrangement.kept},
                 replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
-                on_step=self._after_step(jobs, left),
+                on_step=self._after_step(tickets, left),
             )
         except StoppedError as error:
             raise Cancelled("every client of the wave went away") from error
-        self._keep(jobs, arrangement, run, task.noise_seeds, shared)
+        self._keep(tickets, arrangement, run, task.noise_seeds, shared)
         return WaveResult(
-            self._images(jobs, images, run),
+            self._images(tickets, images, run),
             run.evaluations,
-            sum(rows_alone(run.plan, left.get(i, steps)) for i in range(len(jobs))),
+            sum(rows_alone(run.plan, left.get(i, steps)) for i in range(len(tickets))),
             len(arrangement.replays),
             len(arrangement.kept),
             sum(rows_alone(run.plan, min(shared, left.get(i, steps))) for i in arrangement.replays),
         )
 
-    def _task(self, jobs: Sequence[Job], arrangement: Arrangement, sharing: Sharing, steps: int) -> WaveTask:
-        requests, own = [job.request for job in jobs], [job.seed for job in jobs]
-        plan = self._plan(arrangement, sharing, steps, len(jobs))
+    def _task(
+        self, tickets: Sequence[Ticket], arrangement: Arrangement, sharing: Sharing, steps: int
+    ) -> WaveTask:
+        requests, own = [ticket.request for ticket in tickets], [ticket.seed for ticket in tickets]
+        plan = self._plan(arrangement, sharing, steps, len(tickets))
         noise = noise_seeds(requests, own, plan.groups)
         for i, entry in arrangement.replays.items():
             noise[i] = entry.noise_seed
@@ -219,13 +186,13 @@ class WaveRunner:
             again or (i in arrangement.replays and not sharing.renews_all)
             for i, again in enumerate(repeats(requests, plan.groups))
         ]
-        return WaveTask(list(range(len(jobs))), list(requests), plan, noise, own, apart)
+        return WaveTask(list(range(len(tickets))), list(requests), plan, noise, own, apart)
 
-    def _plan(self, arrangement: Arrangement, sharing: Sharing, steps: int, jobs: int) -> SharePlan:
+    def _plan(self, arrangement: Arrangement, sharing: Sharing, steps: int, count: int) -> SharePlan:
         vectors = None
         if sharing.rungs:
             size = next((len(vector) for vector in arrangement.vectors.values()), 1)
-            vectors = np.zeros((jobs, size), np.float32)  # who is alone has none, and is not asked for one
+            vectors = np.zeros((count, size), np.float32)  # who is alone has none, and is not asked for one
             for i, vector in arrangement.vectors.items():
                 vectors[i] = vector
         plan = sharing.plan_groups(arrangement.groups, steps, vectors=vectors)
@@ -233,28 +200,34 @@ class WaveRunner:
             return plan
         shared = sharing.shared_steps(steps)
         return replace(
-            plan, replayed_steps=tuple(shared if i in arrangement.replays else 0 for i in range(jobs))
+            plan, replayed_steps=tuple(shared if i in arrangement.replays else 0 for i in range(count))
         )
 
     def _keep(
-        self, jobs: Sequence[Job], arrangement: Arrangement, run: SharedRun, noise: Sequence[int], shared: int
+        self,
+        tickets: Sequence[Ticket],
+        arrangement: Arrangement,
+        run: SharedRun,
+        noise: Sequence[int],
+        shared: int,
     ) -> None:
         if self._reuse is None or not arrangement.kept:
             return
         recorded = run.recorded
         for group in run.plan.groups:
             if group[0] in recorded:
-                key = self._key(jobs[group[0]].request)
+                key = self._key(tickets[group[0]].request)
                 vectors = [arrangement.kept[i] for i in group]
                 value = rows_alone(run.plan, shared)
                 self._reuse.keep(key, vectors, noise[group[0]], recorded[group[0]], value)
 
     @staticmethod
-    def _images(jobs: Sequence[Job], images: Sequence[Any], run: SharedRun) -> list[MadeImage | None]:
-        """Of every job; None where its client left on the way."""
+    def _images(tickets: Sequence[Ticket], images: Sequence[Any], run: SharedRun) -> list[MadeImage | None]:
+        """Of every ticket; None where its client left on the way."""
         plan = run.plan
-        names = {i: (secrets.token_hex(6), len(group)) for group in plan.groups for i in group[:1]}
-        names = {i: names[group[0]] for group in plan.groups for i in group}
+        names = {
+            i: (name, len(group)) for group in plan.groups for name in [secrets.token_hex(6)] for i in group
+        }
         replayed = plan.replayed_steps or (0,) * plan.num_prompts
         # not a part of `evaluations_independent`, which has guidance in every step: early guidance off is no merit of
         # sharing
@@ -264,7 +237,7 @@ class WaveRunner:
             if i in run.dropped
             else MadeImage(
                 image,
-                jobs[i].seed,
+                tickets[i].seed,
                 float(plan.prompt_evaluations[i]),
                 alone,
                 *names[i],
@@ -273,18 +246,6 @@ class WaveRunner:
             )
             for i, image in enumerate(images)
         ]
-
-    def _groups(self, requests: Sequence[QueuedRequest], embed: Embed) -> list[list[int]]:
-        if not requests:
-            return []
-        sharing = self.sharing(requests[0])
-        return group_requests(
-            requests,
-            sharing,
-            embed,
-            across_tenants=self.settings.across_tenants,
-            repeats_may_share=sharing.fresh_noise > 0,
-        )
 
     def _reuses(self, sharing: Sharing, steps: int) -> bool:
         """Whether requests that share so replay: there are steps to replay and to take alone, and a replay can be set
@@ -298,35 +259,28 @@ class WaveRunner:
         scale = self.settings.guidance_scale if request.guidance_scale is None else request.guidance_scale
         return self._reuse.key(request, self.sharing(request), scale)
 
-    def _after_step(self, jobs: Sequence[Job], left: dict[int, int]) -> OnStep:
+    def _after_step(self, tickets: Sequence[Ticket], left: dict[int, int]) -> OnStep:
         """What is done after each step.
 
         Args:
-            left: filled with the number of steps after which a job's client was gone.
+            left: filled with the number of steps after which a ticket's client was gone.
         """
         done = 0
 
         def step_done(run: SharedRun, tensors: Mapping[str, Any]) -> None:
             nonlocal done
             done += 1
-            gone = [i for i, job in enumerate(jobs) if i not in left and job.gone()]
+            gone = [i for i, ticket in enumerate(tickets) if i not in left and ticket.gone]
             if gone:
                 left.update(dict.fromkeys(gone, run.step))
                 run.drop(gone)  # from the next step on; the run stops there when nobody is left
-            wanting = [i for i, job in enumerate(jobs) if done in job.previews and i not in left]
+            wanting = [i for i, ticket in enumerate(tickets) if done in ticket.previews and i not in left]
             if wanting and self._preview is not None:
                 for i, image in zip(wanting, self._preview(tensors["latents"][wanting]), strict=True):
-                    jobs[i].on_preview(jobs[i].previews.index(done), image)
+                    tickets[i].show(tickets[i].previews.index(done), image)
 
         return step_done
 
     def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
         """Prompts to unit vectors, (N, D), by which they are grouped."""
         return embed_prompts(prompts, self.pipe, self.settings.encoder).vectors
-
-
-def preview_steps(count: int, num_steps: int) -> tuple[int, ...]:
-    """After which steps, counted from 1, up to `count` previews are shown: evenly spread, the last step left out, whose
-    image comes anyway."""
-    wanted = {round((i + 1) * num_steps / (count + 1)) for i in range(count)}
-    return tuple(sorted(step for step in wanted if 0 < step < num_steps))

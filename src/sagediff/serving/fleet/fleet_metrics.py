@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -32,25 +33,20 @@ class FleetMetrics:
         registry.register(_InFlight(loads))
         replicas = Gauge("sagediff_replicas", "Replicas that take requests", registry=registry)
         replicas.set_function(lambda: len(loads()))
-        self._rows = Counter(
-            "sagediff_replica_evaluations", "Denoiser rows that a replica ran", ["replica"], registry=registry
-        )
-        self._saved = Counter(
+        count = partial(Counter, registry=registry)
+        self._rows = count("sagediff_replica_evaluations", "Denoiser rows that a replica ran", ["replica"])
+        self._saved = count(
             "sagediff_replica_evaluations_saved",
             "Denoiser rows that sharing left out at a replica",
             ["replica"],
-            registry=registry,
         )
-        self._broken = Counter(
-            "sagediff_replica_calls_broken",
-            "Images whose replica died, or was lost, while it made them",
-            registry=registry,
+        self._broken = count(
+            "sagediff_replica_calls_broken", "Images whose replica died, or was lost, while it made them"
         )
-        self._routed = Counter(
+        self._routed = count(
             "sagediff_routed",
             "Images by how their replica was chosen: home, founded, spilled or anywhere",
             ["how"],
-            registry=registry,
         )
         for reason in reasons:
             self._routed.labels(reason)  # there from the start, at 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pickle
 import traceback
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.model_thread import WaveReport
-from sagediff.serving.engine.recovery import Outcome
+from sagediff.serving.engine.ticket import Outcome, Preview
 from sagediff.serving.failures import ImageFailed
 
 
@@ -60,14 +60,6 @@ class Enqueued:
 
 
 @dataclass(frozen=True)
-class PreviewMade:
-    """An unfinished image: which of the request's previews it is, from 0, and the PIL image."""
-
-    number: int
-    image: Any
-
-
-@dataclass(frozen=True)
 class Finished:
     """A request's outcome.
 
@@ -97,7 +89,7 @@ class WaveDone:
     cache_bytes: int
 
 
-Event: TypeAlias = Described | Enqueued | PreviewMade | Finished | WaveDone
+Event: TypeAlias = Described | Enqueued | Preview | Finished | WaveDone
 
 
 def portable(error: Exception) -> Exception:

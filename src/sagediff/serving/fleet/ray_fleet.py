@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,7 @@ class ReplicaMaker:
     def __call__(self) -> Callable[[Command], AsyncIterator[Event]]:
         return ReplicaHost(self.engine).answer
 
-    def engine(
-        self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]
-    ) -> tuple[Engine, Callable[[], int]]:
+    def engine(self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]) -> Engine:
         """The engine that a server of one process would have, with a cache of its own."""
         config = self.config
         if config.cache_dir is not None:
@@ -55,8 +53,8 @@ def ray_fleet(
     on_failed: Callable[[Exception], None],
     tell: Callable[[str], None],
     router: Router | None = None,
-) -> Iterator[tuple[Fleet, Callable[[], int]]]:
-    """A fleet on Ray that is not started yet, and what says how many bytes its caches hold.
+) -> Iterator[Fleet]:
+    """A fleet on Ray that is not started yet.
 
     Args:
         options: as many workers as there may be replicas at most; there are `request.least_replicas` at least.
@@ -66,21 +64,14 @@ def ray_fleet(
     Raises:
         InputError: Ray is not installed, cannot be reached, or has not what the replicas ask for.
     """
-
     guard = round(config.affinity_guard * config.max_batch)
     threshold = config.affinity_threshold
     if threshold is None:
         threshold = request.settings.sharing.threshold
     router = AffinityRouter(AffinityPolicy(threshold, guard)) if router is None else router
     target = config.max_batch if config.scale_target is None else config.scale_target
-    scaling = Scaling(
-        request.least_replicas,
-        options.workers,
-        target,
-        config.scale_up_s,
-        config.scale_down_s,
-        config.scale_look_back_s,
-    )
+    seconds = config.scale_up_s, config.scale_down_s, config.scale_look_back_s
+    scaling = Scaling(request.least_replicas, options.workers, target, *seconds)
     quiet_serve()
     with connected(options, serve=True) as ray:
         check_resources(ray, options, tell)
@@ -97,7 +88,7 @@ def ray_fleet(
             load_embed=partial(load_embed, request), watch=counts, on_failed=on_failed,
         )  # fmt: skip
         try:
-            yield fleet, counts.cache_bytes
+            yield fleet
         finally:
             replicas.close()  # also where the server never came to start or stop the fleet
 
@@ -113,13 +104,11 @@ def claimed_folder(root: Path) -> Path:
     number = 0
     while True:
         lock = FileLock(root / f"replica-{number}.lock")
-        try:
+        with suppress(Timeout):
             lock.acquire(blocking=False)
-        except Timeout:
-            number += 1
-            continue
-        _CLAIMED.append(lock)
-        return root / f"replica-{number}"
+            _CLAIMED.append(lock)
+            return root / f"replica-{number}"
+        number += 1
 
 
 _CLAIMED: list[Any] = []  # a lock that is collected is let go

@@ -20,8 +20,8 @@ from typing import Protocol
 
 from sagediff.plan.compatibility import Embed
 from sagediff.prompts.requests import QueuedRequest
-from sagediff.serving.engine.model_thread import Listener, State, Ticket, WaveReport
-from sagediff.serving.engine.recovery import Outcome
+from sagediff.serving.engine.model_thread import State, WaveReport
+from sagediff.serving.engine.ticket import Listener, Outcome, Preview, Ticket
 from sagediff.serving.failures import Cancelled, DeadlineExpired, NotReady, QueueFull, ReplicaLost
 from sagediff.serving.fleet.attempt import Attempt
 from sagediff.serving.fleet.messages import (
@@ -30,7 +30,6 @@ from sagediff.serving.fleet.messages import (
     Enqueue,
     Event,
     Finished,
-    PreviewMade,
     WaveDone,
 )
 from sagediff.serving.fleet.prompt_vectors import PromptVectors
@@ -47,6 +46,9 @@ class FleetObserver(Protocol):
     """Called in the fleet's thread; must be quick."""
 
     def wave_done(self, replica: int | None, report: WaveReport, cache_bytes: int) -> None: ...
+
+    def cache_bytes(self) -> int:
+        """Bytes that the trajectory caches of all replicas hold."""
 
     def call_broke(self, replica: int | None) -> None:
         """A call to this replica broke off; None if no replica had answered."""
@@ -87,8 +89,8 @@ class Fleet:
         self.size_multiple = 1  # of width and height; known once loaded
         self._loop = asyncio.new_event_loop()
         self._attempts: dict[str, Attempt] = {}  # used in the fleet's thread only, as all below
-        self._arrived: list[tuple[Ticket, int]] = []  # with the number of previews of each
-        self._arrival = asyncio.Event()
+        # with the number of previews of each
+        self._arrived: asyncio.Queue[list[tuple[Ticket, int]]] = asyncio.Queue()
         self._thread = threading.Thread(target=self._run_loop, name="sagediff-fleet", daemon=True)
 
     # -- for any thread ----------------------------------------------------------------------------
@@ -106,6 +108,10 @@ class Fleet:
         """Requests in flight, those that run included."""
         with self._changed:
             return len(self._in_flight)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._watch.cache_bytes()
 
     def start(self) -> None:
         self._thread.start()
@@ -135,14 +141,14 @@ class Fleet:
                 raise QueueFull(waiting, limit, self._retry_after(waiting, replicas))
             self._in_flight |= {ticket.request.id: ticket for ticket in tickets}
             # under the lock, so that the loop gets it before anything later, above all before its end
-            self._loop.call_soon_threadsafe(self._arrive, [(ticket, count) for ticket in tickets])
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, [(ticket, count) for ticket in tickets])
         return tickets
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Their clients went away; see `Engine.cancel`."""
         with self._changed:
             for ticket in tickets:
-                ticket.leave()
+                ticket.gone = True
             left = [ticket.request.id for ticket in tickets if ticket.request.id in self._in_flight]
             if left and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._drop, left)
@@ -212,9 +218,9 @@ class Fleet:
             under_way: set[asyncio.Task[None]] = set()
             try:
                 while True:
-                    await self._arrival.wait()
-                    self._arrival.clear()
-                    arrived, self._arrived = self._arrived, []
+                    arrived = await self._arrived.get()
+                    while not self._arrived.empty():
+                        arrived += self._arrived.get_nowait()
                     requests = [ticket.request for ticket, _ in arrived]
                     vectors = await self._loop.run_in_executor(threads, vectors_of, requests)
                     for (ticket, previews), vector in zip(arrived, vectors, strict=True):
@@ -239,10 +245,6 @@ class Fleet:
             if self._state == "loading":
                 self._state = state
             self._changed.notify_all()
-
-    def _arrive(self, arrived: list[tuple[Ticket, int]]) -> None:
-        self._arrived += arrived
-        self._arrival.set()
 
     def _drop(self, ids: list[str]) -> None:
         for id_ in ids:
@@ -298,7 +300,7 @@ class Fleet:
         return ReplicaLost(f"{_TRIES} replicas died, or were lost, while they made the image")
 
     def _on_event(self, ticket: Ticket, replica: int | None, event: Event) -> None:
-        if isinstance(event, PreviewMade):
+        if isinstance(event, Preview):
             ticket.show(event.number, event.image)
         elif isinstance(event, Finished):
             ticket.waited, ticket.ran = event.waited, event.ran

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Protocol
+from typing import TypeAlias
 
-from sagediff.serving.engine.model_thread import Engine, Preview, Ticket, WaveReport
+from sagediff.serving.engine.model_thread import Engine, WaveReport
+from sagediff.serving.engine.ticket import Preview, Ticket
 from sagediff.serving.failures import NotReady
 from sagediff.serving.fleet.messages import (
     Command,
@@ -19,7 +20,6 @@ from sagediff.serving.fleet.messages import (
     Enqueued,
     Event,
     Finished,
-    PreviewMade,
     WaveDone,
     cause_of,
     portable,
@@ -28,12 +28,8 @@ from sagediff.serving.fleet.messages import (
 _REPORT_PATIENCE = 5.0  # seconds that a finished request waits for its wave's report, which follows at once
 
 
-class MakeEngine(Protocol):
-    """Makes a replica's engine, not started, and a function that returns the bytes its cache holds."""
-
-    def __call__(
-        self, observe: Callable[[WaveReport], None], on_failed: Callable[[Exception], None]
-    ) -> tuple[Engine, Callable[[], int]]: ...
+MakeEngine: TypeAlias = Callable[[Callable[[WaveReport], None], Callable[[Exception], None]], Engine]
+"""Makes a replica's engine, not started, which calls the two as its `observe` and `on_failed`."""
 
 
 class ReplicaHost:
@@ -49,11 +45,10 @@ class ReplicaHost:
     def __init__(self, make: MakeEngine) -> None:
         self._failure: Exception | None = None
         self._lock = threading.Lock()
-        self._unsent: deque[WaveDone] = deque()
-        self._on_wave_done: list[
-            Callable[[], None]
-        ] = []  # of finished requests whose wave has not been reported
-        self._engine, self._cache_bytes = make(self._wave_done, self._failed)
+        self._unsent: list[WaveDone] = []
+        # of finished requests whose wave has not been reported
+        self._on_wave_done: list[Callable[[], None]] = []
+        self._engine = make(self._wave_done, self._failed)
         self._engine.start()
         state = self._engine.wait_until_loaded()
         if state != "ready":
@@ -102,7 +97,7 @@ class ReplicaHost:
         )
 
         def show(_: Ticket, preview: Preview) -> None:
-            put(PreviewMade(preview.number, preview.image))
+            put(preview)
 
         listener = show if command.previews else None
         (ticket,) = self._engine.submit([request], command.previews, listener, [command.seed])
@@ -118,21 +113,18 @@ class ReplicaHost:
 
     def _reports(self) -> list[WaveDone]:
         with self._lock:
-            reports = list(self._unsent)
-            self._unsent.clear()
+            reports, self._unsent = self._unsent, []
         return reports
 
     # -- from the engine's thread
 
     def _wave_done(self, report: WaveReport) -> None:
         with self._lock:
-            self._unsent.append(WaveDone(report, self._cache_bytes()))
+            self._unsent.append(WaveDone(report, self._engine.cache_bytes))
             callbacks, self._on_wave_done = self._on_wave_done, []
         for callback in callbacks:
-            try:
+            with suppress(RuntimeError):  # its event loop has ended, and nobody waits there
                 callback()
-            except RuntimeError:  # its event loop has ended, and nobody waits there
-                continue
 
     def _failed(self, error: Exception) -> None:
         self._failure = error

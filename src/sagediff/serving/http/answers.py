@@ -22,7 +22,7 @@ from sagediff.serving.failures import (
 from sagediff.serving.http.schema import OutputFormat, ParsedBody, RequestProblem
 
 _NO_RETRY = {"x-should-retry": "false"}
-_LOADING_RETRY = 5  # seconds
+_RETRY = {"Retry-After": "5"}  # seconds
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,14 @@ def error_answer(error: Exception) -> ErrorAnswer:
         after = {"Retry-After": str(error.retry_after)}
         return ErrorAnswer(429, str(error), "rate_limit_error", "queue_full", None, after)
     if isinstance(error, NotReady):
-        after = {"Retry-After": str(_LOADING_RETRY)}
-        return ErrorAnswer(503, str(error), "server_error", error.state, None, after)
+        return ErrorAnswer(503, str(error), "server_error", error.state, None, _RETRY)
     if isinstance(error, ReplicaLost):
-        after = {"Retry-After": str(_LOADING_RETRY)}
-        return ErrorAnswer(503, str(error), "server_error", "replica_lost", None, after)
+        return ErrorAnswer(503, str(error), "server_error", "replica_lost", None, _RETRY)
     if isinstance(error, OutOfMemory):
         return ErrorAnswer(503, str(error), "server_error", "out_of_memory", None, _NO_RETRY)
     if isinstance(error, Cancelled):  # anyone still reads this only if the server gave up while it ended
-        after = {"Retry-After": str(_LOADING_RETRY)}
-        return ErrorAnswer(
-            503, "the server ended before the image was made", "server_error", "stopped", None, after
-        )
+        ended = "the server ended before the image was made"
+        return ErrorAnswer(503, ended, "server_error", "stopped", None, _RETRY)
     if isinstance(error, DeadlineExpired):
         return ErrorAnswer(503, str(error), "server_error", "deadline_expired")
     message = str(error) if isinstance(error, ServingError) else "the server failed on this request"

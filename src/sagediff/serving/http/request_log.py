@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagediff.serving.config import ServeConfig
-from sagediff.serving.engine.model_thread import Ticket
+from sagediff.serving.engine.ticket import Ticket
 from sagediff.serving.http.admission import App, Message, Receive, Scope, Send
 from sagediff.serving.metrics import Metrics
 
@@ -39,14 +39,14 @@ class RequestRecord:
         """Counts and times of its images; empty if it asks for none."""
         if not self.tickets:
             return {}
-        done = [t for t in self.tickets if t.future.done() and t.future.exception() is None]
-        images = [ticket.future.result() for ticket in done]
+        futures = [ticket.future for ticket in self.tickets]
+        images = [future.result() for future in futures if future.done() and future.exception() is None]
         return {
             "images_wanted": len(self.tickets),
             "images": len(images),
             # the longest wait and the longest run: images of one request may be in several waves
-            "queue_seconds": round(max((t.waited for t in self.tickets), default=0.0), 4),
-            "run_seconds": round(max((t.ran for t in self.tickets), default=0.0), 4),
+            "queue_seconds": round(max(ticket.waited for ticket in self.tickets), 4),
+            "run_seconds": round(max(ticket.ran for ticket in self.tickets), 4),
             "evaluations": round(sum(image.evaluations for image in images), 3),
             "evaluations_alone": round(sum(image.evaluations_alone for image in images), 3),
             "group_sizes": sorted({image.group: image.group_size for image in images}.values(), reverse=True),
@@ -79,8 +79,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.id.encode())]
             await send(message)
 
         try:

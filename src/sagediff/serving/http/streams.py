@@ -6,12 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sagediff.serving.engine.model_thread import Preview, Ticket
-from sagediff.serving.engine.wave_runner import MadeImage, preview_steps
+from sagediff.serving.engine.ticket import MadeImage, Preview, Ticket
 from sagediff.serving.http.admission import Receive
 from sagediff.serving.http.answers import ErrorAnswer, encode, error_answer, stream_error, stream_event
 from sagediff.serving.http.request_log import RequestRecord
@@ -44,12 +44,12 @@ class ImageStream:
         self._engine, self._body, self._metrics, self._record = engine, body, metrics, record
         self._each_alone = each_alone
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[Ticket, Preview | None]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Ticket, Preview | Future[MadeImage]]] = asyncio.Queue()
         self._tickets = engine.submit(body.requests, body.partial_images, self._put)
         self._numbers = {ticket.request.id: i for i, ticket in enumerate(self._tickets)}
         record.tickets = self._tickets
         for ticket in self._tickets:
-            ticket.future.add_done_callback(partial(self._ended, ticket))
+            ticket.future.add_done_callback(partial(self._put, ticket))
 
     async def lines(self, receive: Receive) -> AsyncIterator[str]:
         """Events until every image is complete or failed, or the client went away."""
@@ -68,9 +68,9 @@ class ImageStream:
                     following.cancel()
                     yield ": still at work\n\n"
                     continue
-                ticket, preview = following.result()
-                if preview is not None:
-                    yield await self._partial(ticket, preview)
+                ticket, event = following.result()
+                if isinstance(event, Preview):
+                    yield await self._partial(ticket, event)
                     continue
                 left -= 1
                 error = ticket.future.exception()
@@ -83,19 +83,17 @@ class ImageStream:
                     return
                 yield stream_error(answer, {"index": self._numbers[ticket.request.id]})
         finally:
+            # also where the server ended the stream before we noticed
             if left and self._record.outcome == "ok":
-                self._record.outcome = (
-                    "client_gone"  # also where the server ended the stream before we noticed
-                )
+                self._record.outcome = "client_gone"
             gone.cancel()
             self._engine.cancel(self._tickets)  # changes nothing for those that are finished
 
     async def _partial(self, ticket: Ticket, preview: Preview) -> str:
-        steps = ticket.request.num_inference_steps
         more = {
             "partial_image_index": preview.number,
-            "step": preview_steps(self._body.partial_images, steps)[preview.number],
-            "steps": steps,
+            "step": ticket.previews[preview.number],
+            "steps": ticket.request.num_inference_steps,
         }
         return await self._event("image_generation.partial_image", ticket, preview.image, more)
 
@@ -110,12 +108,9 @@ class ImageStream:
 
     # -- from the engine's thread
 
-    def _ended(self, ticket: Ticket, future: object) -> None:
-        self._put(ticket, None)
-
-    def _put(self, ticket: Ticket, preview: Preview | None) -> None:
+    def _put(self, ticket: Ticket, event: Preview | Future[MadeImage]) -> None:
         with suppress(RuntimeError):  # the event loop ended with the stream still open: nobody reads it
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (ticket, preview))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (ticket, event))
 
 
 def sampling_fields(made: MadeImage, steps: int) -> dict[str, Any]:
