@@ -169,7 +169,7 @@ def main() -> None:
     for count in range(1, len(args.seeds) + 1):  # seed by seed, so that a stop leaves whole comparisons
         rows = measured(args, captions, compared, tuple(args.seeds[:count]))
         rows.sort(key=lambda r: r.figures["evaluations_per_image"].mean)
-        table = markdown(rows).split("\nBy how alike")[0]
+        table = markdown(rows).split("\nBy the similarity")[0]
         (args.out / "table.md").write_text(table, encoding="utf-8")
         (args.out / "table.json").write_text(json_text(rows, {"captions": len(captions)}), encoding="utf-8")
         (args.out / "readme.md").write_text(readme_table(rows), encoding="utf-8")

@@ -27,7 +27,7 @@ from sagediff.plan.grouping import group_prompts
 from sagediff.plan.levels import part_of_steps
 from sagediff.prompts.embeddings import embed_prompts
 
-KINDS: dict[str, tuple[float, int]] = {  # least cosine, most members
+KINDS: dict[str, tuple[float, int]] = {  # minimum cosine similarity, largest group
     "2, any": (-1.0, 2),
     "8, any": (-1.0, 8),
     "32, any": (-1.0, 32),

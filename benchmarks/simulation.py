@@ -63,7 +63,7 @@ class Setting:
     window: float = 0.05
     cache: int = 64
     guard: float = 1.0  # batches
-    near: float | None = None  # least cosine to a centre; None: the threshold
+    near: float | None = None  # minimum cosine similarity to a centre; None: the threshold
     zipf: float = 1.0
     seed: int = 0
 

@@ -94,7 +94,7 @@ class Pool(Generic[T, R]):
         died[number] += 1
         if died[number] >= MAX_TRIES:
             raise OutputError(
-                f"{MAX_TRIES} workers died of task {number}, most likely for want of memory: take smaller waves or "
+                f"{MAX_TRIES} workers died of task {number}, most likely because memory ran out: take smaller waves or "
                 "give a worker more; what was finished is kept, --resume goes on"
             ) from error
         self._on_event(f"a worker died ({type(error).__name__}); its task is run again by another")

@@ -35,7 +35,7 @@ def markdown(rows: Sequence[Row]) -> str:
     banded = [(row, band) for row in rows for band in row.bands]
     if banded:
         names = [n for n in _names([band for _, band in banded]) if n not in ("low", "high")]
-        lines += ["", "By how alike the prompts of a group are (mean cosine):", ""]
+        lines += ["", "By the similarity of a group's prompts (mean cosine):", ""]
         lines += _lines(
             ["method", "setting", "prompts' cosine", *map(_head, names)],
             [

@@ -1,7 +1,7 @@
 """The search for the plan policy that saves most within a quality budget. Pure: saving and quality are asked for.
 
-A policy is a profile over a grid of thresholds: for each threshold the share ratio of prompts that alike, growing with
-the threshold; beside it, the most members of a group. The cost of every policy is known without running it. Quality is
+A policy is a profile over a grid of thresholds: for each threshold the share ratio of prompts that similar, growing
+with the threshold; beside it, the largest size of a group. The cost of every policy is known without running it. Quality is
 taken to fall as a profile shares more (at no threshold less, at one more), but for what chance in grouping adds. First
 the longest fixed split of each size and threshold is found, unless even the longest of the grid would save less than
 what is there; then ascents from them, the best first: of all profiles that share one step of the grid more, the one
@@ -21,7 +21,7 @@ from sagediff.plan.ladder import Parting
 from sagediff.plan.sharing import Sharing
 
 Profile: TypeAlias = tuple[float, ...]
-"""For each threshold of the grid the share ratio of prompts that alike; 0 where they do not share."""
+"""For each threshold of the grid the share ratio of prompts at least that similar; 0 where they do not share."""
 Family: TypeAlias = Literal["fixed", "together", "tree"]
 FAMILIES: tuple[Family, ...] = ("fixed", "together", "tree")
 _Start: TypeAlias = "tuple[Profile, int, Trial]"  # a fixed split within the budget and its group size

@@ -29,7 +29,7 @@ def run_serve(request: ServeRequest) -> None:
     """
     settings = request.settings
     path = PurePath(settings.model.name)
-    # a folder on this machine is nobody's business
+    # clients need not know where a folder lies on this machine
     name = path.name if path.is_absolute() else settings.model.name
     config = ServeConfig.of(**request.config | {"model_name": name})
     steps = settings.sampling.num_inference_steps

@@ -37,7 +37,7 @@ class BatchPolicy:
         max_queue: most requests waiting; more are refused.
         sharing: False where the operator switched sharing off: then nobody waits for others.
         across_tenants: whether requests of several tenants may share.
-        by_meaning: whether a wave takes those who mean nearly the same first, where more wait than it holds.
+        by_meaning: whether a wave takes similar prompts first, where more wait than it holds.
 
     Raises:
         InputError: a value out of range.

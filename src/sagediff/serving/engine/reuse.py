@@ -28,8 +28,8 @@ class CacheUse:
     """A trajectory cache and how the operator wants it used.
 
     Attributes:
-        threshold: least cosine between a prompt and a trajectory's centroid for a replay, in [-1, 1]. Higher: fewer
-            replays, safer images.
+        threshold: minimum cosine similarity between a prompt and a trajectory's centroid for a replay, in [-1, 1].
+            Higher: fewer replays, safer images.
         identify: told the loaded pipeline, says what tells its weights from others'.
         lora: hash of the LoRA's file; "" for none.
         encoder: name of what embeds prompts; "" for the pipeline's own text encoder.
