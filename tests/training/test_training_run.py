@@ -231,14 +231,14 @@ def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (["--objective", "other"], "objective"),
-        (["--steps", "0"], "steps"),
-        (["--learning-rate", "0"], "learning_rate"),
+        (["--objective", "other"], "--objective"),
+        (["--steps", "0"], "--steps"),
+        (["--learning-rate", "0"], "--learning-rate"),
         (["--branch-range", "0.5", "0.2"], "branch_range"),
-        (["--snr-gamma", "-1"], "snr_gamma"),
+        (["--snr-gamma", "-1"], "--snr-gamma"),
         (["--data", "/no/such/folder"], "no such data"),
         (["--resolution", "63"], "resolution"),
-        (["--soft-weight", "-1"], "soft"),
+        (["--soft-weight", "-1"], "--soft-weight"),
         (["--model", "/no/such/model"], "no model"),
     ],
 )

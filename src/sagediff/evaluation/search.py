@@ -1,11 +1,11 @@
 """The search for the plan policy that saves most within a quality budget. Pure: saving and quality are asked for.
 
 A policy is a profile over a grid of thresholds: for each threshold the share ratio of prompts that similar, growing
-with the threshold; beside it, the largest size of a group. The cost of every policy is known without running it. Quality is
-taken to fall as a profile shares more (at no threshold less, at one more), but for what chance in grouping adds. First
-the longest fixed split of each size and threshold is found, unless even the longest of the grid would save less than
-what is there; then ascents from them, the best first: of all profiles that share one step of the grid more, the one
-that saves most is run, and where it keeps within the budget, it goes on from there.
+with the threshold; beside it, the largest size of a group. The cost of every policy is known without running it.
+Quality is taken to fall as a profile shares more (at no threshold less, at one more), but for what chance in grouping
+adds. First the longest fixed split of each size and threshold is found, unless even the longest of the grid would save
+less than what is there; then ascents from them, the best first: of all profiles that share one step of the grid more,
+the one that saves most is run, and where it keeps within the budget, it goes on from there.
 
 Where prompts repeat, their images must stay apart too: that one is like the other does not show in its quality.
 """
