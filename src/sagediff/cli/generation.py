@@ -129,37 +129,25 @@ class MadeWave:
     evaluations: int
 
 
-@dataclass(frozen=True)
-class WaveMaker:
-    """Makes waves on one pipeline, from a task to PNG files in memory; keeps nothing of them."""
-
-    sampler: SharedSampler
-    guidance: float | None
-    on_step: Callable[[int], None] | None = None
-
-    def __call__(self, task: ImageTask) -> MadeWave:
-        wave = self.sampler.run(task.wave, self.guidance, self.on_step)
-        images = [
-            (index, png_bytes(image, texts))
-            for index, image, texts in zip(wave.prompts, wave.images, task.texts, strict=True)
-            if texts is not None
-        ]
-        return MadeWave(images, wave.evaluations)
+def _make(
+    sampler: SharedSampler, guidance: float | None, on_step: Callable[[int], None] | None, task: ImageTask
+) -> MadeWave:
+    """A wave's PNG files in memory."""
+    wave = sampler.run(task.wave, guidance, on_step)
+    images = [
+        (index, png_bytes(image, texts))
+        for index, image, texts in zip(wave.prompts, wave.images, task.texts, strict=True)
+        if texts is not None
+    ]
+    return MadeWave(images, wave.evaluations)
 
 
-@dataclass(frozen=True)
-class _WorkerFactory:
-    """Builds a worker's pipeline, where the worker is."""
+def _worker(job: Generation, guidance: float | None, threads: int) -> Callable[[ImageTask], MadeWave]:
+    """What makes waves on a worker; its pipeline is built where the worker is."""
+    import torch
 
-    job: Generation
-    guidance: float | None
-    threads: int
-
-    def __call__(self) -> WaveMaker:
-        import torch
-
-        torch.set_num_threads(self.threads)
-        return WaveMaker(_sampler(self.job), self.guidance)
+    torch.set_num_threads(threads)
+    return partial(_make, _sampler(job), guidance, None)
 
 
 def _made(
@@ -187,12 +175,11 @@ def _made(
         return ImageTask(wave, texts)
 
     if job.pool is None:
-        maker = WaveMaker(own, guidance, on_steps)
-        yield from (maker(task(number)) for number in range(len(left)))
+        yield from (_make(own, guidance, on_steps, task(number)) for number in range(len(left)))
         return
     del own
-    factory = _WorkerFactory(job, guidance, max(1, int(job.pool.cpus_per_worker)))
-    pool = Pool(factory, job.pool, lambda words: print(words, file=sys.stderr))
+    worker = partial(_worker, job, guidance, max(1, int(job.pool.cpus_per_worker)))
+    pool = Pool(worker, job.pool, lambda words: print(words, file=sys.stderr))
     for number, made in pool.run(task, left.costs()):
         on_steps(len(left.members[number]) * plan.num_steps)
         yield made

@@ -58,16 +58,23 @@ def given(cls: type, source: str = "", only: Collection[str] | None = None) -> A
         hint = types_of(cls)[each.name]
         if about["words"]:
             hint = hint | Literal[tuple(about["words"])]
-        default = next(
-            (word for word, value in about["words"].items() if value == each.default), each.default
-        )
-        shown = "" if default in (None, MISSING, "", ()) else f" [default: {source}{_plain(default)}]"
+        words = {value: word for word, value in about["words"].items()}
+        default = words.get(each.default, each.default)
+        if isinstance(default, tuple):
+            default = " ".join(map(str, default))
+        shown = "" if default in (None, MISSING, "") else f" [default: {source}{default}]"
         entries.append(
             (each.name, hint | None, field(default=None, metadata={"help": about["help"] + shown}))
         )
     made = make_dataclass(f"Given{cls.__name__}", entries, frozen=True, kw_only=True)
     made.__module__ = __name__  # cyclopts looks there for what the hints mean
     return made
+
+
+def given_sharing(beside: type | None = None) -> Any:
+    """As `given`, the options of sharing but for those that a command's own options list."""
+    listed = {each.name for each in fields(beside)} if beside else set()
+    return given(Sharing, "the model's own, else ", {each.name for each in fields(Sharing)} - listed)
 
 
 def given_settings(cls: Any, names: str) -> Any:
@@ -88,14 +95,10 @@ def named(options: Any) -> dict[str, Any]:
     return {} if options is None else {k: v for k, v in vars(options).items() if v is not None}
 
 
-def _plain(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
 if TYPE_CHECKING:
     GivenSharing = Any
 else:
-    GivenSharing = given(Sharing, "the model's own, else ")
+    GivenSharing = given_sharing()
 
 Prompts = Annotated[str, of("Prompts", help="Prompts, each in quotes.", show_default=False)]
 PromptFile = Annotated[

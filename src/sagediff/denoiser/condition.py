@@ -45,12 +45,7 @@ def mean_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[
     return merged
 
 
-def _as_tokens(words: Tensor, rows: Tensor) -> Tensor:
-    """(n, tokens) made to fit (n, tokens, ...)."""
-    return words.view(*words.shape, *[1] * (rows.ndim - 2))
-
-
 def _shares(words: Tensor, rows: Tensor) -> Tensor:
-    """Weight of every member at every token, summing to 1 over the members: (n, tokens, 1)."""
+    """Weight of every member at every token, summing to 1 over the members: (n, tokens, 1, ...)."""
     counted = where(words.any(dim=0), words, True).to(rows.dtype)  # (n, tokens)
-    return _as_tokens(counted / counted.sum(dim=0), rows)
+    return (counted / counted.sum(dim=0)).view(*counted.shape, *[1] * (rows.ndim - 2))

@@ -45,6 +45,8 @@ class MeasuredSize:
     differently the next time.
     """
 
+    takes_all = False
+
     def __init__(self) -> None:
         self._rows = 0  # of the largest call so far, which the search is for
         self._seconds: dict[int, list[float]] = {}  # a row, by size
@@ -54,10 +56,6 @@ class MeasuredSize:
     @property
     def is_known(self) -> bool:
         return self.settled is not None
-
-    @property
-    def takes_all(self) -> bool:
-        return False
 
     def size(self, rows: int) -> int:
         if rows > self._rows:

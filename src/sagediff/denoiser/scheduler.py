@@ -35,11 +35,6 @@ def scheduler_like(own: Any, name: str, model: str | Path) -> Any:
 
     Some models are made for flow matching with a solver for diffusion that knows flow too (Sana, Wan).
 
-    Args:
-        own: the model's scheduler.
-        name: one of `SCHEDULERS`.
-        model: named in the error.
-
     Raises:
         InputError: one of them is for flow matching, the other is not.
     """

@@ -115,11 +115,10 @@ def load_pipeline(
 
     dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
     options = {"dtype": dtype, "use_safetensors": True, **kwargs}
+    if folder is not None:
+        options["local_files_only"] = True
     try:
-        if folder is None:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(str(name_or_path), **options)
-        else:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder), local_files_only=True, **options)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder or name_or_path), **options)
     except (OSError, ValueError) as error:
         raise _cannot_load(name_or_path, error) from error
     if str(name_or_path) == "demo" and getattr(pipe, "unet", None) is not None:

@@ -87,7 +87,8 @@ class RunSettings:
 
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
-        model = {"model": self.model.name, "lora": _text(self.model.lora), "scheduler": self.model.scheduler}
+        lora = None if self.model.lora is None else str(self.model.lora)
+        model = {"model": self.model.name, "lora": lora, "scheduler": self.model.scheduler}
         return model | asdict(self.sampling) | self.sharing.record()
 
 
@@ -182,7 +183,3 @@ def _preferred_scheduler(folder: Path | None, steps: int) -> str | None:
             f"{entry!r}"
         )
     return str(name) if steps >= least else None
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -211,21 +211,14 @@ def _companions(vectors: Floats, least: float) -> tuple[Ints, Ints]:
     Tiles of the upper triangle only; of each row at most `_MAX_FORWARD` later companions are kept, the
     strongest, so memory is bounded by N times that.
     """
-    firsts: list[Ints] = []
-    seconds: list[Ints] = []
-    for row, (left, right) in _edges(vectors, least):
-        del row
-        firsts.append(left)
-        seconds.append(right)
-    left = np.concatenate(firsts) if firsts else np.zeros(0, np.int64)
-    right = np.concatenate(seconds) if seconds else np.zeros(0, np.int64)
+    left, right = map(np.concatenate, zip(*_edges(vectors, least), strict=True))
     one, two = np.concatenate([left, right]), np.concatenate([right, left])
     order = np.lexsort((two, one))
     counts = np.bincount(one, minlength=len(vectors))
     return np.concatenate([[0], np.cumsum(counts)]), two[order]
 
 
-def _edges(vectors: Floats, least: float) -> Iterator[tuple[int, tuple[Ints, Ints]]]:
+def _edges(vectors: Floats, least: float) -> Iterator[tuple[Ints, Ints]]:
     count = len(vectors)
     for top in range(0, count, _TILE):
         rows = vectors[top : top + _TILE]
@@ -237,21 +230,14 @@ def _edges(vectors: Floats, least: float) -> Iterator[tuple[int, tuple[Ints, Int
             i, j = np.nonzero(alike >= least)
             found.append((i, j + start, alike[i, j]))
             if sum(len(part[0]) for part in found) > 4 * _MAX_FORWARD * len(rows):
-                found = [_strongest(*_join(found))]
-        i, j, _ = _strongest(*_join(found))
-        yield top, (i + top, j)
+                found = [_strongest(found)]
+        i, j, _ = _strongest(found)
+        yield i + top, j
 
 
-def _join(parts: list[tuple[Ints, Ints, Floats]]) -> tuple[Ints, Ints, Floats]:
-    return (
-        np.concatenate([p[0] for p in parts]),
-        np.concatenate([p[1] for p in parts]),
-        np.concatenate([p[2] for p in parts]),
-    )
-
-
-def _strongest(i: Ints, j: Ints, alike: Floats) -> tuple[Ints, Ints, Floats]:
+def _strongest(parts: list[tuple[Ints, Ints, Floats]]) -> tuple[Ints, Ints, Floats]:
     """Of each row i the `_MAX_FORWARD` most alike."""
+    i, j, alike = map(np.concatenate, zip(*parts, strict=True))
     order = np.lexsort((j, -alike, i))
     i, j, alike = i[order], j[order], alike[order]
     rank = np.arange(len(i)) - np.searchsorted(i, i)

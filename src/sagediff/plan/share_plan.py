@@ -132,15 +132,14 @@ class SharePlan:
         _check_steps(num_steps)
         kept: float | tuple[float, ...]
         if isinstance(share_ratio, Sequence | np.ndarray):
-            kept = tuple(float(r) for r in share_ratio)
-            ratios = list(kept)
-            if len(ratios) != len(groups):
-                raise PlanError(
-                    f"share_ratio must be one number or one per group ({len(groups)}), got {len(ratios)}"
-                )
+            kept = ratios = tuple(map(float, share_ratio))
         else:
             kept = float(share_ratio)
-            ratios = [kept] * len(groups)
+            ratios = (kept,) * len(groups)
+        if len(ratios) != len(groups):
+            raise PlanError(
+                f"share_ratio must be one number or one per group ({len(groups)}), got {len(ratios)}"
+            )
         _check_ratios(ratios)
         branch = [
             part_of_steps(ratio, num_steps) if len(group) > 1 else 0
@@ -185,14 +184,12 @@ class SharePlan:
     def num_prompts(self) -> int:
         return len(self.levels[0][1])
 
-    def _level(self, step: int) -> tuple[int, ...]:
-        if not 0 <= step < self.num_steps:
-            raise PlanError(f"step must lie in [0, {self.num_steps}), got {step}")
-        return next(nodes for start, nodes in reversed(self.levels) if start <= step)
-
     def partition(self, step: int) -> npt.NDArray[np.int64]:
         """Node number of each prompt at that step, shape (N,)."""
-        return np.asarray(self._level(step), dtype=np.int64)
+        if not 0 <= step < self.num_steps:
+            raise PlanError(f"step must lie in [0, {self.num_steps}), got {step}")
+        nodes = next(nodes for start, nodes in reversed(self.levels) if start <= step)
+        return np.asarray(nodes, dtype=np.int64)
 
     def shared(self, step: int) -> npt.NDArray[np.bool_]:
         """Whether each prompt's node has two or more members at that step, shape (N,)."""
@@ -242,39 +239,37 @@ class SharePlan:
         rows = [self._rows(step, int(n)) for n in np.bincount(nodes)]
         return np.asarray(rows, dtype=np.int64) * run
 
-    def _calls(self, step: int) -> int:
-        return 1 if self.calls_per_step is None else self.calls_per_step[step]
+    def _calls(self, start: int, end: int) -> int:
+        """Denoiser calls of the steps from `start` to the one before `end`."""
+        return end - start if self.calls_per_step is None else sum(self.calls_per_step[start:end])
 
-    def _spans(self) -> list[tuple[int, int, tuple[int, ...]]]:
-        """(first step, end, nodes) of the stretches in which a step's rows do not change."""
+    def _spans(self) -> list[tuple[int, int]]:
+        """(first step, denoiser calls) of the stretches in which a step's rows do not change."""
         starts = (start for start, _ in self.levels)
         cuts = sorted({*starts, *(self.replayed_steps or ()), self.unguided_steps, self.num_steps})
-        return [(a, b, self._level(a)) for a, b in pairwise(cuts)]
+        return [(start, self._calls(start, end)) for start, end in pairwise(cuts)]
 
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
-        return self._calls(step) * int(self._node_rows(step).sum())
+        return self._calls(step, step + 1) * int(self._node_rows(step).sum())
 
     @cached_property
     def evaluations(self) -> int:
         """Denoiser rows of the whole plan."""
-        return sum(
-            int(self._node_rows(start).sum()) * sum(map(self._calls, range(start, end)))
-            for start, end, _ in self._spans()
-        )
+        return sum(int(self._node_rows(start).sum()) * calls for start, calls in self._spans())
 
     @property
     def evaluations_independent(self) -> int:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
-        return self.num_prompts * self.rows_per_prompt * sum(map(self._calls, range(self.num_steps)))
+        return self.num_prompts * self.rows_per_prompt * self._calls(0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
         """Denoiser rows of independent sampling that leaves guidance out wherever this plan does, prompt by prompt."""
         return sum(
-            self._rows(start, int(members)) * int(members) * sum(map(self._calls, range(start, end)))
-            for start, end, level in self._spans()
-            for members in np.bincount(np.asarray(level, dtype=np.int64))
+            self._rows(start, int(members)) * int(members) * calls
+            for start, calls in self._spans()
+            for members in np.bincount(self.partition(start))
         )
 
     @property
@@ -316,22 +311,18 @@ class SharePlan:
     def prompt_evaluations(self) -> npt.NDArray[np.float64]:
         """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""
         total = np.zeros(self.num_prompts)
-        for start, end, level in self._spans():
-            nodes = np.asarray(level, dtype=np.int64)
-            rows = self._node_rows(start) / np.bincount(nodes)
-            total += rows[nodes] * sum(map(self._calls, range(start, end)))
+        for start, calls in self._spans():
+            nodes = self.partition(start)
+            total += (self._node_rows(start) / np.bincount(nodes))[nodes] * calls
         return total
 
     def recost(
         self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
     ) -> SharePlan:
         """The same sharing on another cost basis; None leaves a basis as it is."""
-        changes: dict[str, Any] = {}
-        if rows_per_prompt is not None:
-            changes["rows_per_prompt"] = rows_per_prompt
-        if calls_per_step is not None:
-            changes["calls_per_step"] = tuple(calls_per_step)
-        return replace(self, **changes)
+        rows = self.rows_per_prompt if rows_per_prompt is None else rows_per_prompt
+        calls = self.calls_per_step if calls_per_step is None else tuple(calls_per_step)
+        return replace(self, rows_per_prompt=rows, calls_per_step=calls)
 
     def subset(self, prompts: Sequence[int]) -> SharePlan:
         """The plan of some whole groups, their prompts renumbered in the order given.
@@ -342,9 +333,8 @@ class SharePlan:
         chosen = set(prompts)
         if len(chosen) != len(prompts):
             raise PlanError("a subset may name each prompt once")
-        for node in sorted(
-            {self.levels[0][1][i] for i in prompts}
-        ):  # not every group: waves of a large plan are many
+        # not every group: waves of a large plan are many
+        for node in sorted({self.levels[0][1][i] for i in prompts}):
             if not chosen >= set(self.groups[node]):
                 raise PlanError(f"a subset must take whole groups; it names only some of {self.groups[node]}")
         levels: list[Level] = []

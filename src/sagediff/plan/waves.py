@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from sagediff.files.digest import number_of
 from sagediff.plan.compatibility import Key, run_key
 from sagediff.plan.share_plan import SharePlan
@@ -127,10 +125,10 @@ def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[li
 
 def repeats(requests: Sequence[ImageRequest], groups: Sequence[Sequence[int]]) -> list[bool]:
     """Whether a member's prompt equals that of an earlier member of its group."""
-    out = np.zeros(len(requests), dtype=bool)
+    out = [False] * len(requests)
     for group in groups:
         seen: set[str] = set()
         for i in group:
             out[i] = requests[i].prompt in seen
             seen.add(requests[i].prompt)
-    return [bool(flag) for flag in out]
+    return out

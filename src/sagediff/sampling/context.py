@@ -12,12 +12,12 @@ from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
-from sagediff.sampling.hook import DenoiserHook, HookInstalled
+from sagediff.sampling.hook import DenoiserHook, hook_installed
 from sagediff.sampling.noise import MemberNoise
 from sagediff.sampling.record_replay import Record, RecordReplay, steps_to_record
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.trajectory import Trajectory
-from sagediff.sampling.wrapped_scheduler import WrappedScheduler
+from sagediff.sampling.wrapped_scheduler import wrapped_scheduler
 
 
 @contextmanager
@@ -91,6 +91,6 @@ def shared_sampling(
     hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):
-            stack.enter_context(HookInstalled(module, hook))
-        stack.enter_context(WrappedScheduler(scheduler, run, family.guidance, noise))
+            stack.enter_context(hook_installed(module, hook))
+        stack.enter_context(wrapped_scheduler(scheduler, run, family.guidance, noise))
         yield run

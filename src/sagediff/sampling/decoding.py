@@ -22,13 +22,11 @@ def decoding_in_parts(pipe: Any) -> Iterator[None]:
     largest layers alone would need 24 GiB.  Images change by rounding at most.  Afterwards the autoencoder is as it
     was found, also after an error.
     """
-    vae = getattr(pipe, "vae", None)
-    if getattr(vae, "use_slicing", True) or "decode" in vars(
-        vae
-    ):  # no such switch, on already, or someone else's
+    autoencoder: Any = getattr(pipe, "vae", None)
+    # no such switch, on already, or someone else's
+    if getattr(autoencoder, "use_slicing", True) or "decode" in vars(autoencoder):
         yield
         return
-    autoencoder: Any = vae
     decode = autoencoder.decode
 
     def in_parts(latents: Any, *args: Any, **kwargs: Any) -> Any:

@@ -38,11 +38,7 @@ class _Merged:
 
 
 class Gathering:
-    """Gathers the rows of nodes.
-
-    Args:
-        condition: makes the members' conditions into the group's.
-    """
+    """Gathers the rows of nodes, whose conditions `condition` makes of their members'."""
 
     def __init__(self, family: Family, condition: GroupCondition) -> None:
         self._family = family
@@ -93,9 +89,8 @@ class Gathering:
 
     def _known(self, tensors: dict[str, Tensor]) -> _Merged:
         """What is kept of these tensors; nothing yet where they are new or were written to."""
-        if any(
-            tensor.is_inference() for tensor in tensors.values()
-        ):  # nobody tells when those are written to
+        # nobody tells when inference tensors are written to
+        if any(tensor.is_inference() for tensor in tensors.values()):
             return _Merged({}, ())
         for kept in self._kept:
             if kept.is_of(tensors):

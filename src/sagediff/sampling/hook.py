@@ -1,6 +1,6 @@
 """The hook on the denoiser: gather one row per node (`gathering.py`), run, spread the output over the members again.
 
-`DenoiserHook` does with real tensors what a `Layout` says; `HookInstalled` puts it on a module and takes it off,
+`DenoiserHook` does with real tensors what a `Layout` says; `hook_installed` puts it on a module and takes it off,
 leaving no trace.  What is particular to a model is in `denoiser/table.py`, what step it is in `run.py`, what is
 recorded and replayed in `record_replay.py`.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -47,10 +49,6 @@ class DenoiserHook(ModelHook):
     Args:
         pipe: asked for its guidance scale and for its scheduler.
         module: the denoiser as the pipeline holds it.
-        run: told of every call.
-        records: records and replays.
-        condition: makes the members' conditions into the group's.
-        micro_batches: says how many rows one run of the module takes.
     """
 
     def __init__(
@@ -99,7 +97,8 @@ class DenoiserHook(ModelHook):
         if layout.is_whole and rows <= self._micro_batches.size(rows) and self._micro_batches.is_known:
             output = forward(*args, **kwargs)
         else:
-            output, kept = self._run_rows(forward, named, tensors, layout)
+            batches = partial(self._run_batches, forward, named, tensors, layout.sources)
+            output, kept = self._run_rows(len(layout.sources), batches)
             spread = self._spread(call, kept, layout, sample.device)
             if factor is not None:
                 spread = reguided(spread, self._run.plan, call, factor)
@@ -148,21 +147,16 @@ class DenoiserHook(ModelHook):
                         )
 
     def _run_rows(
-        self,
-        forward: Callable[..., Any],
-        named: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
-        layout: Layout,
+        self, count: int, batches: Callable[[int], tuple[Any, Tensor]]
     ) -> tuple[Any, Tensor | None]:
-        """Run the layout's rows, in micro-batches if asked.  Returns (last output, (rows run, ...))."""
-        count = len(layout.sources)
+        """Run so many rows by `_run_batches`, in smaller micro-batches where the memory does not hold them."""
         if count == 0:
             return None, None
         while True:
             size = self._micro_batches.size(count)
             start = time.perf_counter()
             try:
-                output, kept = self._run_batches(forward, named, tensors, layout.sources, size)
+                output, kept = batches(size)
                 break
             except torch.OutOfMemoryError:
                 if not self._micro_batches.did_not_fit(size):
@@ -219,54 +213,41 @@ class DenoiserHook(ModelHook):
         return spread
 
 
-class HookInstalled:
-    """Context manager: the hook is on the module inside, and the module is as it was found afterwards.
+@contextmanager
+def hook_installed(module: torch.nn.Module, hook: DenoiserHook) -> Iterator[None]:
+    """The hook is on the module inside, and the module is as it was found afterwards.
 
     Raises:
         InputError: the module carries such a hook already.
         UnsupportedPipelineError: the module was compiled in place.
     """
-
-    def __init__(self, module: torch.nn.Module, hook: DenoiserHook) -> None:
-        self._module = module
-        self._hook = hook
-
-    def __enter__(self) -> DenoiserHook:
-        module = self._module
-        if is_compiled_in_place(module):
-            raise UnsupportedPipelineError(
-                f"{type(module).__name__} was compiled in place (`module.compile()`), which would compile sharing with "
-                f"it; wrap it instead (`pipe.transformer = torch.compile(pipe.transformer)`), or compile its blocks "
-                f"(`compile_repeated_blocks()`)"
-            )
-        self._had_registry, self._had_forward = REGISTRY in vars(module), "forward" in vars(module)
-        registry = registry_of(module)
-        if registry.get_hook(HOOK_NAME) is not None:
-            raise InputError(
-                "shared_sampling is already active on this pipeline's denoiser; leave that context before "
-                "entering another"
-            )
-        registry.register_hook(self._hook, HOOK_NAME)
-        self._forward = vars(module)["forward"]
-        return self._hook
-
-    def __exit__(self, *exc: object) -> None:
-        module = self._module
-        self._hook.caches.clear()  # what an aborted run remembered has the rows of nodes
-        registry = registry_of(module)
-        found = vars(module).get("forward")
+    if is_compiled_in_place(module):
+        raise UnsupportedPipelineError(
+            f"{type(module).__name__} was compiled in place (`module.compile()`), which would compile sharing with "
+            f"it; wrap it instead (`pipe.transformer = torch.compile(pipe.transformer)`), or compile its blocks "
+            f"(`compile_repeated_blocks()`)"
+        )
+    had_registry, had_forward = REGISTRY in vars(module), "forward" in vars(module)
+    if registry_of(module).get_hook(HOOK_NAME) is not None:
+        raise InputError(
+            "shared_sampling is already active on this pipeline's denoiser; leave that context before entering another"
+        )
+    registry_of(module).register_hook(hook, HOOK_NAME)
+    forward = vars(module)["forward"]
+    try:
+        yield
+    finally:
+        hook.caches.clear()  # what an aborted run remembered has the rows of nodes
+        registry, found = registry_of(module), vars(module).get("forward")
         registry.remove_hook(HOOK_NAME, recurse=False)
-        if found is not self._forward and not registry.hooks:
-            # Someone replaced the forward meanwhile (offloading does, at the end of a pipeline's run): theirs
-            # stays
-            if found is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = found
-        elif not self._had_forward and not registry.hooks:
-            vars(module).pop("forward", None)  # the class's own shows again
-        if not self._had_registry and not registry.hooks:
-            vars(module).pop(REGISTRY, None)
+        if not registry.hooks:
+            # Someone may have replaced the forward meanwhile (offloading does, at the end of a pipeline's run)
+            if found is not None and found is not forward:
+                module.forward = found  # theirs stays
+            elif found is None or not had_forward:
+                vars(module).pop("forward", None)  # the class's own shows again
+            if not had_registry:
+                vars(module).pop(REGISTRY, None)
 
 
 def _sample_of(output: Any, class_name: str) -> Tensor:

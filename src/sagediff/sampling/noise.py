@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -102,8 +103,8 @@ class MemberNoise:
             return state  # after the last step there is no denoiser call to make an image of it
         levels = self._levels(self._scheduler, run.solver_call)
         for prompts, change in (
-            (self._parting(run), refreshed(self._fresh_noise)),
-            (self._handed_over(run), renewed(self._handover_noise)),
+            (self._parting(run), partial(refreshed, self._fresh_noise)),
+            (self._handed_over(run), partial(renewed, self._handover_noise)),
         ):
             if prompts:
                 state = self._changed(state, prompts, given["model_output"], given["sample"], levels, change)
@@ -176,21 +177,17 @@ Change: TypeAlias = Callable[[Tensor, float, float, Tensor, Tensor, Tensor], Ten
 """(rows, their alpha and sigma, predicted image x0 and noise e, fresh noise) to rows."""
 
 
-def refreshed(strength: float) -> Change:
+def refreshed(
+    strength: float, rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor
+) -> Tensor:
     """Part of the noise component replaced: x + s ((sqrt(1 - k^2) - 1) e + k fresh), k the strength."""
-
-    def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
-        return rows + s * ((math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh)
-
-    return change
+    return rows + s * ((math.sqrt(1.0 - strength**2) - 1.0) * noise + strength * fresh)
 
 
-def renewed(strength: float) -> Change:
+def renewed(
+    strength: float, rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor
+) -> Tensor:
     """The predicted image with part of all else that the rows hold drawn anew: a x0 + s (sqrt(1 - k^2) e' + k
     fresh), e' = (x - a x0) / s, k the strength. With k = 1 it is one step of ancestral sampling (DDIM's eta of 1).
     """
-
-    def change(rows: Tensor, a: float, s: float, clean: Tensor, noise: Tensor, fresh: Tensor) -> Tensor:
-        return a * clean + math.sqrt(1.0 - strength**2) * (rows - a * clean) + s * strength * fresh
-
-    return change
+    return a * clean + math.sqrt(1.0 - strength**2) * (rows - a * clean) + s * strength * fresh

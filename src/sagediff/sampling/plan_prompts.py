@@ -50,28 +50,22 @@ def plan_prompts(
         denoiser_class: name of the denoiser's class, which says how it is guided.
         true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
             model (FLUX, Qwen-Image).
-
         groups: prompt numbers, where they were grouped elsewhere.
 
     Raises:
         InputError: an empty prompt, or a number out of range.
     """
     requests = as_requests(prompts)
+    scales = [guidance_scale if each.guidance_scale is None else each.guidance_scale for each in requests]
     bases = {
-        scale: cost_basis(
-            pipe,
-            denoiser_class,
-            num_inference_steps,
-            guidance_scale if scale is None else scale,
-            true_cfg_scale,
-        )
-        for scale in dict.fromkeys(request.guidance_scale for request in requests)
+        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale)
+        for scale in dict.fromkeys(scales)
     }
-    if len({basis.rows_per_prompt for basis in bases.values()}) > 1:
+    if len(bases) > 1:
         raise InputError(
             "some of these requests are guided and some are not, which one plan cannot cost; sample them apart"
         )
-    basis = next(iter(bases.values()))
+    basis = bases.pop()
     if groups is not None:
         return basis.of(sharing.plan_groups(groups, num_inference_steps))
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
@@ -114,8 +108,5 @@ def has_negative_rows(pipe: Any) -> bool:
 def default_guidance(pipe_class: type) -> float:
     """The pipeline's own default guidance scale, from the signature of its call."""
     parameter = inspect.signature(pipe_class.__call__).parameters.get("guidance_scale")
-    return (
-        float(parameter.default)
-        if parameter is not None and isinstance(parameter.default, int | float)
-        else 1.0
-    )
+    default = getattr(parameter, "default", None)
+    return float(default) if isinstance(default, int | float) else 1.0

@@ -44,6 +44,7 @@ class SharedRun:
     and the rows of a prompt are known.
 
     Attributes:
+        solver_call: number of the solver's call that is being worked on, from 0.
         plan: the share plan, costed as the pipeline runs it (rows per prompt, denoiser calls per step) once a run
             has begun; so `evaluations == plan.evaluations` at the end of every run in which no prompt was dropped.
         evaluations: denoiser rows really run so far, guidance rows included; less than planned after a `drop`.
@@ -66,8 +67,8 @@ class SharedRun:
         self._number += 1
         self.evaluations = 0
         self._schedule: Schedule | None = None  # None: waiting
-        self._solver_calls = 0  # finished
-        self._denoiser_calls = 0  # finished since the last one of them
+        self.solver_call = 0
+        self._denoiser_calls = 0  # finished for this call of the solver
         for recording in self.recordings.values():
             recording.begin()
 
@@ -79,7 +80,7 @@ class SharedRun:
         if self._schedule is None:
             return 0
         steps = self._schedule.steps
-        return steps[self._solver_calls] if self._solver_calls < len(steps) else self.plan.num_steps
+        return steps[self.solver_call] if self.solver_call < len(steps) else self.plan.num_steps
 
     def drop(self, prompts: Iterable[int]) -> None:
         """From the next step on, and until the context is left, those prompts' rows are not run.
@@ -103,13 +104,9 @@ class SharedRun:
         """Trajectories that are finished, by prompt (a group's by its first member); on the denoiser's device."""
         if self._schedule is None:
             return {}
-        calls, timesteps, rows = (
-            self.plan.calls_per_step or (),
-            self._schedule.timesteps,
-            self.plan.rows_per_prompt,
-        )
+        calls, timesteps = self.plan.calls_per_step or (), self._schedule.timesteps
         found = {
-            prompt: recording.trajectory(self._solver_calls, calls, timesteps, rows)
+            prompt: recording.trajectory(self.solver_call, calls, timesteps, self.plan.rows_per_prompt)
             for prompt, recording in self.recordings.items()
         }
         return {prompt: trajectory for prompt, trajectory in found.items() if trajectory is not None}
@@ -144,10 +141,10 @@ class SharedRun:
             self.plan = self.plan.recost(calls_per_step=calls)
             steps = tuple(step for step, count in enumerate(calls) for _ in range(count))
             self._schedule = Schedule(steps, timesteps_of(scheduler))
-        if self._solver_calls >= len(self._schedule.steps):
+        if self.solver_call >= len(self._schedule.steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
         is_first, is_second = self._denoiser_calls == 0, self._denoiser_calls == 1
-        if is_first and self._schedule.begins_step(self._solver_calls):
+        if is_first and self._schedule.begins_step(self.solver_call):
             self._drop_who_left()
         if not is_first and (family.guidance == "batched" or not is_second):
             raise UnsupportedPipelineError(
@@ -156,15 +153,15 @@ class SharedRun:
                 f"perturbed attention)"
             )
         prompts, known = self.plan.num_prompts, self.plan.rows_per_prompt
-        if family.guidance == "batched" and self._solver_calls > 0 and rows != known * prompts:
+        if family.guidance == "batched" and self.solver_call > 0 and rows != known * prompts:
             raise _guidance_changed(known, rows / prompts, self.step, "denoiser rows per prompt")
         per_prompt = _count_rows(rows, prompts, family.guidance, guided, is_second)
-        if self._solver_calls == 0:
+        if self.solver_call == 0:
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
         elif is_second and known != 2:
             raise _guidance_changed(1, 2, self.step, "denoiser calls per step")
         return DenoiserCall(
-            self._number, self.step, self._solver_calls, prompts, rows, is_second, family.first == "negative"
+            self._number, self.step, self.solver_call, prompts, rows, is_second, family.first == "negative"
         )
 
     def _drop_who_left(self) -> None:
@@ -185,14 +182,9 @@ class SharedRun:
     # -- for the wrapped scheduler -----------------------------------------------------------------
 
     @property
-    def solver_call(self) -> int:
-        """Number of the solver's call that is being worked on, from 0."""
-        return self._solver_calls
-
-    @property
     def ends_step(self) -> bool:
         """Whether the solver's call that is being worked on is the last one of its step."""
-        return self.schedule.begins_step(self._solver_calls + 1)
+        return self.schedule.begins_step(self.solver_call + 1)
 
     def enter_scheduler(self, guidance: GuidanceKind) -> None:
         """The solver is about to be called.
@@ -213,7 +205,7 @@ class SharedRun:
 
     def leave_scheduler(self) -> None:
         """The solver's call has ended."""
-        self._solver_calls += 1
+        self.solver_call += 1
         self._denoiser_calls = 0
 
 

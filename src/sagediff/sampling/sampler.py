@@ -20,7 +20,6 @@ from sagediff.plan.waves import Waves, WaveTask, noise_seeds, own_seeds, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
-from sagediff.sampling.run import SharedRun
 from sagediff.sampling.wave import run_wave
 
 _OWN = {
@@ -218,11 +217,6 @@ class SharedSampler:
     ) -> Wave:
         """Sample one wave; the arguments are those of `waves`, but a list has one entry per member of the wave."""
         _check_keywords(kwargs)
-
-        def told(run: SharedRun, tensors: Mapping[str, Any]) -> None:
-            if on_step is not None:
-                on_step(len(task.members))
-
         images, run = run_wave(
             self.pipe,
             task,
@@ -230,7 +224,7 @@ class SharedSampler:
             guidance_scale=guidance_scale,
             group_condition=self.group_condition,
             micro_batch_size=self.micro_batches,
-            on_step=None if on_step is None else told,
+            on_step=on_step and (lambda run, tensors: on_step(len(task.members))),
             **kwargs,
         )
         return Wave(task.members, images, run.evaluations)

@@ -1,4 +1,4 @@
-"""`WrappedScheduler`: the pipeline's scheduler while prompts share; its steps are counted and members kept equal.
+"""`wrapped_scheduler`: the pipeline's scheduler while prompts share; its steps are counted and members kept equal.
 
 diffusers' solvers keep their history for the whole batch, so it branches by itself.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,61 +23,33 @@ from sagediff.sampling.run import SharedRun
 _MISSING = object()
 
 
-class WrappedScheduler:
-    """Context manager: wraps `step` and `set_timesteps` of one scheduler, then puts it back as it was found.
+@contextmanager
+def wrapped_scheduler(
+    scheduler: Any, run: SharedRun, guidance: GuidanceKind, noise: MemberNoise
+) -> Iterator[None]:
+    """Inside the context `step` and `set_timesteps` of one scheduler are wrapped; then it is as it was found.
 
     Around every step it counts; copies the state of a node's first member to the others while they share (a
     solver that was given one generator for all rows would else draw different noise for members); and gives
     prompts noise of their own past their branch point, as `MemberNoise` says.
-
-    Args:
-        run: told of every step, and of every new run.
     """
+    found = {name: vars(scheduler).get(name, _MISSING) for name in ("step", "set_timesteps")}
+    step, set_timesteps = scheduler.step, scheduler.set_timesteps
+    signature = inspect.signature(step)
 
-    def __init__(self, scheduler: Any, run: SharedRun, guidance: GuidanceKind, noise: MemberNoise) -> None:
-        self._scheduler = scheduler
-        self._run = run
-        self._guidance = guidance
-        self._noise = noise
-
-    def __enter__(self) -> None:
-        scheduler = self._scheduler
-        self._found = {name: vars(scheduler).get(name, _MISSING) for name in ("step", "set_timesteps")}
-        step, set_timesteps = scheduler.step, scheduler.set_timesteps
-        signature = inspect.signature(step)
-
-        # wraps() keeps the signatures: pipelines look for `generator`, `eta`, `timesteps`, `sigmas` in them
-        @functools.wraps(step)
-        def counted_step(*args: Any, **kwargs: Any) -> Any:
-            return self._step(step, signature, signature.bind(*args, **kwargs))
-
-        @functools.wraps(set_timesteps)
-        def begin(*args: Any, **kwargs: Any) -> Any:
-            self._run.begin()
-            self._noise.begin()
-            return set_timesteps(*args, **kwargs)
-
-        scheduler.step, scheduler.set_timesteps = counted_step, begin
-
-    def __exit__(self, *exc: object) -> None:
-        for name, value in self._found.items():
-            if value is _MISSING:
-                vars(self._scheduler).pop(name, None)
-            else:
-                setattr(self._scheduler, name, value)
-
-    def _step(
-        self, step: Callable[..., Any], signature: inspect.Signature, bound: inspect.BoundArguments
-    ) -> Any:
-        given, run = bound.arguments, self._run
-        run.enter_scheduler(self._guidance)
+    # wraps() keeps the signatures: pipelines look for `generator`, `eta`, `timesteps`, `sigmas` in them
+    @functools.wraps(step)
+    def counted_step(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        run.enter_scheduler(guidance)
         if run.solver_call == 0:
-            check_first_timestep(self._scheduler, given.get("timestep"))
+            check_first_timestep(scheduler, given.get("timestep"))
         if "generator" in signature.parameters:
-            given["generator"] = self._noise.generators(run, given.get("generator"))
+            given["generator"] = noise.generators(run, given.get("generator"))
         output = step(*bound.args, **bound.kwargs)
         state = output[0] if isinstance(output, tuple) else output.prev_sample
-        changed = self._noise.added(run, self._with_equal_members(state), given)
+        changed = noise.added(run, _with_equal_members(state, run), given)
         run.leave_scheduler()
         if changed is state:
             return output
@@ -85,10 +58,26 @@ class WrappedScheduler:
         output.prev_sample = changed
         return output
 
-    def _with_equal_members(self, state: Tensor) -> Tensor:
-        """The state (N, ...) with each member's row that of its node's first member."""
-        plan, step = self._run.plan, self._run.step
-        if not np.asarray(plan.shared(step)).any():
-            return state
-        _, first, node = np.unique(np.asarray(plan.partition(step)), return_index=True, return_inverse=True)
-        return state.index_select(0, torch.from_numpy(first[node]).to(state.device))
+    @functools.wraps(set_timesteps)
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        run.begin()
+        noise.begin()
+        return set_timesteps(*args, **kwargs)
+
+    scheduler.step, scheduler.set_timesteps = counted_step, begin
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            if value is _MISSING:
+                vars(scheduler).pop(name, None)
+            else:
+                setattr(scheduler, name, value)
+
+
+def _with_equal_members(state: Tensor, run: SharedRun) -> Tensor:
+    """The state (N, ...) with each member's row that of its node's first member."""
+    if not run.plan.shared(run.step).any():
+        return state
+    _, first, node = np.unique(run.plan.partition(run.step), return_index=True, return_inverse=True)
+    return state.index_select(0, torch.from_numpy(first[node]).to(state.device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,16 +10,12 @@ from sagediff.cli import options
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.errors import InputError
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
-from sagediff.plan.sharing import Sharing
 
 if TYPE_CHECKING:
     GivenSharing = Any
     GivenSampling = Any
 else:
-    _LISTED = {each.name for each in fields(BenchOptions)}
-    GivenSharing = options.given(
-        Sharing, "the model's own, else ", {each.name for each in fields(Sharing)} - _LISTED
-    )
+    GivenSharing = options.given_sharing(beside=BenchOptions)
     GivenSampling = options.given(SamplingOptions, only=("guidance_scale", "encoder"))
 
 

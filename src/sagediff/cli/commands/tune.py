@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
-from sagediff.plan.sharing import Sharing
 
 if TYPE_CHECKING:
     GivenSharing = Any
 else:
-    _SEARCHED = {each.name for each in fields(TuneOptions)}
-    GivenSharing = options.given(
-        Sharing, "the model's own, else ", {each.name for each in fields(Sharing)} - _SEARCHED
-    )
+    GivenSharing = options.given_sharing(beside=TuneOptions)
 
 
 def tune(
