@@ -100,8 +100,8 @@ def until(happened: object) -> None:
         (["--max-queue", "3"], "max_n"),
         (["--steps", "500"], "SAGEDIFF_MAX_STEPS"),
         (["--model", "no such model"], "no model"),
-        (["--share-ratio", "2"], "share_ratio"),
-        (["--log-format", "xml"], "log_format"),
+        (["--share-ratio", "2"], "--share-ratio"),
+        (["--log-format", "xml"], "--log-format"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_the_model_is_loaded(
