@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         scopes = {made.scope for each in item._fixtureinfo.name2fixturedefs.values() for made in each}
         if "module" in scopes and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=_group_of, reverse=True)  # Ray's first: the longest, which mostly wait
+
+
+def _group_of(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("xdist_group")
+    return marker is not None and marker.args == ("ray",)
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,12 @@ from sagediff.cli import main
 from sagediff.cli.job_options import replica_range
 from sagediff.distributed.cluster import PoolOptions, usable_cores
 from sagediff.errors import InputError
+from sagediff.files.claimed_folder import claimed_folder
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import Engine
 from sagediff.serving.failures import Cancelled
-from sagediff.serving.fleet.ray_fleet import claimed_folder, ray_fleet
+from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.local_engine import ServeRequest
 from sagediff.serving.metrics import Metrics
 
@@ -234,7 +235,7 @@ def test_without_ray_the_message_says_what_to_install(
 
 def test_no_two_processes_claim_one_cache_folder(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from sagediff.serving.fleet.ray_fleet import claimed_folder;"
+        "from pathlib import Path; from sagediff.files.claimed_folder import claimed_folder;"
         f"print(claimed_folder(Path({str(tmp_path)!r})).name)"
     )
     assert claimed_folder(tmp_path).name == "replica-0"

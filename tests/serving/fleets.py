@@ -27,6 +27,7 @@ class LocalCall:
 
     def __init__(self, replicas: LocalReplicas, name: str, command: Command) -> None:
         self._replicas, self.name, self._command = replicas, name, command
+        self.heard = False
         self._broken: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
 
@@ -56,6 +57,7 @@ class LocalCall:
                 except StopAsyncIteration:
                     return
                 yield number, event
+                self.heard = True  # whoever reads has dealt with an event, and knows the host
         finally:
             self._broken.cancel()
             replicas.dispatcher.end(self.name)
@@ -108,6 +110,10 @@ class LocalReplicas:
 
     def loads(self) -> dict[int, int]:
         return self.dispatcher.loads()
+
+    def all_heard(self) -> bool:
+        """Whether every call has told its caller where it runs."""
+        return all(call.heard for calls in self.calls.values() for call in calls)
 
     def close(self) -> None:
         for host in [*self.hosts.values(), *self._ended]:

@@ -160,7 +160,7 @@ def test_stopping_gives_up_on_what_takes_too_long(pipes: list[Any]) -> None:
 
 def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(local: LocalFleet) -> None:
     tickets = local.fleet.submit([wanted("a", **SLOW), wanted("b", STAR, seed=5, share=True, **SLOW)])
-    until(lambda: sum(local.dispatcher.loads().values()) == 2)
+    until(lambda: sum(local.dispatcher.loads().values()) == 2 and local.replicas.all_heard())
     seeds = [ticket.seed for ticket in tickets]
     victim = home_of(local)
     local.replicas.kill(victim)
@@ -171,7 +171,7 @@ def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(l
 
 def test_others_do_not_notice_a_death(local: LocalFleet) -> None:
     tickets = local.fleet.submit([wanted(str(i), seed=i, **SLOW) for i in range(2)])  # one at each
-    until(lambda: set(local.dispatcher.loads().values()) == {1})
+    until(lambda: set(local.dispatcher.loads().values()) == {1} and local.replicas.all_heard())
     local.replicas.kill(0)
     assert all(hasattr(made, "image") for made in results(tickets))
     assert local.watch.broken == [0]

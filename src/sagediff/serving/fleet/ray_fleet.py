@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, Router, RouteReason
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected
 from sagediff.distributed.dispatch import Dispatcher
 from sagediff.distributed.ray_replicas import RayReplicas, Scaling, quiet_serve
+from sagediff.files.claimed_folder import claimed_folder
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.prompts.embeddings import embed_prompts, text_encoder
 from sagediff.serving.config import ServeConfig
@@ -91,27 +91,6 @@ def ray_fleet(
             yield fleet
         finally:
             replicas.close()  # also where the server never came to start or stop the fleet
-
-
-def claimed_folder(root: Path) -> Path:
-    """A folder below `root` that no other process uses, by a lock held until this one ends.
-
-    Replicas come and go, and a folder of trajectories is used by one cache at a time.
-    """
-    from filelock import FileLock, Timeout
-
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    number = 0
-    while True:
-        lock = FileLock(root / f"replica-{number}.lock")
-        with suppress(Timeout):
-            lock.acquire(blocking=False)
-            _CLAIMED.append(lock)
-            return root / f"replica-{number}"
-        number += 1
-
-
-_CLAIMED: list[Any] = []  # a lock that is collected is let go
 
 
 def load_embed(request: ServeRequest) -> Callable[[list[str]], Any]:
