@@ -38,15 +38,14 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     """
     start = time.perf_counter()
     settings, sharing, prompts = job.settings, job.settings.sharing, job.prompts
-    steps, scale, encoder = vars(settings.sampling).values()
-    source, seed = settings.embedded_by, job.output.seed
+    steps, source, seed = settings.sampling.num_inference_steps, settings.embedded_by, job.output.seed
     sampler, groups = _sampler(job), None
     if job.scale.work is not None:
         cover = CoverOptions(sharing.threshold, sharing.max_group_size, jobs=job.scale.jobs or usable_cores())
-        used = text_encoder(sampler.pipe, encoder)
+        used = text_encoder(sampler.pipe, settings.sampling.encoder)
         with stage_bars() as show:
             groups = groups_at_scale(prompts, used, job.scale.work, cover, source=source, on_progress=show)
-    plan = sampler.plan(prompts, steps, scale, groups=groups)
+    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups)
     sampler.check(prompts, plan)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in sharing_warnings(settings.model.lora, ratio, largest):
@@ -61,8 +60,8 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     save = folder.save_png if shards is None else shards.save_png
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    made = run = 0
-    missing = sum(len(group) for group in plan.groups if not set(group) <= set(done)) * steps
+    made, run, finished = 0, 0, set(done)
+    missing = sum(len(group) for group in plan.groups if not finished.issuperset(group)) * steps
     parts = [sampler]
     del sampler
     with stderr_progress("images", "steps") as progress:

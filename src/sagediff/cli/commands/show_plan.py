@@ -45,7 +45,8 @@ def plan(
     from sagediff.scale.cover import CoverOptions
     from sagediff.scale.disk_groups import GROUPS, groups_at_scale
 
-    steps, scale_named, encoder = vars(settings.sampling).values()
+    steps, encoder = settings.sampling.num_inference_steps, settings.sampling.encoder
+    scale_named = settings.sampling.guidance_scale
     chosen, groups = settings.sharing, None
     pipe, denoiser = load_for_planning(
         settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
