@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sagediff import ImageRequest, InputError, SharedSampler
+from sagediff import ImageRequest, InputError, SharedSampler, Sharing
 
 CAT = "a large cat at the top on a red background"
 DOG = "a large dog at the top on a red background"
@@ -121,3 +121,12 @@ def test_what_cannot_be_meant_is_refused(demo: Any, wanted: Any, options: dict[s
 def test_a_request_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         ImageRequest(**{"prompt": CAT} | fields)
+
+
+@pytest.mark.parametrize("whole", [1, 1.0])
+def test_whole_numbers_of_noise_are_noise(whole: float) -> None:
+    plan = Sharing(-1, 0.5).plan(np.eye(2, dtype=np.float32), STEPS)
+    noise = Sharing(fresh_noise=whole, handover_noise=whole).noise(plan, [True, False])
+    assert all(
+        isinstance(noise[name], float) and noise[name] == 1.0 for name in ("fresh_noise", "handover_noise")
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from sagediff.evaluation.reference import Reference
 from sagediff.evaluation.sampled_images import as_tensor, sampled
 from sagediff.evaluation.search import Measured
 from sagediff.files.atomic import output_errors
+from sagediff.files.digest import object_digest
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.sampling.plan_prompts import CostBasis, cost_basis, default_guidance
@@ -99,7 +99,7 @@ class TrialFile:
 
     @cached_property
     def _about(self) -> str:
-        return hashlib.blake2b(json.dumps(self.about).encode(), digest_size=8).hexdigest()
+        return object_digest(self.about, size=8)
 
     def read(self) -> dict[Sharing, Measured]:
         """What came out, by sharing."""

@@ -212,9 +212,9 @@ class Sharing:
             apart: for each prompt of the plan whether it must not come out like another.
         """
         return {
-            "fresh_noise": self.fresh_noise if any(apart) else 0.0,
+            "fresh_noise": float(self.fresh_noise) if any(apart) else 0.0,
             "fresh_noise_rows": list(apart),
-            "handover_noise": self.handover_noise if any(plan.branch_steps) else 0.0,
+            "handover_noise": float(self.handover_noise) if any(plan.branch_steps) else 0.0,
         }
 
     # -- for people
