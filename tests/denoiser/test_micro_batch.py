@@ -72,8 +72,9 @@ def test_images_differ_by_rounding_only_and_cost_the_same(family: str) -> None:
         assert run.evaluations == run.plan.evaluations
         return images
 
-    micro = MeasuredSize()
-    torch.testing.assert_close(sample(micro), sample(None), atol=1e-5, rtol=0)
+    micro, whole = MeasuredSize(), sample(None)
+    for _ in range(2):  # one run has fewer calls of its most rows than the search may take
+        torch.testing.assert_close(sample(micro), whole, atol=1e-5, rtol=0)
     assert micro.is_known
     torch.testing.assert_close(sample("auto"), sample(2), atol=1e-5, rtol=0)
 
