@@ -16,7 +16,7 @@ from PIL import Image
 
 from sagediff.evaluation.grid import Setting
 from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text, writing
-from sagediff.files.json_object import read_object
+from sagediff.files.json_input import read_object
 from sagediff.files.output_folder import MANIFEST, OutputFolder
 
 

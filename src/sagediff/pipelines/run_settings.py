@@ -9,7 +9,7 @@ from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
-from sagediff.files.json_object import read_object
+from sagediff.files.json_input import read_object
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
 from sagediff.pipelines.lora import lora_file, sharing_record

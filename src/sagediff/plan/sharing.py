@@ -14,7 +14,7 @@ from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.files.atomic import write_text
-from sagediff.files.json_object import read_object
+from sagediff.files.json_input import read_object
 from sagediff.options import check, check_value, option
 from sagediff.plan.grouping import group_prompts
 from sagediff.plan.ladder import Parting, Rung, group_ratios, ladder, nested_groups
