@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.lookup import Family, GuidanceKind
 from sagediff.denoiser.scheduler import calls_per_step, timesteps_of
@@ -49,6 +51,7 @@ class SharedRun:
             has begun; so `evaluations == plan.evaluations` at the end of every run in which no prompt was dropped.
         evaluations: denoiser rows really run so far, guidance rows included; less than planned after a `drop`.
         dropped: prompts whose rows are not run any more.
+        not_finite: prompts whose final latents are not finite; known after the last step.
         recordings: for each prompt that is recorded, what there is of its trajectory.
     """
 
@@ -66,6 +69,7 @@ class SharedRun:
         stays so."""
         self._number += 1
         self.evaluations = 0
+        self.not_finite: frozenset[int] = frozenset()
         self._schedule: Schedule | None = None  # None: waiting
         self.solver_call = 0
         self._denoiser_calls = 0  # finished for this call of the solver
@@ -203,8 +207,11 @@ class SharedRun:
                 self.plan.rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls per step"
             )
 
-    def leave_scheduler(self) -> None:
-        """The solver's call has ended."""
+    def leave_scheduler(self, state: Tensor) -> None:
+        """The solver's call has ended, and gave the latents (N, ...)."""
+        if self.ends_step and self.step + 1 == self.plan.num_steps:
+            finite = state.detach().isfinite().flatten(1).all(dim=1).tolist()
+            self.not_finite = frozenset(row for row, is_finite in enumerate(finite) if not is_finite)
         self.solver_call += 1
         self._denoiser_calls = 0
 

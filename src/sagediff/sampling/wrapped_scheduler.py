@@ -50,7 +50,7 @@ def wrapped_scheduler(
         output = step(*bound.args, **bound.kwargs)
         state = output[0] if isinstance(output, tuple) else output.prev_sample
         changed = noise.added(run, _with_equal_members(state, run), given)
-        run.leave_scheduler()
+        run.leave_scheduler(changed)
         if changed is state:
             return output
         if isinstance(output, tuple):
