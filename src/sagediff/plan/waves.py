@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sagediff.files.digest import number_of
 from sagediff.plan.compatibility import Key, run_key
 from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import ImageRequest
 
 
@@ -44,7 +45,7 @@ class Waves:
 
     Attributes:
         members: for each wave the numbers of its requests.
-        noise_seeds: for each request, (N,).
+        noise_seeds: of the noise that each request starts from, (N,); equal within a group.
     """
 
     def __init__(
@@ -78,6 +79,23 @@ class Waves:
     def costs(self) -> list[float]:
         """Denoiser rows of each wave."""
         return [float(self._plan.prompt_evaluations[members].sum()) for members in self.members]
+
+    def seeds(self, sharing: Sharing) -> list[int]:
+        """The seed of each image's noise, (N,), for those who want to know what made it.
+
+        Its own where it has noise of its own: where it shares nothing, or gets fresh noise when it leaves its group,
+        as copies of a prompt do.  Else that of the noise that its group starts from.
+        """
+        noise = sharing.noise(self._plan, self._repeats)
+        steps = self._plan.num_steps
+        return [
+            own
+            if 0 < branch < steps and (noise["handover_noise"] > 0 or (again and noise["fresh_noise"] > 0))
+            else start
+            for own, start, again, branch in zip(
+                self._own, self.noise_seeds, self._repeats, self._plan.branch_steps, strict=True
+            )
+        ]
 
     def task(self, number: int) -> WaveTask:
         members = self.members[number]

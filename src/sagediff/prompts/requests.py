@@ -124,7 +124,9 @@ def in_order(values: Any, name: str) -> list[Any]:
         raise InputError(f"`{name}` is a {type(values).__name__}, whose entries have no order; give a list")
     if not isinstance(values, Iterable):
         raise InputError(f"`{name}` should be a list, got {values!r}")
-    if callable(column := getattr(values, "to_pylist", None)):  # pyarrow's, whose entries are scalars of its own
+    if callable(
+        column := getattr(values, "to_pylist", None)
+    ):  # pyarrow's, whose entries are scalars of its own
         return list(column())
     try:
         return [_plain(value) for value in values]

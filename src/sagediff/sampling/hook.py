@@ -20,6 +20,7 @@ from diffusers.hooks.hooks import ModelHook
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
+from sagediff.denoiser.attention import check_attention
 from sagediff.denoiser.caches import CacheRows
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
@@ -64,7 +65,10 @@ class DenoiserHook(ModelHook):
         inner = unwrapped(module)
         self._pipe = pipe
         self._scheduler = pipe.scheduler
+        self._inner = inner
         self._class_name = type(inner).__name__
+        # image to image
+        self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner)
         self._run = run
@@ -85,7 +89,9 @@ class DenoiserHook(ModelHook):
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
-        call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler)
+        if self._run.solver_call == 0:
+            check_attention(self._pipe, self._inner)
+        call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler, self._may_skip)
         factor = guidance_factor(self._pipe, self.family, self._run.plan, call)
         layout = Layout.of(self._run.plan, call, self._run.abandoned())
         self._check(call, tensors)
@@ -131,6 +137,13 @@ class DenoiserHook(ModelHook):
             InputError: members of a group hold different noise, sizes or images.
         """
         members, firsts = self._members(call)
+        sample = tensors[self.family.sample]
+        if call.begins_run and call.rows > call.prompts and not torch.equal(*sample.chunk(2)):
+            raise UnsupportedPipelineError(
+                f"the pipeline calls its denoiser with {call.rows} rows for {call.prompts} prompts, which are not the "
+                f"same latents twice, as guidance has them: give exactly the plan's prompts, with "
+                f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
+            )
         for name, tensor in tensors.items():
             if not has_rows(self.family, name, tensor):
                 continue
@@ -180,9 +193,9 @@ class DenoiserHook(ModelHook):
                 f"latents), or be in different groups"
             )
         return InputError(
-            f"prompts {prompts} share step {call.step}, but their latents (`{name}`) were changed apart from each other "
-            f"on the way (by a callback, or by images or masks of their own), and all but the first one's change would "
-            f"be lost: change a group's latents alike while it shares, or put such prompts in different groups"
+            f"prompts {prompts} share step {call.step}, but their latents (`{name}`) were changed apart from each "
+            f"other on the way (by a callback, or by images or masks of their own), and all but the first one's change "
+            f"would be lost: change a group's latents alike while it shares, or put such prompts in different groups"
         )
 
     def _run_rows(

@@ -33,6 +33,13 @@ _MASKS = "mask_image control_mask"
 _ADAPTERS = (
     "ip_adapter_image ip_adapter_image_embeds negative_ip_adapter_image negative_ip_adapter_image_embeds"
 )
+_FOR_ALL = (
+    "timesteps sigmas guidance_schedule original_size target_size crops_coords_top_left negative_original_size "
+    "negative_target_size negative_crops_coords_top_left controlnet_conditioning_scale control_guidance_start "
+    "control_guidance_end control_mode adapter_conditioning_scale skip_guidance_layers text_encoder_out_layers "
+    "callback_on_step_end_tensor_inputs complex_human_instruction cross_attention_kwargs joint_attention_kwargs "
+    "attention_kwargs"
+)
 
 PER_PROMPT: dict[str, Kind] = {
     **dict.fromkeys(_TEXTS.split(), "text"),
@@ -44,20 +51,18 @@ PER_PROMPT: dict[str, Kind] = {
 """What a keyword holds for each prompt: a text, a row of a tensor, an image or a mask; or, for none of them, one
 image per adapter."""
 
-FOR_ALL = frozenset(
-    "timesteps sigmas guidance_schedule original_size target_size crops_coords_top_left negative_original_size "
-    "negative_target_size negative_crops_coords_top_left controlnet_conditioning_scale control_guidance_start "
-    "control_guidance_end control_mode adapter_conditioning_scale skip_guidance_layers text_encoder_out_layers "
-    "callback_on_step_end_tensor_inputs complex_human_instruction cross_attention_kwargs joint_attention_kwargs "
-    "attention_kwargs".split()
-)
+FOR_ALL = frozenset(_FOR_ALL.split())
 """Lists that belong to the call, however long they are.  Single numbers, texts and switches belong to it too, whatever
 they are called."""
 
 # Pipelines whose `image` may be several reference images, all of them for every prompt
-_TAKES_REFERENCES = frozenset(
-    "Flux2Pipeline Flux2KleinPipeline Flux2KleinKVPipeline QwenImageEditPlusPipeline ZImageOmniPipeline".split()
-)
+_TAKES_REFERENCES = {
+    "Flux2Pipeline",
+    "Flux2KleinPipeline",
+    "Flux2KleinKVPipeline",
+    "QwenImageEditPlusPipeline",
+    "ZImageOmniPipeline",
+}
 # What an image or latents are begun from: prompts may share steps only where it is equal
 _STARTS = ("latents", "image", "mask_image", "masked_image_latents")
 
@@ -131,7 +136,9 @@ class PerPrompt:
         entries = in_order(value, name)
         if any(not _is_entry(entry, kind) for entry in entries):
             what = {"text": "a text", "rows": "a tensor"}.get(kind, "an image")
-            raise InputError(f"`{name}` should hold {what} for each prompt ({self._count}), got {_words(value)}")
+            raise InputError(
+                f"`{name}` should hold {what} for each prompt ({self._count}), got {_words(value)}"
+            )
         if len(entries) == 1:
             return lambda members: entries * (1 if kind in ("image", "mask") else len(members))
         self._check_length(name, len(entries))

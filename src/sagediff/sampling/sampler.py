@@ -8,15 +8,16 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any
 
+from sagediff.denoiser.attention import check_perturbed_attention
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
-from sagediff.denoiser.scheduler import noise_levels_of
+from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
-from sagediff.plan.waves import Waves, WaveTask, own_seeds, repeats
+from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.per_prompt import PerPrompt
@@ -53,8 +54,8 @@ class SharedResult:
         images: PIL images in the order of the prompts.
         plan: which prompts shared which steps.
         report: `SharePlan.summary` with seconds and more.
-        seeds: each prompt's own.  Alone, with that seed, the prompt gets the image that it has here if it shared
-            nothing; one that shared began from its group's noise, which is the seed of one member.
+        seeds: of each image's noise (`plan.waves.Waves.seeds`): sampled alone with it, a prompt that shared nothing
+            gets the same image.
     """
 
     images: list[Any]
@@ -138,9 +139,7 @@ class SharedSampler:
             self.encoder, groups, has_negative, starts,
         )  # fmt: skip
 
-    def read(
-        self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None
-    ) -> Reading:
+    def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
         """What the pipeline's text encoders read of the prompts; runs their tokenizers only."""
         return read_prompts(self.pipe, [each.prompt for each in as_requests(prompts)], max_sequence_length)
 
@@ -154,9 +153,10 @@ class SharedSampler:
 
         Raises:
             InputError: a plan for another number of prompts, or a negative prompt that the pipeline takes none of.
-            UnsupportedPipelineError: members get noise of their own, and the solver's noise levels, which that needs,
-                are not known.
+            UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
+                and its noise levels, which that needs, are not known.
         """
+        check_noise_source(self.pipe.scheduler)
         requests = as_requests(prompts)
         if len(requests) != plan.num_prompts:
             raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(requests)}")
@@ -219,7 +219,8 @@ class SharedSampler:
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        return SharedResult(images, plan, report, own_seeds(requests, seed))
+        seeds = Waves(requests, plan, seed, self.wave_size, read=reading.keys).seeds(self.sharing)
+        return SharedResult(images, plan, report, seeds)
 
     def waves(
         self,
@@ -305,6 +306,7 @@ class SharedSampler:
     def _per_prompt(self, kwargs: Mapping[str, Any], count: int) -> PerPrompt:
         if taken := sorted(_OWN & set(kwargs)):
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
+        check_perturbed_attention(self.pipe, kwargs)
         return PerPrompt(self.pipe, kwargs, count)
 
 
