@@ -12,9 +12,10 @@ import torch
 from sagediff.errors import InputError
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.reuse import Arrangement
+from sagediff.serving.engine.sizes import refused_by_pipeline
 from sagediff.serving.engine.ticket import Outcome, Ticket
 from sagediff.serving.engine.wave_runner import WaveResult, WaveRunner
-from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory
+from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,16 @@ class Recovery:
     A failed wave is bisected by whole requests, with groups kept together while there are several, until the request
     that fails is alone and gets the error. If that request replayed a cached trajectory, it is first tried without, and
     if that works the trajectory is removed. Out of memory halves the micro-batch first (the size that fits is
-    remembered for requests of that image size), then the wave.
+    remembered for requests of that image size), then the wave. Before that is tried again, others may go.
+
+    Args:
+        let_others_go: called after memory ran out, with a request whose run did not fit and will be tried again.
     """
 
-    def __init__(self, runner: WaveRunner) -> None:
-        self._runner = runner
+    def __init__(
+        self, runner: WaveRunner, let_others_go: Callable[[QueuedRequest], None] = lambda request: None
+    ) -> None:
+        self._runner, self._let_others_go = runner, let_others_go
         self._micro: dict[tuple[int | None, int | None], int] = {}
 
     def carry_out(
@@ -59,6 +65,8 @@ class Recovery:
                 suspect = None
                 continue
             arrangement, result = self._call(part, replay=suspect is None)
+            if isinstance(result, Exception) and is_out_of_memory(result) and not all(t.gone for t in part):
+                self._let_others_go(part[0].request)
             failed_replay, suspect = suspect, None
             if isinstance(result, WaveResult):
                 if failed_replay is not None:
@@ -133,6 +141,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _own_error(error: Exception) -> Exception:
     if isinstance(error, Cancelled | InputError):
         return error
+    if refused_by_pipeline(error):
+        refused = RefusedByPipeline(f"the model does not take this request: {str(error)[:500]}")
+        refused.__cause__ = error
+        return refused
     if is_out_of_memory(error):
         return OutOfMemory("the image does not fit into memory, even alone: ask for a smaller size")
     failed = ImageFailed("the pipeline failed on this request")
