@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, ModelError
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.reuse import Arrangement
 from sagediff.serving.engine.sizes import refused_by_pipeline
@@ -20,6 +20,7 @@ from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, Refus
 log = logging.getLogger(__name__)
 
 Groups: TypeAlias = list[list[int]]
+_NOT_FINITE = "the model gave numbers that are not finite, so there is no image"
 
 
 class Recovery:
@@ -82,7 +83,8 @@ class Recovery:
             elif len(part) == 1:
                 deliver(part[0], _own_error(result))
             else:
-                log.warning("wave of %d failed, tried again in two halves: %r", len(part), result)
+                what = _NOT_FINITE if isinstance(result, ModelError) else repr(result)
+                log.warning("wave of %d failed, tried again in two halves: %s", len(part), what)
                 pending += reversed(halves(part, arrangement.groups))
 
     def _call(self, part: list[Ticket], replay: bool) -> tuple[Arrangement, WaveResult | Exception]:
@@ -141,6 +143,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _own_error(error: Exception) -> Exception:
     if isinstance(error, Cancelled | InputError):
         return error
+    if isinstance(error, ModelError):  # without its message, which names the prompt
+        failed = ImageFailed(_NOT_FINITE)
+        failed.__cause__ = error.with_traceback(None)
+        return failed
     if refused_by_pipeline(error):
         refused = RefusedByPipeline(f"the model does not take this request: {str(error)[:500]}")
         refused.__cause__ = error

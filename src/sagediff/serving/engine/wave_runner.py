@@ -21,12 +21,12 @@ from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.wave import OnStep, run_wave
+from sagediff.serving.engine.cache_files import CacheKey, Entry
 from sagediff.serving.engine.interrupt import interruptible
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
 from sagediff.serving.engine.sizes import check_size
 from sagediff.serving.engine.ticket import MadeImage, Ticket
-from sagediff.serving.engine.trajectory_cache import CacheKey, Entry
 from sagediff.serving.failures import Cancelled
 
 
