@@ -24,7 +24,7 @@ from sagediff.evaluation.result_store import CellStore
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
 from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.placement import open_pipeline, placement
+from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
 
@@ -71,7 +71,7 @@ def run_bench_command(
     store = CellStore(options.out)
     manifest = _manifest(settings, grid, seeds, material, measuring, loras)
     store.check(manifest, options.resume)
-    device, _ = placement(model.device, model.dtype)
+    device = working_device(model.device)
 
     def pipelines(weights: Weights) -> Any:
         lora = loras.get(weights)

@@ -33,7 +33,8 @@ class ModelOptions:
     device: str = option("auto", "'auto', 'cpu', 'cuda', 'mps' and so on.")
     dtype: str = option(
         "auto",
-        "'auto' (float16 on an accelerator, else float32), float32, float16 or bfloat16.",
+        "'auto' (float32 on the CPU; on an accelerator the half precision that suits the model), float32, float16 or "
+        "bfloat16.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
