@@ -1,4 +1,4 @@
-"""The dtype of a run follows the model's family and what the accelerator computes in; no accelerator is needed to test it."""
+"""The dtype of a run follows the model's family and what the accelerator computes in; tested without one."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Family:
         unguided_scale: the value of that argument at which the prediction is the conditional one: 1 where
             pipelines compute u + s (c - u), 0 where c + s (c - u).
         makes: what the pipelines make.
-        dtype: the half precision of their reference code. "bfloat16" where activations are larger than float16 can hold,
-            which would give black images.
+        dtype: the half precision of their documented example. "bfloat16" where activations are larger than float16
+            can hold, which would give black images.
         vae_dtype: that of the autoencoder, where it is another.
 
     Raises:

@@ -152,7 +152,7 @@ class _Run:
     def _predict(self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Any:
         def predict(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
             with context(), self.accelerator.autocast():
-                return self.denoiser(states, timesteps, dict(conditions), model)
+                return self.denoiser(states, self.process.told(timesteps), dict(conditions), model)
 
         return predict
 
