@@ -56,7 +56,7 @@ def computes_in_bfloat16(device: str) -> bool:
 
     if torch.device(device).type == "cuda":
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         (torch.ones(1, device=device, dtype=torch.bfloat16) * 2).cpu()
     except (RuntimeError, TypeError):  # MPS before macOS 14

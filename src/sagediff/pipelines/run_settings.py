@@ -142,6 +142,15 @@ def resolve(
     )
 
 
+def own_sharing(folder: Path | None) -> Sharing:
+    """The sharing that a model's folder is for, without a LoRA; the defaults where it does not say.
+
+    Raises:
+        InputError: its `sagediff.json` is not what it should be.
+    """
+    return Sharing.merged({k: v for k, v in _file_layer(folder).items() if k != "guidance_scale"})
+
+
 def _file_layer(folder: Path | None) -> dict[str, Any]:
     """What the file in a model's or a LoRA's folder says; nothing where there is none."""
     if folder is None or not (folder / DEFAULTS_FILE).is_file():

@@ -77,7 +77,7 @@ class ForwardProcess:
         )
         if not known or not fits or (kind == "flow" and not bool((grid <= count).all())):
             raise UnsupportedPipelineError(
-                f"training does not know the prediction type {kind!r} with {type(scheduler).__name__} configured as it is"
+                f"training knows no prediction type {kind!r} with {type(scheduler).__name__} as it is configured"
             )
         grid = grid[torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])]  # Heun's method tells each twice
         cumulative = None if cumulative is None else torch.as_tensor(cumulative).float()
