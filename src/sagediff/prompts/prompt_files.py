@@ -40,6 +40,8 @@ def gather_prompts(given: Sequence[str], file: Path | None) -> list[str]:
     Raises:
         InputError: none or both given, a prompt that is empty or no text, or a file that cannot be read.
     """
+    if file is not None and str(file).startswith("--"):
+        raise InputError(f"--prompts needs a file, got the option {shortened(file)}")
     if given and file is not None:
         raise InputError("give prompts as arguments or --prompts FILE, not both")
     prompts = list(given) if file is None else read_prompts(file)
