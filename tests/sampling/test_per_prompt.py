@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny.columns import HOLDERS, Column
 
 from sagediff.errors import InputError
 from sagediff.prompts.requests import as_requests
@@ -35,48 +36,8 @@ class StablePipe:
     def __call__(self, prompt: Any = None, negative_prompt: Any = None) -> None: ...
 
 
-class Column:
-    """A column of a table, as pandas has it: iterates in order, but `column[0]` is the entry labelled 0."""
-
-    def __init__(self, values: list[Any], labels: list[int]) -> None:
-        self._values, self._labels = values, labels
-
-    def __iter__(self) -> Any:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, label: int) -> Any:
-        return self._values[self._labels.index(label)]
-
-
-class Arrow:
-    """A column of pyarrow's, whose entries are no texts."""
-
-    def __init__(self, values: list[Any]) -> None:
-        self._values = values
-
-    def __iter__(self) -> Any:
-        return iter([SimpleNamespace(as_py=lambda value=value: value) for value in self._values])
-
-    def to_pylist(self) -> list[Any]:
-        return list(self._values)
-
-
 def of(name: str, value: Any, members: list[int], count: int = 4, pipe: Any = None) -> Any:
     return PerPrompt(pipe or AnyPipe(), {name: value}, count).of(members)[name]
-
-
-HOLDERS: dict[str, Any] = {
-    "list": list,
-    "tuple": tuple,
-    "array": np.array,
-    "objects": lambda texts: np.array(texts, dtype=object),
-    "column": lambda texts: Column(texts, [1, 0, 3, 2]),
-    "arrow": Arrow,
-    "generator": iter,
-}
 
 
 @pytest.mark.parametrize("holder", HOLDERS)

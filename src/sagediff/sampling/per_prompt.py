@@ -102,11 +102,18 @@ class PerPrompt:
         return [tuple(_digest(self._cuts[name]([i])) for name in names) for i in range(self._count)]
 
     def _check_names(self, keywords: Mapping[str, Any]) -> None:
-        parameters = inspect.signature(type(self._pipe).__call__).parameters
+        kind = type(self._pipe)
+        parameters = inspect.signature(kind.__call__).parameters
+        known: set[str] = set(parameters)
         if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-            return
-        if unknown := [name for name in keywords if name not in parameters]:
-            raise InputError(f"{type(self._pipe).__name__} takes no {', '.join(unknown)}; leave it out")
+            if not kind.__module__.startswith("diffusers."):
+                return  # somebody's own, which may take anything
+            known |= {
+                "callback",
+                "callback_steps",
+            }  # all that diffusers takes so; the rest it ignores without a word
+        if unknown := [name for name in keywords if name not in known]:
+            raise InputError(f"{kind.__name__} takes no {', '.join(unknown)}; leave it out")
 
     def _cut(self, name: str, value: Any) -> Cut:
         kind = PER_PROMPT.get(name)
