@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import sys
 import threading
@@ -22,7 +23,7 @@ from test_serving_server import CAT, DOG
 
 from sagediff.serving.engine.model_thread import WaveReport
 from sagediff.serving.fleet.fleet_metrics import FleetMetrics
-from sagediff.serving.logs import configured_logs
+from sagediff.serving.logs import RateBound, configured_logs
 from sagediff.serving.metrics import Metrics
 from sagediff.serving.tenants import Tenants
 
@@ -190,6 +191,29 @@ def test_plain_text_is_one_line_a_request_whatever_the_path_holds(
         time.sleep(0.01)
     (line,) = stderr.getvalue().splitlines()
     assert 'path="/no\\nwhere" status=404 outcome="not_found" tenant="key-1"' in line
+
+
+def test_warnings_that_anyone_may_cause_are_counted_rather_than_repeated() -> None:
+    now = [0.0]
+    bound = RateBound(lambda: now[0])
+
+    def passed(logger: str, message: str, count: int = 1000) -> int:
+        records = [logging.LogRecord(logger, logging.WARNING, "", 0, message, (), None) for _ in range(count)]
+        return sum(map(bound.filter, records))
+
+    assert passed("asyncio", "socket.accept() out of system resource\nsocket: 7") == 10
+    assert passed("asyncio", "socket.accept() out of system resource\nsocket: 8") == 0
+    assert passed("uvicorn.error", "Invalid HTTP request received.") == 10
+    assert passed("sagediff.serving.engine.trajectory_cache", "a broken file") == 1000
+    now[0] = 61.0
+    later = logging.LogRecord("asyncio", logging.ERROR, "", 0, "another", (), None)
+    assert bound.filter(later) and later.getMessage() == "another [2980 like earlier ones were left out]"
+
+
+def test_asyncios_warnings_are_lines_like_ours(stderr: io.StringIO) -> None:
+    logging.getLogger("asyncio").error("one\ntwo", extra={})
+    (line,) = stderr.getvalue().splitlines()
+    assert json.loads(line)["logger"] == "asyncio"
 
 
 def test_labels_of_tenants_name_the_key_by_its_place() -> None:
