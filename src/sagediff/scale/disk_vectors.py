@@ -132,12 +132,11 @@ def _state(folder: Path, wanted: dict[str, Any]) -> tuple[int, int, float]:
         state = read_object(path)
     except InputError as error:
         raise InputError(f"{error}; {remedy}") from error
-    done, dim, rounding = state.get("done"), state.get("dim"), state.get("rounding")
-    whole = all(type(count) is int and count >= 0 for count in (done, dim))
+    found: Any = [state.get(name) for name in ("done", "dim", "rounding")]
+    done, dim, rounding = found
     if (
-        not whole
-        or type(rounding) not in (int, float)
-        or not 0 <= rounding <= 1
+        not (type(done) is int and done >= 0 and type(dim) is int and dim >= 0)
+        or not (type(rounding) in (int, float) and 0 <= rounding <= 1)
         or wanted.keys() - state.keys()
     ):
         raise InputError(f"{path} holds other entries than vectors do; {remedy}")

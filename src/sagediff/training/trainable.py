@@ -27,6 +27,15 @@ _HOOK = "sagediff_recorder"
 TRAINABLE = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"})
 
 
+def check_trainable(denoiser: type) -> None:
+    """Raises UnsupportedPipelineError for a denoiser's class that training is not known to work with."""
+    if TRAINABLE.isdisjoint(cls.__name__ for cls in denoiser.__mro__):
+        raise UnsupportedPipelineError(
+            f"training is known to work with {', '.join(sorted(TRAINABLE))} and not with {denoiser.__name__}, which "
+            "can be sampled only"
+        )
+
+
 class _Recorded(Exception):
     """Leaves the pipeline at its first denoiser call."""
 
@@ -66,11 +75,7 @@ class TrainableDenoiser:
         self._pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
         self.family: Family = family_of(self.module)
-        if TRAINABLE.isdisjoint(cls.__name__ for cls in type(self.module).__mro__):
-            raise UnsupportedPipelineError(
-                f"training is known to work with {', '.join(sorted(TRAINABLE))} and not with "
-                f"{type(self.module).__name__}, which can be sampled only"
-            )
+        check_trainable(type(self.module))
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
         self._first = self._record(["an image"], guided=False)

@@ -54,13 +54,15 @@ def train(
     for module in ("accelerate", "peft"):
         if find_spec(module) is None:
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'")
-    from sagediff.pipelines.loading import load_pipeline, quiet_libraries
+    from sagediff.pipelines.loading import denoiser_class, load_pipeline, quiet_libraries
     from sagediff.training.captioned_images import load_images
     from sagediff.training.loop import check_output, train
+    from sagediff.training.trainable import check_trainable
 
     quiet_libraries()
     check_output(config)
     images = load_images(data)
+    check_trainable(denoiser_class(model))  # before gigabytes of weights are read
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     path = train(pipe, images, config, model)
