@@ -104,23 +104,6 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
     return parts, denoiser
 
 
-def denoiser_class(name_or_path: str | Path) -> type:
-    """The class of a model's denoiser; loads no weights.
-
-    Raises:
-        InputError: as `supported_parts`, or a class that this diffusers does not have.
-    """
-    import diffusers
-
-    _, name = supported_parts(name_or_path)
-    found = getattr(diffusers, name, None)
-    if not isinstance(found, type):
-        raise InputError(
-            f"{name_or_path} needs {name}, which diffusers {diffusers.__version__} does not have"
-        )
-    return found
-
-
 def load_pipeline(
     name_or_path: str | Path = "demo", *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
 ) -> Any:
