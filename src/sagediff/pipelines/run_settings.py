@@ -55,7 +55,7 @@ class ModelOptions:
 class SamplingOptions:
     """How images are sampled, whatever is shared."""
 
-    num_inference_steps: int = option(30, "Sampling steps.", low=1, flag="steps")
+    num_inference_steps: int = option(30, "Sampling steps.", low=1, high=10_000, flag="steps")
     guidance_scale: float | None = option(
         None, "Guidance scale [default: the model's own].", low=0, flag="guidance"
     )
