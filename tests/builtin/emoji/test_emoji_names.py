@@ -132,6 +132,9 @@ def test_captions_vary_and_depend_on_the_seed_alone() -> None:
     assert 0.65 < parts["black background"] < 0.85
 
 
-def test_the_first_background_is_white() -> None:
-    chosen = backgrounds_of("robot", "noto", 3)
-    assert chosen[0] == "white" and len(set(chosen)) == 3 and chosen == backgrounds_of("robot", "noto", 3)
+def test_the_first_background_is_white_and_others_let_the_drawing_be_seen() -> None:
+    black = np.concatenate([np.zeros((64, 64, 3)), np.ones((64, 64, 1))], axis=2).astype(np.float32)
+    chosen = backgrounds_of("robot", "noto", 3, black)
+    assert chosen[0] == "white" and len(set(chosen)) == 3
+    assert chosen == backgrounds_of("robot", "noto", 3, black)
+    assert "black" not in backgrounds_of("robot", "noto", 9, black)

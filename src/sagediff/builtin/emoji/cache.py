@@ -28,6 +28,7 @@ from sagediff.builtin.emoji.autoencoder import encode
 from sagediff.builtin.emoji.captions import plain_caption, seeded, vary_caption
 from sagediff.builtin.emoji.checkpoint import write_tensors
 from sagediff.builtin.emoji.images import Row, read_pixels, read_rows
+from sagediff.builtin.emoji.loop import bf16_pays
 from sagediff.builtin.emoji.packages import FLAT_VENDORS, VENDORS
 from sagediff.builtin.emoji.text import MAX_TOKENS, TEXT_WIDTH, encode_captions, load_encoder, unpack_encoder
 
@@ -99,7 +100,7 @@ def write_captions(
     masks = np.empty((count, MAX_TOKENS), dtype=np.bool_)
     captions = [*(caption_of(row, variant) for row in rows), ""]
     for start in range(0, count, 1024):
-        text, mask = encode_captions(tokenizer, encoder, captions[start : start + 1024])
+        text, mask = encode_captions(tokenizer, encoder, captions[start : start + 1024], bf16=bf16_pays())
         states[start : start + 1024], masks[start : start + 1024] = text.numpy(), mask.numpy()
         print(f"captions-{variant} {start + len(text)}/{count}", file=sys.stderr, flush=True)
     states.flush()
@@ -114,6 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vendors", nargs="+", choices=list(VENDORS), default=list(FLAT_VENDORS))
     parser.add_argument(
+        "--backgrounds", type=int, default=2, help="images of each drawing, the first on white"
+    )
+    parser.add_argument(
         "--variants", type=int, nargs="+", default=[0], help="numbers of the caption files to write"
     )
     parser.add_argument("--only-captions", action="store_true")
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer, encoder = load_encoder(unpack_encoder(args.out / "encoder"))
-    rows = read_rows(args.data, args.vendors)
+    rows = read_rows(args.data, args.vendors, backgrounds=args.backgrounds)
     train_rows = [row for row in rows if row.split == "train"]
     if not args.only_captions:
         vae = AutoencoderKL.from_pretrained(args.vae).eval()

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sagediff.builtin.emoji.captions import Subject, plain_caption
@@ -33,7 +35,7 @@ from sagediff.builtin.emoji.packages import (
     read_icon_set,
     read_json,
 )
-from sagediff.builtin.emoji.render import BACKGROUNDS, draw, on_background
+from sagediff.builtin.emoji.render import BACKGROUNDS, draw, on_background, stands_out
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def read_artwork(cache: Path) -> tuple[list[Emoji], list[Artwork]]:
     return emoji, artwork
 
 
-def backgrounds_of(name: str, vendor: str, count: int) -> list[str]:
-    """White, then other backgrounds chosen by the name and the vendor."""
-    others = [b for b in BACKGROUNDS if b != "white"]
+def backgrounds_of(name: str, vendor: str, count: int, drawing: NDArray[np.float32]) -> list[str]:
+    """White, then other backgrounds chosen by the name and the vendor, of those that the drawing stands out from."""
+    others = [b for b in BACKGROUNDS if b != "white" and stands_out(drawing, b)]
     others.sort(key=lambda b: zlib.crc32(f"{name}|{vendor}|{b}".encode()))
     return ["white", *others][:count]
 
@@ -107,7 +109,7 @@ def _draw_all(one: Artwork, out: Path, backgrounds: int) -> Iterator[dict[str, o
     except ValueError as error:
         print(f"left out: {emoji.name} of {vendor.key}: {error}", file=sys.stderr)
         return
-    for background in backgrounds_of(emoji.name, vendor.key, backgrounds):
+    for background in backgrounds_of(emoji.name, vendor.key, backgrounds, drawing):
         name = f"images/{vendor.key}_{slug(emoji.name) or emoji.code_points}_{slug(background)}.png"
         Image.fromarray(on_background(drawing, background)).save(out / name)
         subject = Subject(emoji.base, emoji.tones, emoji.keywords, vendor.words, background)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +37,27 @@ class Row:
 
 
 def read_rows(
-    folder: Path, vendors: Sequence[str] | None = None, splits: Sequence[str] | None = None
+    folder: Path,
+    vendors: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    backgrounds: int | None = None,
 ) -> list[Row]:
-    """Rows in the folder's order, of these vendors and splits; None takes all."""
+    """Rows in the folder's order, of these vendors and splits; None takes all.
+
+    Args:
+        backgrounds: images to take of each drawing, the first on white.
+    """
     rows = []
+    taken: Counter[tuple[str, str]] = Counter()
     for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         fields = {k: entry[k] for k in Row.__dataclass_fields__}
         fields |= {"tones": tuple(entry["tones"]), "keywords": tuple(entry["keywords"])}
         row = Row(**fields)
+        drawing = (row.name, row.vendor)
+        if backgrounds is not None and taken[drawing] >= backgrounds:
+            continue
+        taken[drawing] += 1
         if (vendors is None or row.vendor in vendors) and (splits is None or row.split in splits):
             rows.append(row)
     return rows

@@ -54,6 +54,14 @@ def draw(icon: Icon) -> NDArray[np.float32]:
     return np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], axis=2)
 
 
+def stands_out(drawing: NDArray[np.float32], background: str) -> bool:
+    """Whether at least half of what is drawn differs clearly from the background."""
+    color = np.asarray(BACKGROUNDS[background], dtype=np.float32) / 255
+    opacity = drawing[..., 3]
+    difference = np.abs(drawing[..., :3] - opacity[..., None] * color).max(axis=2)
+    return bool((difference > 0.15).sum() >= 0.5 * (opacity > 0.5).sum())
+
+
 def on_background(drawing: NDArray[np.float32], background: str) -> NDArray[np.uint8]:
     """(64, 64, 4) of `draw` -> (64, 64, 3) in 0..255."""
     color = np.asarray(BACKGROUNDS[background], dtype=np.float32) / 255

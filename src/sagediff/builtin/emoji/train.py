@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", choices=list(DENOISERS), default="unet")
     parser.add_argument("--vendors", nargs="+", choices=list(VENDORS), default=list(FLAT_VENDORS))
+    parser.add_argument("--backgrounds", type=int, default=2, help="as in the cache")
     parser.add_argument("--steps", type=int, default=30000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=6e-4)
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     model = DENOISERS[args.model]()
     use_plain_attention(model)
-    batches = CachedBatches(args.cache, read_rows(args.data, args.vendors, ["train"]))
+    batches = CachedBatches(args.cache, read_rows(args.data, args.vendors, ["train"], args.backgrounds))
     config = LoopConfig(
         args.out, args.steps, args.batch_size, args.learning_rate, args.seed, cooldown=args.cooldown, ema=args.ema,
         report_every=args.report_every, bf16=bf16_pays(),
