@@ -154,24 +154,27 @@ def blend(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 class _Log:
-    """Appends to log.jsonl: means of the terms since the last line, samples per second of wall clock."""
+    """Appends to log.jsonl: means of the terms since the last line, samples per second and CPU time of one."""
 
     def __init__(self, config: LoopConfig, start: int) -> None:
         self._config, self._path = config, config.out / "log.jsonl"
         self._sums: dict[str, float] = {}
-        self._since, self._clock = start, time.monotonic()
+        self._since, self._clock, self._cpu = start, time.monotonic(), time.process_time()
 
     def add(self, terms: Mapping[str, float], done: int) -> None:
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         if done % self._config.log_every:
             return
-        steps, now = done - self._since, time.monotonic()
+        steps, now, cpu = done - self._since, time.monotonic(), time.process_time()
         means = {name: round(total / steps, 5) for name, total in self._sums.items()}
-        speed = round(steps * self._config.batch_size / (now - self._clock), 2)
-        samples = done * self._config.batch_size
-        self.write({"step": done, "samples": samples, **means, "samples_per_second": speed})
-        self._sums, self._since, self._clock = {}, done, now
+        samples = steps * self._config.batch_size
+        figures = {
+            "samples_per_second": round(samples / (now - self._clock), 2),
+            "cpu_ms_per_sample": round((cpu - self._cpu) / samples * 1000, 2),
+        }
+        self.write({"step": done, "samples": done * self._config.batch_size, **means, **figures})
+        self._sums, self._since, self._clock, self._cpu = {}, done, now, cpu
 
     def write(self, entry: Mapping[str, float]) -> None:
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()), **entry}
