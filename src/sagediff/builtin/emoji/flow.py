@@ -44,7 +44,7 @@ def sample(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     states = noise
     for timestep in scheduler.timesteps:
         times = torch.full((len(states),), float(timestep) / scheduler.config.num_train_timesteps)
-        states = scheduler.step(velocity(states, times), timestep, states).prev_sample
+        states = scheduler.step(velocity(states, times).float(), timestep, states).prev_sample
     return states
 
 

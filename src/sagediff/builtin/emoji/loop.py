@@ -134,7 +134,9 @@ def train(
             )
             ends = stop.asked or done == config.steps
             if report is not None and (done % config.report_every == 0 or done == config.steps):
-                log.write({"step": done, **report(average, done)})
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                    figures = report(average, done)
+                log.write({"step": done, **figures})
             if ends or time.monotonic() - saved > config.save_seconds:
                 save_checkpoint(checkpoint, done, model, average, optimizer)
                 saved = time.monotonic()

@@ -39,7 +39,7 @@ class SheetConfig:
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """(N, C, 16, 16) -> (N, 3, 64, 64) uint8."""
-    images: Tensor = vae.decode(latents).sample.clamp(-1, 1)
+    images: Tensor = vae.decode(latents).sample.float().clamp(-1, 1)
     return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
