@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from sagediff.builtin.emoji.assemble import new_pipeline
-from sagediff.builtin.emoji.autoencoder import encode, new_autoencoder, normalise_latents
+from sagediff.builtin.emoji.autoencoder import (
+    AutoencoderLosses,
+    encode,
+    freeze_encoder,
+    new_autoencoder,
+    normalise_latents,
+)
 from sagediff.builtin.emoji.batches import image_weights
 from sagediff.builtin.emoji.denoisers import new_pixart, predict, use_plain_attention
 from sagediff.builtin.emoji.flow import draw_times, guided, mix, sample
@@ -76,6 +82,18 @@ def test_normalised_latents_decode_to_the_same_images() -> None:
         assert torch.allclose(after.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4)
         assert torch.allclose(after.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-4)
         assert torch.allclose(model.decode(after).sample, images, atol=1e-4)
+
+
+def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = new_autoencoder()
+    freeze_encoder(model)
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    before, weights = encode(model, pixels), model.decoder.conv_out.weight.clone()
+    trained = train(LoopConfig(tmp_path, 2, 2, 1e-2, ema=0.0), model, AutoencoderLosses(pixels, 2, 1e-4))
+    assert isinstance(trained, AutoencoderKL)
+    assert torch.equal(encode(trained, pixels), before)
+    assert not torch.equal(trained.decoder.conv_out.weight, weights)
 
 
 def test_times_are_spread_and_states_are_mixtures() -> None:

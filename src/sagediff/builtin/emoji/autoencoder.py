@@ -75,6 +75,12 @@ class AutoencoderLosses:
         return reconstruction_terms(made, images) | {"kl": self.kl_weight * kl}
 
 
+def freeze_encoder(model: AutoencoderKL) -> None:
+    """Leave out of training whatever the latents depend on."""
+    for module in (model.encoder, model.quant_conv):
+        module.requires_grad_(False)
+
+
 @torch.no_grad()
 def normalise_latents(model: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
     """Move an affine map of the latent channels into the layers around them, exactly.
@@ -105,6 +111,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint and log; the result in OUT/vae")
     parser.add_argument("--start", type=Path, help="folder of an autoencoder of this shape to start from")
+    parser.add_argument(
+        "--decoder-only", action="store_true",
+        help="leave --start's encoder, and so its latents and every denoiser trained on them, as they are",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -114,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     model = AutoencoderKL.from_pretrained(args.start).float() if args.start else new_autoencoder()
+    if args.decoder_only:
+        freeze_encoder(model)
     pixels = read_pixels(args.data, read_rows(args.data, splits=["train"]))
     config = LoopConfig(
         args.out, args.steps, args.batch_size, args.learning_rate, warmup=100, cooldown=args.steps // 2,
@@ -123,8 +135,9 @@ def main(argv: list[str] | None = None) -> int:
     if trained is None:
         return 1
     assert isinstance(trained, AutoencoderKL)
-    latents = encode(trained, pixels[:: max(1, len(pixels) // 2048)])
-    normalise_latents(trained, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+    if not args.decoder_only:
+        latents = encode(trained, pixels[:: max(1, len(pixels) // 2048)])
+        normalise_latents(trained, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
     trained.save_pretrained(args.out / "vae")
     print(args.out / "vae", file=sys.stderr)
     return 0
