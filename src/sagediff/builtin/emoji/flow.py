@@ -32,7 +32,11 @@ def mix(images: Tensor, noise: Tensor, times: Tensor) -> Tensor:
 def new_scheduler() -> DPMSolverMultistepScheduler:
     """The solver that the pipeline comes with. Stable Diffusion's pipeline takes no FlowMatchEulerDiscreteScheduler."""
     return DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, final_sigmas_type="zero"
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=1.0,
+        final_sigmas_type="zero",
+        steps_offset=1,
     )
 
 
