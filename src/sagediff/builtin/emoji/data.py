@@ -1,8 +1,9 @@
 """`python -m sagediff.builtin.emoji.data --out DIR`: the artwork as an imagefolder.
 
 DIR/images/*.png and DIR/metadata.jsonl, one line per image: `file_name`, `text` (the plain caption), `name`, `base`,
-`tones`, `vendor`, `style`, `licence`, `keywords`, `group`, `background`, `split` (train, held_out, unseen). It does
-not train anything, and draws held-out images too: who trains leaves them out by `split`.
+`tones`, `vendor`, `style`, `licence`, `keywords`, `group`, `background`, `split` (train, held_out, unseen). The
+stages of this package read all of it and leave out by `split` what they must not see; for a trainer that takes every
+image of a folder, draw the training images alone: `--splits train`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sagediff.builtin.emoji.captions import Subject, plain_caption
-from sagediff.builtin.emoji.holdout import choose_unseen, split_of
+from sagediff.builtin.emoji.holdout import SPLITS, choose_unseen, split_of
 from sagediff.builtin.emoji.names import Emoji, NameIndex, read_emoji, slug
 from sagediff.builtin.emoji.packages import (
     FLAT_VENDORS,
@@ -81,8 +82,10 @@ def backgrounds_of(name: str, vendor: str, count: int, drawing: NDArray[np.float
     return ["white", *others][:count]
 
 
-def write_dataset(out: Path, cache: Path, vendors: Sequence[str], backgrounds: int) -> dict[str, int]:
-    """Draw everything; metadata.jsonl last, so that it names whole files. Returns counts by split."""
+def write_dataset(
+    out: Path, cache: Path, vendors: Sequence[str], splits: Sequence[str], backgrounds: int
+) -> dict[str, int]:
+    """Draw what is chosen; metadata.jsonl last, so that it names whole files. Returns counts by split."""
     emoji, artwork = read_artwork(cache)
     unseen = choose_unseen(emoji, Counter(one.emoji.base for one in artwork if not one.emoji.tones))
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -92,6 +95,8 @@ def write_dataset(out: Path, cache: Path, vendors: Sequence[str], backgrounds: i
         if one.vendor.key not in vendors:
             continue
         split = split_of(one.emoji, one.vendor.key, unseen)
+        if split not in splits:
+            continue
         counts[f"{split} pairs"] += 1
         for row in _draw_all(one, out, backgrounds):
             lines.append(json.dumps(row | {"split": split}, ensure_ascii=False))
@@ -133,11 +138,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="folder of the npm packages (default OUT/packages)")
     parser.add_argument("--vendors", nargs="+", choices=list(VENDORS), default=list(FLAT_VENDORS))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument(
         "--backgrounds", type=int, default=3, help="images of each drawing, the first on white"
     )
     args = parser.parse_args(argv)
-    counts = write_dataset(args.out, args.cache or args.out / "packages", args.vendors, args.backgrounds)
+    counts = write_dataset(
+        args.out, args.cache or args.out / "packages", args.vendors, args.splits, args.backgrounds
+    )
     print("\n".join(f"{count:6d} {what}" for what, count in sorted(counts.items())), file=sys.stderr)
     return 0
 

@@ -12,6 +12,7 @@ from typing import Literal
 from sagediff.builtin.emoji.names import FLAGS_GROUP, Emoji
 
 Split = Literal["train", "held_out", "unseen"]
+SPLITS: tuple[Split, ...] = ("train", "held_out", "unseen")
 UNSEEN_NAMES = 100
 LEAST_VENDORS = 3  # that must draw a name for it to be withheld whole
 
