@@ -32,7 +32,7 @@ def _run(out: Path, resume: bool = False, kill_at: int | None = None) -> nn.Modu
         x = x + torch.randn(x.shape, generator=noise)
         return {"square": model(x).square().mean(), "mean": model(x).mean()}
 
-    config = LoopConfig("toy", out, 12, 1e-2, ema=0.9, save_every=5, resume=resume)
+    config = LoopConfig("toy", out, 12, 1e-2, ema=0.9, warmup=1, cooldown=11, save_seconds=0, resume=resume)
     return train(config, model, losses)
 
 
