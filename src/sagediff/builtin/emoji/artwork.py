@@ -1,42 +1,35 @@
-"""`python -m sagediff.builtin.emoji.data --out DIR`: the artwork as an imagefolder.
+"""All artwork of all vendors under one name for each emoji, and what training never sees of it.
 
-DIR/images/*.png and DIR/metadata.jsonl, one line per image: `file_name`, `text` (the plain caption), `name`, `base`,
-`tones`, `vendor`, `style`, `licence`, `keywords`, `group`, `background`, `split` (train, held_out, unseen). The
-stages of this package read all of it and leave out by `split` what they must not see; for a trainer that takes every
-image of a folder, draw the training images alone: `--splits train`.
+Held out: an eighth of all (name, vendor) pairs, and apart from these whole names. The rule reads names alone, so that
+it holds for every choice of vendors.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from sagediff.builtin.emoji.captions import Subject, plain_caption
-from sagediff.builtin.emoji.holdout import SPLITS, choose_unseen, split_of
-from sagediff.builtin.emoji.names import Emoji, NameIndex, read_emoji, slug
-from sagediff.builtin.emoji.packages import (
-    FLAT_VENDORS,
+from sagediff.builtin.emoji.emoji_names import FLAGS_GROUP, Emoji, NameIndex, read_emoji
+from sagediff.builtin.emoji.npm_packages import (
     NAMES_PACKAGE,
     VENDORS,
     WORDS_PACKAGE,
     Icon,
+    IconSet,
     Vendor,
     fetch,
     read_icon_set,
     read_json,
 )
-from sagediff.builtin.emoji.render import BACKGROUNDS, draw, on_background, stands_out
+
+Split = Literal["train", "held_out", "unseen"]
+SPLITS: tuple[Split, ...] = ("train", "held_out", "unseen")
+UNSEEN_NAMES = 100
+LEAST_VENDORS = 3  # that must draw a name for it to be withheld whole
 
 
 @dataclass(frozen=True)
@@ -46,109 +39,69 @@ class Artwork:
     emoji: Emoji
     vendor: Vendor
     icon: Icon
+    split: Split
 
 
-def read_artwork(cache: Path) -> tuple[list[Emoji], list[Artwork]]:
-    """All emoji, and all artwork of all vendors, each (emoji, vendor) once. Downloads what `cache` lacks."""
+def read_artwork(packages: Path) -> list[Artwork]:
+    """The artwork of every vendor, each (emoji, vendor) once. Downloads what the folder `packages` lacks.
+
+    Raises:
+        InputError: a package that cannot be downloaded or read.
+    """
     emoji = read_emoji(
-        read_json(fetch(*NAMES_PACKAGE, cache) / "en" / "data.json"),
-        read_json(fetch(*WORDS_PACKAGE, cache) / "dist" / "emoji-en-US.json"),
+        read_json(fetch(*NAMES_PACKAGE, packages) / "en" / "data.json"),
+        read_json(fetch(*WORDS_PACKAGE, packages) / "dist" / "emoji-en-US.json"),
     )
-    sets = {key: read_icon_set(fetch(one.package, one.version, cache)) for key, one in VENDORS.items()}
+    sets = {key: read_icon_set(fetch(one.package, one.version, packages)) for key, one in VENDORS.items()}
     aliases: dict[str, str] = {}
     for icons in sets.values():
-        aliases.update({name: parent for name, parent in icons.aliases.items() if name not in aliases})
+        aliases |= {name: parent for name, parent in icons.aliases.items() if name not in aliases}
     index = NameIndex(emoji, aliases)
-    artwork = []
-    for key, vendor in VENDORS.items():
-        points = {}
-        if vendor.code_points is not None:
-            points = {icon: where for where, icon in sets[vendor.code_points].code_points.items()}
-        drawn: dict[str, Artwork] = {}
-        for named in (True, False):  # icons whose code points are told come first
-            for name, icon in sets[key].icons.items():
-                if (name in points) == named:
-                    found = index.find(name, points.get(name))
-                    if found is not None:
-                        drawn.setdefault(found.name, Artwork(found, vendor, icon))
-        artwork += [drawn[name] for name in sorted(drawn)]
-    return emoji, artwork
+    drawn = {
+        key: _drawn_by(sets[key], sets.get(vendor.code_points or ""), index)
+        for key, vendor in VENDORS.items()
+    }
+    unseen = choose_unseen(emoji, Counter(one.base for own in drawn.values() for one in own if not one.tones))
+    return [
+        Artwork(one, VENDORS[key], icon, split_of(one, key, unseen))
+        for key, own in drawn.items()
+        for one, icon in sorted(own.items(), key=lambda pair: pair[0].name)
+    ]
 
 
-def backgrounds_of(name: str, vendor: str, count: int, drawing: NDArray[np.float32]) -> list[str]:
-    """White, then other backgrounds chosen by the name and the vendor, of those that the drawing stands out from."""
-    others = [b for b in BACKGROUNDS if b != "white" and stands_out(drawing, b)]
-    others.sort(key=lambda b: zlib.crc32(f"{name}|{vendor}|{b}".encode()))
-    return ["white", *others][:count]
+def _drawn_by(icons: IconSet, table: IconSet | None, index: NameIndex) -> dict[Emoji, Icon]:
+    """One icon for each emoji; those whose code points `table` tells come first."""
+    points = {icon: where for where, icon in table.code_points.items()} if table is not None else {}
+    drawn: dict[Emoji, Icon] = {}
+    for name in sorted(icons.icons, key=lambda name: name not in points):
+        found = index.find(name, points.get(name))
+        if found is not None:
+            drawn.setdefault(found, icons.icons[name])
+    return drawn
 
 
-def write_dataset(
-    out: Path, cache: Path, vendors: Sequence[str], splits: Sequence[str], backgrounds: int
-) -> dict[str, int]:
-    """Draw what is chosen; metadata.jsonl last, so that it names whole files. Returns counts by split."""
-    emoji, artwork = read_artwork(cache)
-    unseen = choose_unseen(emoji, Counter(one.emoji.base for one in artwork if not one.emoji.tones))
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
-    counts: Counter[str] = Counter()
-    for one in artwork:
-        if one.vendor.key not in vendors:
-            continue
-        split = split_of(one.emoji, one.vendor.key, unseen)
-        if split not in splits:
-            continue
-        counts[f"{split} pairs"] += 1
-        for row in _draw_all(one, out, backgrounds):
-            lines.append(json.dumps(row | {"split": split}, ensure_ascii=False))
-            counts[f"{split} images"] += 1
-    partial = out / "metadata.jsonl.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(partial, out / "metadata.jsonl")
-    return dict(counts)
+def pair_held_out(name: str, vendor: str) -> bool:
+    """True for one (name, vendor) in eight."""
+    return zlib.crc32(f"{name}|{vendor}".encode()) % 8 == 0
 
 
-def _draw_all(one: Artwork, out: Path, backgrounds: int) -> Iterator[dict[str, object]]:
-    emoji, vendor = one.emoji, one.vendor
-    try:
-        drawing = draw(one.icon)
-    except ValueError as error:
-        print(f"left out: {emoji.name} of {vendor.key}: {error}", file=sys.stderr)
-        return
-    for background in backgrounds_of(emoji.name, vendor.key, backgrounds, drawing):
-        name = f"images/{vendor.key}_{slug(emoji.name) or emoji.code_points}_{slug(background)}.png"
-        Image.fromarray(on_background(drawing, background)).save(out / name)
-        subject = Subject(emoji.base, emoji.tones, emoji.keywords, vendor.words, background)
-        yield {
-            "file_name": name,
-            "text": plain_caption(subject),
-            "name": emoji.name,
-            "base": emoji.base,
-            "tones": list(emoji.tones),
-            "vendor": vendor.key,
-            "style": vendor.words,
-            "licence": vendor.licence,
-            "keywords": list(emoji.keywords),
-            "group": emoji.group,
-            "background": background,
-        }
+def choose_unseen(
+    emoji: Iterable[Emoji], vendors_of: Mapping[str, int], count: int = UNSEEN_NAMES
+) -> frozenset[str]:
+    """Names without skin tones that are withheld whole, and their skin tones with them.
+
+    Flags are left out: nothing in "flag: Germany" says what it looks like, so an unseen one can't be drawn.
+
+    Args:
+        vendors_of: base name -> number of vendors that draw it, of all sets, whichever are trained on.
+    """
+    bases = {one.base for one in emoji if one.group != FLAGS_GROUP}
+    known = [base for base in bases if vendors_of.get(base, 0) >= LEAST_VENDORS]
+    return frozenset(sorted(known, key=lambda base: (zlib.crc32(f"{base}|unseen".encode()), base))[:count])
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sagediff.builtin.emoji.data", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, help="folder of the npm packages (default OUT/packages)")
-    parser.add_argument("--vendors", nargs="+", choices=list(VENDORS), default=list(FLAT_VENDORS))
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
-    parser.add_argument(
-        "--backgrounds", type=int, default=3, help="images of each drawing, the first on white"
-    )
-    args = parser.parse_args(argv)
-    counts = write_dataset(
-        args.out, args.cache or args.out / "packages", args.vendors, args.splits, args.backgrounds
-    )
-    print("\n".join(f"{count:6d} {what}" for what, count in sorted(counts.items())), file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def split_of(emoji: Emoji, vendor: str, unseen: frozenset[str]) -> Split:
+    """`unseen` holds base names."""
+    if emoji.base in unseen:
+        return "unseen"
+    return "held_out" if pair_held_out(emoji.name, vendor) else "train"

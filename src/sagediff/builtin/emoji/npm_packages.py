@@ -5,12 +5,15 @@ It does not know what an emoji is called or how an image is drawn.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sagediff.errors import InputError
+from sagediff.files.atomic import writing
+from sagediff.files.json_input import parse
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,43 @@ VENDORS: dict[str, Vendor] = {
 FLAT_VENDORS = ("noto", "twemoji", "fluent-emoji-flat")
 NAMES_PACKAGE = ("emojibase-data", "17.0.0")
 WORDS_PACKAGE = ("emojilib", "4.0.3")
+MAX_BYTES = 256 << 20  # of one file of theirs; the largest set of icons takes 104 MB
 
 
-def fetch(package: str, version: str, cache: Path) -> Path:
-    """The unpacked package's folder under `cache`; downloaded once, by npm."""
+def fetch(package: str, version: str, folder: Path) -> Path:
+    """The unpacked package below `folder`; downloaded once, by npm.
+
+    Raises:
+        InputError: npm is missing, or it or the archive's content fails.
+    """
     stem = f"{package.removeprefix('@').replace('/', '-')}-{version}"
-    folder = cache / stem
-    if folder.is_dir():
-        return folder / "package"
-    cache.mkdir(parents=True, exist_ok=True)
-    archive = cache / f"{stem}.tgz"
-    if not archive.is_file():
-        command = ["npm", "pack", f"{package}@{version}", "--pack-destination", str(cache), "--silent"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    partial = cache / f"{stem}.partial"
-    with tarfile.open(archive) as tar:
-        tar.extractall(partial, filter="data")
-    partial.rename(folder)
-    return folder / "package"
+    unpacked = folder / stem
+    if unpacked.is_dir():
+        return unpacked / "package"
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"{stem}.tgz"
+    try:
+        if not archive.is_file():
+            command = ["npm", "pack", f"{package}@{version}", "--pack-destination", str(folder), "--silent"]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        with tarfile.open(archive) as tar, writing(unpacked) as partial:
+            tar.extractall(partial, filter="data")
+    except FileNotFoundError as error:
+        raise InputError(f"npm, which downloads the artwork, is missing: {error}") from error
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"npm cannot download {package}@{version}: {reason}") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"{archive} is no whole package ({error}); remove it") from error
+    return unpacked / "package"
 
 
 def read_json(path: Path) -> Any:
-    with path.open(encoding="utf-8") as file:
-        return json.load(file)
+    """Raises InputError if the file is not what it should be."""
+    try:
+        return parse(path.read_bytes(), str(path), max_bytes=MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import resvg_py
 from numpy.typing import NDArray
 from PIL import Image
 
-from sagediff.builtin.emoji.packages import Icon
+from sagediff.builtin.emoji.npm_packages import Icon
+from sagediff.errors import InputError
 
 IMAGE_SIZE = 64
 MARGIN = 2  # pixels left free on each side
@@ -32,7 +32,12 @@ def draw(icon: Icon) -> NDArray[np.float32]:
 
     Raises:
         ValueError: the SVG can't be drawn.
+        InputError: the renderer is not installed.
     """
+    try:
+        import resvg_py
+    except ModuleNotFoundError as error:
+        raise InputError("drawing needs resvg-py: pip install 'sagediff[emoji-training]'") from error
     flip = f'transform="translate({2 * icon.left + icon.width} 0) scale(-1 1)"' if icon.flipped else ""
     side = max(icon.width, icon.height)
     pad = side * MARGIN / (IMAGE_SIZE - 2 * MARGIN)

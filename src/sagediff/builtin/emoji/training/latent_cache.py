@@ -1,20 +1,18 @@
-"""`python -m sagediff.builtin.emoji.cache`: what training reads, computed once: latents and caption states.
+"""The stage `latents`: what training reads, computed once, and how batches are drawn from it. All in OUT/latents.
 
-OUT/latents.safetensors: of all training images of the chosen vendors, in the data's order.
-OUT/captions-K.npy and captions-K.mask.npy, K = 0, 1, ...: states of one caption of each of those images, drawn
-from (K, row); the last row is the empty caption. More of them can be added at any time.
-OUT/probe.safetensors: latents and plain captions of fixed images, training, held-out and unseen, for validation.
+latents.safetensors: of all training images of the chosen vendors, in the data's order.
+captions-K.npy, K = 0, 1, ...: token states of one caption of each of those images, drawn from (K, image); the last row
+is the empty caption. More of them can be added at any time.
+probe.safetensors: latents and plain captions of fixed images, training, held-out and unseen, for validation.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,44 +20,109 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertModel, BertTokenizerFast
 
-from sagediff.builtin.emoji.autoencoder import encode
-from sagediff.builtin.emoji.captions import plain_caption, seeded, vary_caption
-from sagediff.builtin.emoji.checkpoint import write_tensors
-from sagediff.builtin.emoji.images import Row, read_pixels, read_rows
-from sagediff.builtin.emoji.loop import bf16_pays
-from sagediff.builtin.emoji.packages import FLAT_VENDORS, VENDORS
-from sagediff.builtin.emoji.text import MAX_TOKENS, TEXT_WIDTH, encode_captions, load_encoder, unpack_encoder
+from sagediff.builtin.emoji.artwork_folder import ArtworkRow, draw_rows, image_weights, read_pixels
+from sagediff.builtin.emoji.emoji_captions import plain_caption, seeded, vary_caption
+from sagediff.builtin.emoji.training.emoji_stage import EmojiStageConfig
+from sagediff.builtin.emoji.training.latents import encode
+from sagediff.builtin.training.stage_command import require
+from sagediff.builtin.training.stage_loop import write_tensors
+from sagediff.errors import InputError
+from sagediff.files.atomic import sweep, writing
+from sagediff.files.digest import texts_digest
+from sagediff.files.json_input import parse_object
+from sagediff.pipelines.sentence_encoder import MAX_TOKENS, TEXT_WIDTH, load_encoder, load_tokenizer
+from sagediff.progress import stderr_track
 
 PROBE_IMAGES = {"train": 256, "held_out": 512, "unseen": 128}
+DROPPED = 0.1  # part of the captions, for guidance
 
 
-def caption_of(row: Row, variant: int) -> str:
-    return vary_caption(row.subject, seeded("caption", variant, row.file_name))
+def cache_latents(config: EmojiStageConfig) -> Path:
+    """Latents and probe, unless `only_captions`, and the files of captions that are not there yet."""
+    folder = config.out / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    tokenizer, encoder = load_tokenizer(), load_encoder()
+    rows = config.rows()
+    seen = [row for row in rows if row.split == "train"]
+    if not config.only_captions:
+        require(config.out, ("vae",), "train the stage `autoencoder` into the same --out")
+        vae = AutoencoderKL.from_pretrained(config.out / "vae").eval()
+        chosen = [row for split, count in PROBE_IMAGES.items() for row in choose_probe(rows, split, count)]
+        captions = [plain_caption(row.subject) for row in chosen]
+        words = json.dumps({"splits": [row.split for row in chosen], "captions": captions})
+        probe = {
+            "latents": encode(vae, read_pixels(config.data, chosen)).half(),
+            "text": encode_captions(tokenizer, encoder, captions),
+        }
+        write_tensors(folder / "probe.safetensors", probe, {"words": words})
+        latents = encode(vae, read_pixels(config.data, seen)).half()
+        write_tensors(folder / "latents.safetensors", {"latents": latents}, {"images": _images(seen)})
+    for number in config.captions:
+        if not (folder / f"captions-{number}.npy").is_file():
+            captions = [*(caption_of(row, number) for row in seen), ""]
+            _write_captions(folder / f"captions-{number}.npy", captions, tokenizer, encoder, config.uses_bf16)
+    return folder
 
 
-def choose_probe(rows: Sequence[Row], split: str, count: int) -> list[Row]:
+def caption_of(row: ArtworkRow, number: int) -> str:
+    return vary_caption(row.subject, seeded("caption", number, row.file_name))
+
+
+def choose_probe(rows: Sequence[ArtworkRow], split: str, count: int) -> list[ArtworkRow]:
     """Fixed images on white of a split, spread over names and vendors."""
     known = [row for row in rows if row.split == split and row.background == "white"]
     order = seeded("probe", split).permutation(len(known))
     return [known[i] for i in order[:count]]
 
 
+@torch.no_grad()
+def encode_captions(tokenizer: Any, encoder: Any, captions: Sequence[str], bf16: bool = False) -> Tensor:
+    """(N captions) -> states (N, MAX_TOKENS, width) float16 as the pipeline makes them.
+
+    It pads every caption to `MAX_TOKENS`; states of the padding are kept, for Stable Diffusion's U-Net reads them.
+
+    Args:
+        bf16: compute in bfloat16: half the time, states that differ by a hundredth.
+    """
+    states = []
+    for start in range(0, len(captions), 64):
+        tokens = tokenizer(
+            list(captions[start : start + 64]), padding="max_length", truncation=True, return_tensors="pt"
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            states.append(encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0].half())
+    return torch.cat(states)
+
+
+def _write_captions(path: Path, captions: Sequence[str], tokenizer: Any, encoder: Any, bf16: bool) -> None:
+    """Hundreds of megabytes: written as they come, under a temporary name."""
+    with writing(path) as partial:
+        shape = (len(captions), MAX_TOKENS, TEXT_WIDTH)
+        states = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        for start in stderr_track(range(0, len(captions), 1024), path.stem):
+            part = captions[start : start + 1024]
+            states[start : start + 1024] = encode_captions(tokenizer, encoder, part, bf16).numpy()
+        states.flush()
+
+
+def _images(rows: Sequence[ArtworkRow]) -> str:
+    return texts_digest(row.file_name for row in rows)
+
+
 @dataclass(frozen=True)
 class Probe:
-    """Fixed images and their plain captions; the last caption is the empty one.
+    """Fixed images and their plain captions.
 
     Attributes:
         latents: (N, C, 16, 16) float32.
-        text, mask: (N + 1, L, D) float32 and (N + 1, L) bool.
-        splits: of each image.
-        captions: of each image.
+        text: (N, L, D) float32.
+        splits, captions: of each image.
     """
 
     latents: Tensor
     text: Tensor
-    mask: Tensor
     splits: list[str]
     captions: list[str]
 
@@ -67,77 +130,39 @@ class Probe:
     def read(cls, path: Path) -> Probe:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            words = json.loads(file.metadata()["words"])
-        return cls(
-            tensors["latents"].float(), tensors["text"].float(), tensors["mask"].bool(), words["splits"],
-            words["captions"],
-        )  # fmt: skip
+            words = parse_object(file.metadata()["words"], str(path))
+        latents = tensors["latents"].float()
+        return cls(latents, tensors["text"][: len(latents)].float(), words["splits"], words["captions"])
 
 
-def write_probe(
-    path: Path,
-    data: Path,
-    rows: Sequence[Row],
-    vae: AutoencoderKL,
-    tokenizer: BertTokenizerFast,
-    encoder: BertModel,
-) -> None:
-    chosen = [row for split, count in PROBE_IMAGES.items() for row in choose_probe(rows, split, count)]
-    captions = [plain_caption(row.subject) for row in chosen]
-    text, mask = encode_captions(tokenizer, encoder, [*captions, ""])
-    words = json.dumps({"splits": [row.split for row in chosen], "captions": captions})
-    latents = encode(vae, read_pixels(data, chosen))
-    write_tensors(path, {"latents": latents.half(), "text": text, "mask": mask}, {"words": words})
+class CachedBatches:
+    """Draws batches from the folder: latents with one of each image's captions, some captions dropped.
 
+    Args:
+        rows: the training images, in the order of the cache.
 
-def write_captions(
-    out: Path, variant: int, rows: Sequence[Row], tokenizer: BertTokenizerFast, encoder: BertModel
-) -> None:
-    """Both files of one variant; the states' file appears last, and whole."""
-    count = len(rows) + 1
-    partial = out / f"captions-{variant}.partial.npy"
-    states = np.lib.format.open_memmap(partial, "w+", np.float16, (count, MAX_TOKENS, TEXT_WIDTH))
-    masks = np.empty((count, MAX_TOKENS), dtype=np.bool_)
-    captions = [*(caption_of(row, variant) for row in rows), ""]
-    for start in range(0, count, 1024):
-        text, mask = encode_captions(tokenizer, encoder, captions[start : start + 1024], bf16=bf16_pays())
-        states[start : start + 1024], masks[start : start + 1024] = text.numpy(), mask.numpy()
-        print(f"captions-{variant} {start + len(text)}/{count}", file=sys.stderr, flush=True)
-    states.flush()
-    np.save(out / f"captions-{variant}.mask.npy", masks)
-    os.replace(partial, out / f"captions-{variant}.npy")
+    Raises:
+        InputError: the folder is of other images, or lacks files.
+    """
 
+    def __init__(self, folder: Path, rows: Sequence[ArtworkRow]) -> None:
+        require(folder, ("latents.safetensors", "captions-0.npy"), "run the stage `latents` into the same --out")
+        self._latents = load_file(folder / "latents.safetensors")["latents"]
+        self._text = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("captions-*[0-9].npy"))]
+        with safe_open(folder / "latents.safetensors", "pt") as file:
+            images = (file.metadata() or {}).get("images", _images(rows))
+        sizes = {len(self._latents), *(len(text) - 1 for text in self._text)}
+        if sizes != {len(rows)} or images != _images(rows):
+            raise InputError(
+                f"{folder} is of {sorted(sizes)} images, which are not the {len(rows)} of the data; run the stage "
+                "`latents` again"
+            )
+        self._bounds = np.cumsum(image_weights(rows))
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sagediff.builtin.emoji.cache", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vendors", nargs="+", choices=list(VENDORS), default=list(FLAT_VENDORS))
-    parser.add_argument(
-        "--backgrounds", type=int, default=2, help="images of each drawing, the first on white"
-    )
-    parser.add_argument(
-        "--variants", type=int, nargs="+", default=[0], help="numbers of the caption files to write"
-    )
-    parser.add_argument("--only-captions", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer, encoder = load_encoder(unpack_encoder(args.out / "encoder"))
-    rows = read_rows(args.data, args.vendors, backgrounds=args.backgrounds)
-    train_rows = [row for row in rows if row.split == "train"]
-    if not args.only_captions:
-        vae = AutoencoderKL.from_pretrained(args.vae).eval()
-        write_probe(args.out / "probe.safetensors", args.data, rows, vae, tokenizer, encoder)
-        latents = encode(vae, read_pixels(args.data, train_rows)).half()
-        write_tensors(args.out / "latents.safetensors", {"latents": latents})
-    for variant in args.variants:
-        if not (args.out / f"captions-{variant}.npy").is_file():
-            write_captions(args.out, variant, train_rows, tokenizer, encoder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """latents (count, C, 16, 16) and token states (count, L, D), float32."""
+        which = draw_rows(self._bounds, count, rng)
+        files = rng.integers(len(self._text), size=count)
+        captions = np.where(rng.random(count) < DROPPED, len(self._latents), which)  # the last one is empty
+        text = np.stack([self._text[file][caption] for file, caption in zip(files, captions, strict=True)])
+        return self._latents[torch.from_numpy(which)].float(), torch.from_numpy(text).float()

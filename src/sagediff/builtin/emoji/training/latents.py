@@ -1,36 +1,71 @@
-"""`python -m sagediff.builtin.emoji.autoencoder`: the autoencoder, 64 x 64 x 3 -> 16 x 16 x 8.
+"""The stages `autoencoder` and `decoder`: 64 x 64 x 3 -> 16 x 16 x 8, on the training images of all vendors.
 
-Trained on the training split of all artwork that the data folder holds. It starts from the weights of `--start`
-where that is given. After training, means and spreads of the latent channels move into the 1 x 1 convolutions on
-both sides of the latents, so that each channel has mean 0 and deviation 1 and `scaling_factor` is 1: Stable
-Diffusion's pipeline knows no shift.
+After training, means and spreads of the latent channels move into the 1 x 1 convolutions on both sides of the
+latents, so that each channel has mean 0 and deviation 1 and `scaling_factor` is 1: Stable Diffusion's pipeline knows
+no shift.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
-from sagediff.builtin.emoji.images import read_pixels, read_rows, to_signed
-from sagediff.builtin.emoji.loop import LoopConfig, bf16_pays, train
+from sagediff.builtin.emoji.artwork_folder import read_pixels, read_rows, to_signed
+from sagediff.builtin.emoji.training.emoji_stage import EmojiStageConfig
+from sagediff.builtin.training.stage_command import require
+from sagediff.builtin.training.stage_loop import train
+from sagediff.files.atomic import writing
+from sagediff.pipelines.loading import built_in_folder
 
-LATENT_CHANNELS = 8
+KL_WEIGHT = 1e-4
 
 
-def new_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(24, 48, 96), layers_per_block=1,
-        latent_channels=LATENT_CHANNELS, norm_num_groups=12, sample_size=64, mid_block_add_attention=False,
-    )  # fmt: skip
+def train_autoencoder(config: EmojiStageConfig) -> Path:
+    """It starts from the weights of the scenes' autoencoder, or of `config.start`; writes OUT/vae."""
+    start = config.start or built_in_folder("demo") / "weights" / "pipeline" / "vae"
+    return _train(config, "autoencoder", start, steps=3000)
+
+
+def train_decoder(config: EmojiStageConfig) -> Path:
+    """The decoder of OUT/vae alone: latents, and so every denoiser that was trained on them, stay as they are."""
+    require(config.out, ("vae",), "train the stage `autoencoder` into the same --out")
+    return _train(config, "decoder", config.out / "vae", steps=3000)
+
+
+def _train(config: EmojiStageConfig, name: str, start: Path, steps: int) -> Path:
+    batch_size = config.batch_size or 16
+    torch.manual_seed(config.seed or 0)
+    model = AutoencoderKL.from_pretrained(start).float()
+    if name == "decoder":
+        freeze_encoder(model)
+    pixels = read_pixels(config.data, read_rows(config.data, splits=["train"]))
+
+    def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
+        which = torch.from_numpy(rng.integers(len(pixels), size=batch_size))
+        return autoencoder_terms(model, vary(to_signed(pixels[which]), rng).to(config.device), noise)
+
+    steps = config.steps or steps
+    loop = config.loop(
+        name, steps, 1e-3, ema=0.995, warmup=100, cooldown=steps // 2, memory_format=torch.contiguous_format
+    )
+    trained = train(loop, model, losses).to("cpu")
+    if name == "autoencoder":
+        latents = encode(trained, pixels[:: max(1, len(pixels) // 2048)])
+        normalise_latents(trained, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+    with writing(config.out / "vae") as partial:
+        trained.save_pretrained(partial)
+    return config.out / "vae"
+
+
+def freeze_encoder(model: AutoencoderKL) -> None:
+    """Leave out of training whatever the latents depend on."""
+    for module in (model.encoder, model.quant_conv):
+        module.requires_grad_(False)
 
 
 def vary(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -42,43 +77,18 @@ def vary(images: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.where(permuted, images[:, torch.from_numpy(rng.permutation(3))], images)
 
 
-def reconstruction_terms(made: Tensor, real: Tensor) -> dict[str, Tensor]:
+def autoencoder_terms(model: AutoencoderKL, images: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
     """Errors of the pixels, of their differences to neighbours (edges, thin lines), and at half the resolution."""
-    error = (made - real).float()
-    across, down = error.diff(dim=3), error.diff(dim=2)
-    half = F.avg_pool2d(error, 2)
+    posterior = model.encode(images).latent_dist
+    error = (model.decode(posterior.sample(noise)).sample - images).float()
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
     return {
         "pixel": error.abs().mean() + error.square().mean(),
-        "edge": (across.abs().mean() + down.abs().mean()) / 2,
-        "half": half.abs().mean(),
+        "edge": (error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()) / 2,
+        "half": F.avg_pool2d(error, 2).abs().mean(),
+        "kl": KL_WEIGHT * kl,
     }
-
-
-@dataclass(frozen=True)
-class AutoencoderLosses:
-    """The loss of one step on pixels (N, 3, 64, 64), uint8."""
-
-    pixels: Tensor
-    batch_size: int
-    kl_weight: float
-
-    def __call__(
-        self, model: nn.Module, step: int, rng: np.random.Generator, noise: torch.Generator
-    ) -> dict[str, Tensor]:
-        assert isinstance(model, AutoencoderKL)
-        which = torch.from_numpy(rng.integers(len(self.pixels), size=self.batch_size))
-        images = vary(to_signed(self.pixels[which]), rng)
-        posterior = model.encode(images).latent_dist
-        made = model.decode(posterior.sample(noise)).sample
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
-        return reconstruction_terms(made, images) | {"kl": self.kl_weight * kl}
-
-
-def freeze_encoder(model: AutoencoderKL) -> None:
-    """Leave out of training whatever the latents depend on."""
-    for module in (model.encoder, model.quant_conv):
-        module.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -106,42 +116,8 @@ def encode(model: AutoencoderKL, pixels: Tensor, batch_size: int = 128) -> Tenso
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sagediff.builtin.emoji.autoencoder", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint and log; the result in OUT/vae")
-    parser.add_argument("--start", type=Path, help="folder of an autoencoder of this shape to start from")
-    parser.add_argument(
-        "--decoder-only", action="store_true",
-        help="leave --start's encoder, and so its latents and every denoiser trained on them, as they are",
-    )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--kl-weight", type=float, default=1e-4)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model = AutoencoderKL.from_pretrained(args.start).float() if args.start else new_autoencoder()
-    if args.decoder_only:
-        freeze_encoder(model)
-    pixels = read_pixels(args.data, read_rows(args.data, splits=["train"]))
-    config = LoopConfig(
-        args.out, args.steps, args.batch_size, args.learning_rate, warmup=100, cooldown=args.steps // 2,
-        ema=0.995, bf16=bf16_pays(),
-    )  # fmt: skip
-    trained = train(config, model, AutoencoderLosses(pixels, args.batch_size, args.kl_weight))
-    if trained is None:
-        return 1
-    assert isinstance(trained, AutoencoderKL)
-    if not args.decoder_only:
-        latents = encode(trained, pixels[:: max(1, len(pixels) // 2048)])
-        normalise_latents(trained, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
-    trained.save_pretrained(args.out / "vae")
-    print(args.out / "vae", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@torch.no_grad()
+def decode(model: AutoencoderKL, latents: Tensor, batch_size: int = 128) -> Tensor:
+    """(N, C, 16, 16) -> (N, 3, 64, 64) uint8."""
+    made = [model.decode(part).sample.float().clamp(-1, 1) for part in torch.split(latents, batch_size)]
+    return ((torch.cat(made) + 1) * 127.5).round().to(torch.uint8)
