@@ -73,8 +73,8 @@ def model_folder(name: str | Path) -> Path | None:
         return folder
     if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
         raise InputError(
-            f"no model {str(name)!r}: expected {' or '.join(map(repr, BUILT_IN))}, a local diffusers folder, or a hub id "
-            "like 'org/name'"
+            f"no model {str(name)!r}: expected {' or '.join(map(repr, BUILT_IN))}, a local diffusers folder, or a "
+            "hub id like 'org/name'"
         )
     return None
 

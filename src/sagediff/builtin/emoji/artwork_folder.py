@@ -164,4 +164,5 @@ def draw_rows(bounds: NDArray[np.float64], count: int, rng: np.random.Generator)
     Args:
         bounds: cumulative sums of weights.
     """
-    return np.searchsorted(bounds, rng.random(count) * bounds[-1]).clip(max=len(bounds) - 1)
+    places = np.searchsorted(bounds, rng.random(count) * bounds[-1])
+    return np.asarray(np.minimum(places, len(bounds) - 1), dtype=np.int64)

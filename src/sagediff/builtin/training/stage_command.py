@@ -62,7 +62,9 @@ class StageConfig:
 Config = TypeVar("Config", bound=StageConfig)
 
 
-def stage_parser(prog: str, description: str | None, stages: Sequence[str], out: str) -> argparse.ArgumentParser:
+def stage_parser(
+    prog: str, description: str | None, stages: Sequence[str], out: str
+) -> argparse.ArgumentParser:
     """A parser of the options of `StageConfig`; a world adds its own."""
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     parser.add_argument("stage", choices=[*stages, "all"])

@@ -1,4 +1,4 @@
-"""One training loop for every stage: schedule, progress, log, average of weights, checkpoints, exact resume, clean stop.
+"""One training loop for every stage: schedule, log, average of weights, checkpoints, exact resume, clean stop.
 
 It does not know what is trained: a stage passes it a module and a function from step to losses. All randomness of
 step k comes from (seed, k), so a resumed run sees the same batches and the same noise.

@@ -12,6 +12,7 @@ from sagediff.builtin.emoji.training.emoji_stage import EmojiStageConfig, draw_d
 from sagediff.builtin.emoji.training.flow_unet import train_unet
 from sagediff.builtin.emoji.training.latent_cache import cache_latents
 from sagediff.builtin.emoji.training.latents import train_autoencoder, train_decoder
+from sagediff.builtin.emoji.training.naming_stage import make_reference, train_naming
 from sagediff.builtin.training.stage_command import run_stages, stage_parser
 
 STAGES = {
@@ -20,6 +21,8 @@ STAGES = {
     "latents": cache_latents,
     "unet": train_unet,
     "decoder": train_decoder,
+    "naming": train_naming,
+    "reference": make_reference,
     "assemble": assemble_emoji,
 }
 
@@ -43,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only-captions", action="store_true", help="latents: leave those as they are")
     parser.add_argument("--start", type=Path, help="autoencoder: folder to start from (default: the demo's)")
     parser.add_argument("--cooldown", type=int, default=0, help="unet: last steps, of falling learning rate")
-    parser.add_argument("--report-every", type=int, default=1000, help="unet: steps between figures")
+    parser.add_argument("--report-every", type=int, default=1000, help="unet, naming: steps between figures")
     parser.add_argument("--sheet-every", type=int, default=1000, help="unet: steps between sheets of samples")
     return run_stages(parser, EmojiStageConfig, STAGES, argv)
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
+from sagediff.builtin.emoji.emoji_perception import REFERENCE
+from sagediff.builtin.emoji.naming_tower import FILE
 from sagediff.builtin.training.pipeline_folder import write_pipeline
 from sagediff.builtin.training.stage_command import StageConfig, require
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
 
 TEXT_PARTS = ("tokenizer", "text_encoder")
-DEFAULTS = {"guidance_scale": 3.5}  # the command line's for this model; the others are measured on finished weights
+DEFAULTS = {
+    "guidance_scale": 3.5
+}  # the command line's for this model; the others are measured on finished weights
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
-    """The pipeline's solver, for flow matching. Stable Diffusion's pipeline takes no FlowMatchEulerDiscreteScheduler."""
+    """The solver, for flow matching. Stable Diffusion's pipeline takes no FlowMatchEulerDiscreteScheduler."""
     return DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, final_sigmas_type="zero",
         steps_offset=1,
@@ -33,9 +43,16 @@ def new_pipeline(
 
 
 def assemble_emoji(config: StageConfig) -> Path:
-    """OUT/vae and OUT/unet as WEIGHTS/pipeline, and the judge beside it; the text parts stay in their package."""
-    require(config.out, ("vae", "unet"), "train the stages `autoencoder` and `unet` into the same --out")
+    """OUT/vae and OUT/unet as WEIGHTS/pipeline, and beside it what there is of the judge.
+
+    The text parts stay in their package.
+    """
+    require(config.out, ("vae", "unet"), "the stages `autoencoder` and `unet` write it")
     vae = AutoencoderKL.from_pretrained(config.out / "vae")
     unet = UNet2DConditionModel.from_pretrained(config.out / "unet")
     pipe = new_pipeline(unet, vae, load_tokenizer(), load_encoder())
+    judge = config.weights_folder / "judge"
+    judge.mkdir(parents=True, exist_ok=True)
+    for name in filter(lambda name: (config.out / name).is_file(), (FILE, REFERENCE)):
+        shutil.copyfile(config.out / name, judge / name)
     return write_pipeline(pipe, config.weights_folder / "pipeline", DEFAULTS, elsewhere=TEXT_PARTS)

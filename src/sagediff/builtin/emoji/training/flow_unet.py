@@ -118,11 +118,9 @@ def probe_losses(unet: UNet2DConditionModel, probe: Probe, batch_size: int = 64)
     noise = torch.randn(probe.latents.shape, generator=torch.Generator().manual_seed(1))
     times = (torch.arange(count) * 0.6180339887) % 1.0  # evenly spread within any run of images
     errors = []
-    for part in torch.arange(count).split(batch_size):
+    for part in torch.split(torch.arange(count), batch_size):
         states = mix(probe.latents[part], noise[part], times[part]).to(unet.device)
-        out = unet(
-            states, (times[part] * TIMESTEPS).to(unet.device), probe.text[part].to(unet.device)
-        ).sample
+        out = unet(states, (times[part] * TIMESTEPS).to(unet.device), probe.text[part].to(unet.device)).sample
         errors.append((out.float().cpu() - (noise[part] - probe.latents[part])).square().mean(dim=(1, 2, 3)))
     error = torch.cat(errors)
     places = {

@@ -146,7 +146,9 @@ class CachedBatches:
     """
 
     def __init__(self, folder: Path, rows: Sequence[ArtworkRow]) -> None:
-        require(folder, ("latents.safetensors", "captions-0.npy"), "run the stage `latents` into the same --out")
+        require(
+            folder, ("latents.safetensors", "captions-0.npy"), "run the stage `latents` into the same --out"
+        )
         self._latents = load_file(folder / "latents.safetensors")["latents"]
         self._text = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("captions-*[0-9].npy"))]
         with safe_open(folder / "latents.safetensors", "pt") as file:

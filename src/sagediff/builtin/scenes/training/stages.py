@@ -90,7 +90,9 @@ def train_encoder(config: SceneStageConfig) -> Path:
     batch_size = config.batch_size or 256
     torch.manual_seed(config.seed or 0)
     tokenizer = build_tokenizer(config.out / "tokenizer")
-    model = _Contrast(CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM, IMAGE_TOWER_WIDTHS))
+    model = _Contrast(
+        CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM, IMAGE_TOWER_WIDTHS)
+    )
     scene_images = SceneImages(config.device)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
