@@ -5,7 +5,9 @@ import zlib
 import numpy as np
 import pytest
 
-from sagediff.builtin.emoji.captions import (
+from sagediff.builtin.emoji.artwork import choose_unseen, pair_held_out, split_of
+from sagediff.builtin.emoji.artwork_folder import backgrounds_of
+from sagediff.builtin.emoji.emoji_captions import (
     Subject,
     plain_caption,
     seeded,
@@ -13,9 +15,7 @@ from sagediff.builtin.emoji.captions import (
     vary_caption,
     with_article,
 )
-from sagediff.builtin.emoji.data import backgrounds_of
-from sagediff.builtin.emoji.holdout import choose_unseen, pair_held_out, split_of
-from sagediff.builtin.emoji.names import Emoji, NameIndex, read_emoji, slug, split_name
+from sagediff.builtin.emoji.emoji_names import Emoji, NameIndex, read_emoji, slug, split_name
 
 EMOJIBASE = [
     {

@@ -1,73 +1,17 @@
-"""The training loop goes on exactly where it stopped; the autoencoder's affine step; the pipeline's parts fit."""
+"""The parts of the emoji world's training: latents, times and states, the naming tower and what it is shown."""
 
-import json
-import os
-import signal
-from collections.abc import Mapping
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import BertConfig, BertModel, BertTokenizerFast
+import torch.nn.functional as F
 
-from sagediff.builtin.emoji.assemble import new_pipeline
-from sagediff.builtin.emoji.autoencoder import (
-    AutoencoderLosses,
-    encode,
-    freeze_encoder,
-    new_autoencoder,
-    normalise_latents,
-)
-from sagediff.builtin.emoji.batches import image_weights
-from sagediff.builtin.emoji.denoisers import new_pixart, predict, use_plain_attention
-from sagediff.builtin.emoji.flow import draw_times, guided, mix, sample
-from sagediff.builtin.emoji.images import Row
-from sagediff.builtin.emoji.loop import LoopConfig, train
-from sagediff.builtin.emoji.text import MAX_TOKENS, encode_captions
-
-
-def tiny_model() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 2, 3, padding=1))
-
-
-def tiny_losses(
-    model: nn.Module, step: int, rng: np.random.Generator, noise: torch.Generator
-) -> Mapping[str, Tensor]:
-    images = torch.from_numpy(rng.standard_normal((3, 2, 5, 5))).float()
-    return {"error": (model(images) - torch.randn(images.shape, generator=noise)).square().mean()}
-
-
-def config(out: Path, steps: int = 8) -> LoopConfig:
-    return LoopConfig(out, steps, 3, 1e-2, warmup=2, ema=0.9, log_every=2, report_every=4)
-
-
-def test_a_stopped_run_goes_on_exactly(tmp_path: Path) -> None:
-    whole = train(config(tmp_path / "whole"), tiny_model(), tiny_losses)
-
-    def stops(
-        model: nn.Module, step: int, rng: np.random.Generator, noise: torch.Generator
-    ) -> Mapping[str, Tensor]:
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return tiny_losses(model, step, rng, noise)
-
-    assert train(config(tmp_path / "parts"), tiny_model(), stops) is None
-    parts = train(config(tmp_path / "parts"), tiny_model(), tiny_losses)
-    assert whole is not None and parts is not None
-    for mine, theirs in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6, 8]
-
-
-def test_the_rate_warms_up_and_cools_down() -> None:
-    rates = [LoopConfig(Path(), 10, 1, 1.0, warmup=2, cooldown=4).rate(step) for step in range(10)]
-    assert rates[:6] == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
-    assert rates[6:] == sorted(rates[6:], reverse=True) and 0 < rates[9] < 0.2
+from sagediff.builtin.emoji.naming_tower import DIM, CaptionTable, NamingTower
+from sagediff.builtin.emoji.training.flow_unet import draw_times, mix
+from sagediff.builtin.emoji.training.latents import decode, encode, normalise_latents, vary
+from sagediff.builtin.emoji.training.naming_stage import augment
+from sagediff.builtin.training.architectures import new_autoencoder
+from sagediff.builtin.training.contrast import choice_terms
 
 
 def test_normalised_latents_decode_to_the_same_images() -> None:
@@ -82,18 +26,18 @@ def test_normalised_latents_decode_to_the_same_images() -> None:
         assert torch.allclose(after.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4)
         assert torch.allclose(after.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-4)
         assert torch.allclose(model.decode(after).sample, images, atol=1e-4)
+    made = decode(model, after, batch_size=3)
+    assert made.dtype == torch.uint8
+    expected = (images.clamp(-1, 1) + 1) * 127.5
+    assert (made - expected).abs().max() < 0.51
 
 
-def test_a_frozen_encoder_keeps_its_latents_while_the_decoder_learns(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = new_autoencoder()
-    freeze_encoder(model)
-    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    before, weights = encode(model, pixels), model.decoder.conv_out.weight.clone()
-    trained = train(LoopConfig(tmp_path, 2, 2, 1e-2, ema=0.0), model, AutoencoderLosses(pixels, 2, 1e-4))
-    assert isinstance(trained, AutoencoderKL)
-    assert torch.equal(encode(trained, pixels), before)
-    assert not torch.equal(trained.decoder.conv_out.weight, weights)
+def test_the_autoencoder_sees_mirrored_images_and_other_colours_and_nothing_else() -> None:
+    images = torch.rand(64, 3, 4, 4)
+    varied = vary(images, np.random.default_rng(0))
+    forms = torch.stack([images, images.flip(3)]).sum(2)  # permuted channels have the same sum
+    matches = torch.isclose(varied.sum(1)[None], forms, atol=1e-6).all(dim=(2, 3))
+    assert matches.any(0).all() and matches[1].sum() > 16
 
 
 def test_times_are_spread_and_states_are_mixtures() -> None:
@@ -104,86 +48,49 @@ def test_times_are_spread_and_states_are_mixtures() -> None:
     assert mix(image, noise, torch.tensor([0.25, 1.0])).flatten().tolist() == [0.25, 1.0]
 
 
-def test_the_sampler_follows_a_known_velocity() -> None:
-    """With one image in the world, the velocity is (x - image) / t, and every noise leads to it."""
-    image = torch.randn(1, 2, 4, 4)
-    noise = torch.randn(3, 2, 4, 4)
-    made = sample(lambda x, t: (x - image) / t.view(-1, 1, 1, 1), noise, steps=20)
-    assert torch.allclose(made, image.expand_as(made), atol=1e-2)
+def test_augmented_images_keep_their_shape_place_and_colour_roughly() -> None:
+    image = torch.ones(1, 3, 64, 64)
+    image[:, :, 24:40, 24:40] = -1
+    images = image.expand(32, -1, -1, -1)
+    seen = augment(images, torch.Generator().manual_seed(0))
+    assert seen.shape == images.shape and torch.isfinite(seen).all()
+    assert torch.equal(seen, augment(images, torch.Generator().manual_seed(0)))
+    dark = (seen.mean(1) < 0).float()
+    count = dark.sum(dim=(1, 2))
+    assert count.min() > 160 and count.max() < 330  # 256 pixels, scaled by 0.85 to 1.1
+    for place in (torch.arange(64.0).view(64, 1), torch.arange(64.0).view(1, 64)):
+        moved = (dark * place).sum(dim=(1, 2)) / count - 31.5
+        assert 2 < moved.abs().max() < 4
 
 
-def test_guidance_leads_away_from_the_empty_caption() -> None:
-    def velocity(states: Tensor, times: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return text[:, :1, :1, None].expand_as(states)
-
-    text, mask = torch.full((2, 3, 4), 2.0), torch.ones(2, 3, dtype=torch.bool)
-    call = guided(velocity, text, mask, torch.ones(1, 3, 4), mask[:1], scale=3.0)
-    assert torch.equal(call(torch.zeros(2, 1, 1, 1), torch.ones(2)), torch.full((2, 1, 1, 1), 4.0))
+def test_a_choice_among_all_captions_is_right_where_the_own_is_nearest() -> None:
+    texts = torch.eye(4)
+    certain = choice_terms(texts[:2], texts, torch.tensor(4.0), torch.tensor([0, 1]))["choice"]
+    wrong = choice_terms(texts[:2], texts, torch.tensor(4.0), torch.tensor([1, 0]))["choice"]
+    assert certain < 1e-6 and wrong > 40
 
 
-def test_a_drawing_in_many_skin_tones_weighs_the_root_of_their_number() -> None:
-    rows = [
-        Row("", "", base, base, (), vendor, "", (), "white", "train")
-        for base, vendor in [("hand", "noto")] * 4 + [("robot", "noto")]
-    ]
-    weights = image_weights(rows)
-    assert weights[:4].sum() == pytest.approx(2 * weights[4])
-    assert weights.sum() == pytest.approx(1)
+def test_images_are_named_among_the_captions_of_their_vendor() -> None:
+    vectors = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]), dim=1)
+    table = CaptionTable(["a", "b", "c"], ["cat", "dog", "cat"], ["noto", "noto", "twemoji"], vectors)
+    images = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
+    # the first lies nearest to another vendor's caption, which does not count
+    assert table.right(images, [0, 1, 2]).tolist() == [True, False, True]
+    assert table.places(["b", " a "]) == [1, 0] and table.places(["b", "d"]) is None
 
 
-def test_the_transformer_ignores_what_the_mask_hides() -> None:
+def test_the_tower_learns_to_tell_captions_apart() -> None:
     torch.manual_seed(0)
-    model = new_pixart(width=32, layers=1).eval()
-    use_plain_attention(model)
-    states, times = torch.randn(2, 8, 16, 16), torch.tensor([0.3, 0.7])
-    text, mask = torch.randn(2, 6, 384), torch.tensor([[1, 1, 1, 0, 0, 0]] * 2).bool()
-    with torch.no_grad():
-        one = predict(model, states, times, text, mask)
-        other = predict(model, states, times, torch.where(mask[..., None], text, 5.0), mask)
-    assert one.shape == states.shape
-    assert torch.allclose(one, other, atol=1e-4)
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> StableDiffusionPipeline:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "robot", "cat"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"), model_max_length=MAX_TOKENS)
-    torch.manual_seed(0)
-    sizes = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=MAX_TOKENS,
-    )  # fmt: skip
-    encoder = BertModel(sizes, add_pooling_layer=False).eval()
-    encoder.config.use_attention_mask = True
-    unet = UNet2DConditionModel(
-        sample_size=16, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(32, 32),
-        cross_attention_dim=16, attention_head_dim=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    return new_pipeline(unet, new_autoencoder(), tokenizer, encoder)
-
-
-def test_the_pipeline_saves_loads_and_draws(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path / "pipe", safe_serialization=True)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path / "pipe", local_files_only=True)
-    assert type(loaded) is StableDiffusionPipeline and type(loaded.text_encoder) is BertModel
-    assert isinstance(loaded.vae, AutoencoderKL)
-    drawn = [
-        pipe(["a robot", "a cat"], num_inference_steps=2, output_type="np",
-             generator=torch.Generator().manual_seed(0)).images
-        for pipe in (pipeline, loaded)
-    ]  # fmt: skip
-    assert drawn[0].shape == (2, 64, 64, 3)
-    assert np.array_equal(*drawn)
-
-
-def test_training_reads_the_states_that_the_pipeline_makes(
-    pipeline: StableDiffusionPipeline, tmp_path: Path
-) -> None:
-    pipeline.save_pretrained(tmp_path / "pipe")
-    loaded = DiffusionPipeline.from_pretrained(tmp_path / "pipe", local_files_only=True)
-    positive, negative = loaded.encode_prompt(["a robot", "a cat"], "cpu", 1, True)
-    states, mask = encode_captions(pipeline.tokenizer, pipeline.text_encoder, ["a robot", "a cat", ""])
-    assert mask.sum(1).tolist() == [4, 4, 2]
-    assert torch.allclose(torch.cat([positive, negative[:1]]), states.float(), atol=2e-3)
+    sentences = F.normalize(torch.ones(6, 384) + 0.2 * torch.randn(6, 384), dim=1)
+    tower = NamingTower(sentences.mean(dim=0), sentences.std(dim=0))
+    images, which = torch.randn(6, 3, 64, 64), torch.arange(6)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-3)
+    for _ in range(12):
+        loss = choice_terms(tower.image(images), tower.texts(sentences), tower.log_scale, which)["choice"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    vectors = F.normalize(tower.texts(sentences), dim=1).detach()
+    assert vectors.shape == (6, DIM)
+    table = CaptionTable(list("abcdef"), list("abcdef"), ["noto"] * 6, vectors)
+    assert table.right(tower.image(images).detach(), list(range(6))).all()

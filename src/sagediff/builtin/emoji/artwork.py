@@ -61,7 +61,8 @@ def read_artwork(packages: Path) -> list[Artwork]:
         key: _drawn_by(sets[key], sets.get(vendor.code_points or ""), index)
         for key, vendor in VENDORS.items()
     }
-    unseen = choose_unseen(emoji, Counter(one.base for own in drawn.values() for one in own if not one.tones))
+    vendors_of = Counter(one.base for own in drawn.values() for one in own if not one.tones)
+    unseen = choose_unseen(emoji, vendors_of, UNSEEN_NAMES)
     return [
         Artwork(one, VENDORS[key], icon, split_of(one, key, unseen))
         for key, own in drawn.items()
@@ -85,9 +86,7 @@ def pair_held_out(name: str, vendor: str) -> bool:
     return zlib.crc32(f"{name}|{vendor}".encode()) % 8 == 0
 
 
-def choose_unseen(
-    emoji: Iterable[Emoji], vendors_of: Mapping[str, int], count: int = UNSEEN_NAMES
-) -> frozenset[str]:
+def choose_unseen(emoji: Iterable[Emoji], vendors_of: Mapping[str, int], count: int) -> frozenset[str]:
     """Names without skin tones that are withheld whole, and their skin tones with them.
 
     Flags are left out: nothing in "flag: Germany" says what it looks like, so an unseen one can't be drawn.
