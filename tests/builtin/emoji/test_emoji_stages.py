@@ -177,7 +177,7 @@ def test_the_judge_names_and_measures_images(trained: Trained) -> None:
     assert torch.allclose(judge.features(images[1:2]), features[1:2], atol=1e-3)
     aligned = judge.alignment(images, prompts)
     assert aligned.shape == (3,) and aligned.abs().max() <= 1 + 1e-6
-    assert judge.accuracy(images, prompts)["name"].shape == (3,)
+    assert judge.accuracy(images, prompts)["all"].shape == (3,)
     assert judge.accuracy(images, [*prompts[:2], "no caption of the world"]) == {}
     with pytest.raises(InputError, match="64, 64"):
         judge.accuracy(images[..., :32], prompts)
@@ -199,7 +199,7 @@ def test_bench_measures_it_on_held_out_captions_with_its_own_judge(trained: Trai
     out = ["--out", str(tmp_path / "bench"), "--captions", "2", "--steps", "2", "--seeds", "0"]
     assert sagediff(["bench", "--model", "emoji", "--share-ratio", "0.5", "--threshold", "0", *out]) == 0
     table = (tmp_path / "bench" / "table.md").read_text()
-    assert "name" in table and "Frechet" in table
+    assert "all right" in table and "Frechet" in table
 
 
 def test_missing_weights_and_a_missing_package_are_said_before_anything_loads(

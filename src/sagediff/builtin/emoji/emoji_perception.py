@@ -55,7 +55,7 @@ class EmojiPerception:
     def accuracy(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Whether each image is named as captioned, among all names of its vendor; empty for prompts of no vendor's."""
         places = self._table.places(prompts)
-        return {} if places is None else {"name": self._table.right(self._seen(images), places)}
+        return {} if places is None else {"all": self._table.right(self._seen(images), places)}
 
     @torch.no_grad()
     def _seen(self, images: Tensor) -> Tensor:
