@@ -227,3 +227,23 @@ def test_stages_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert main([stage, "--out", str(tmp_path)]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_train_teaches_it_to_share_on_the_folder_of_its_artwork(trained: Trained, tmp_path: Path) -> None:
+    options = [
+        "--steps",
+        "1",
+        "--train-batch-size",
+        "4",
+        "--rank",
+        "2",
+        "--threshold",
+        "0.2",
+        "--report-to",
+        "none",
+    ]
+    data = ["--data", str(trained.config.data), "--out", str(tmp_path / "lora")]
+    assert sagediff(["train", "--model", "emoji", *data, *options]) == 0
+    pipe = load_pipeline("emoji")
+    pipe.load_lora_weights(str(tmp_path / "lora"))
+    assert pipe.get_active_adapters()
