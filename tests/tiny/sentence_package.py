@@ -18,7 +18,21 @@ from sagediff.pipelines.sentence_encoder import MAX_TOKENS, TEXT_WIDTH
 def write_encoder_package(site: Path) -> Path:
     """all_minilm_l6_v2/ with model.zip, of one layer, with letters and some words; its code may not be imported."""
     letters = [chr(code) for code in range(97, 123)]
-    common = "in the style of on background with skin tone noto twemoji emoji robot cat dark white".split()
+    common = [
+        "in",
+        "the",
+        "style",
+        "of",
+        "with",
+        "skin",
+        "tone",
+        "noto",
+        "twemoji",
+        "fluent",
+        "flat",
+        "robot",
+        "cat",
+    ]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *("##" + each for each in letters), *common]
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -86,6 +86,8 @@ def test_the_built_in_model_is_a_plain_pipeline_whose_text_encoder_comes_from_it
     assert {path.name for path in folder.iterdir()} == {
         "model_index.json", "sagediff.json", "scheduler", "unet", "vae",
     }  # fmt: skip
+    credits = (trained.out / "weights" / "README.md").read_text()
+    assert all(name in credits for name in ("Twitter", "EmojiOne", "Google", "Microsoft", "CC-BY-4.0"))
     pipe = load_pipeline("emoji")
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe) is StableDiffusionPipeline and type(pipe.text_encoder) is BertModel

@@ -24,6 +24,7 @@ class Vendor:
         key: its name in files and in the held-out rule.
         words: its name in captions.
         licence: SPDX identifier of the artwork.
+        credit: who is to be named for it, and where it is from.
         code_points: key of the vendor whose table of code points names these icons too; None where no table does.
     """
 
@@ -32,18 +33,34 @@ class Vendor:
     version: str
     words: str
     licence: str
+    credit: str
     code_points: str | None
 
 
 _ICONS = "@iconify-json"
+_FLUENT = "Fluent Emoji by Microsoft Corporation, https://github.com/microsoft/fluentui-emoji"
 VENDORS: dict[str, Vendor] = {
     vendor.key: vendor
     for vendor in (
-        Vendor("noto", f"{_ICONS}/noto", "1.2.9", "Noto", "Apache-2.0", "noto"),
-        Vendor("twemoji", f"{_ICONS}/twemoji", "1.2.5", "Twemoji", "CC-BY-4.0", "twemoji"),
-        Vendor("fluent-emoji-flat", f"{_ICONS}/fluent-emoji-flat", "1.2.6", "Fluent Flat", "MIT", "fluent-emoji-flat"),
-        Vendor("fluent-emoji", f"{_ICONS}/fluent-emoji", "1.2.7", "Fluent Color", "MIT", "fluent-emoji-flat"),
-        Vendor("emojione", f"{_ICONS}/emojione", "1.2.3", "EmojiOne", "CC-BY-4.0", None),
+        Vendor(
+            "noto", f"{_ICONS}/noto", "1.2.9", "Noto", "Apache-2.0",
+            "Noto Emoji by Google, https://github.com/googlefonts/noto-emoji", "noto",
+        ),
+        Vendor(
+            "twemoji", f"{_ICONS}/twemoji", "1.2.5", "Twemoji", "CC-BY-4.0",
+            "Twemoji by Twitter, Inc. and other contributors, https://github.com/jdecked/twemoji", "twemoji",
+        ),
+        Vendor(
+            "fluent-emoji-flat", f"{_ICONS}/fluent-emoji-flat", "1.2.6", "Fluent Flat", "MIT", _FLUENT,
+            "fluent-emoji-flat",
+        ),
+        Vendor(
+            "fluent-emoji", f"{_ICONS}/fluent-emoji", "1.2.7", "Fluent Color", "MIT", _FLUENT, "fluent-emoji-flat",
+        ),
+        Vendor(
+            "emojione", f"{_ICONS}/emojione", "1.2.3", "EmojiOne", "CC-BY-4.0",
+            "EmojiOne 2 by EmojiOne, https://github.com/EmojiTwo/emojitwo", None,
+        ),
     )
 }  # fmt: skip
 FLAT_VENDORS = ("noto", "twemoji", "fluent-emoji-flat")

@@ -15,8 +15,10 @@ from diffusers import (
 
 from sagediff.builtin.emoji.emoji_perception import REFERENCE
 from sagediff.builtin.emoji.naming_tower import FILE
+from sagediff.builtin.emoji.npm_packages import VENDORS
 from sagediff.builtin.training.pipeline_folder import write_pipeline
 from sagediff.builtin.training.stage_command import StageConfig, require
+from sagediff.files.atomic import write_text
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
 
 TEXT_PARTS = ("tokenizer", "text_encoder")
@@ -55,4 +57,18 @@ def assemble_emoji(config: StageConfig) -> Path:
     judge.mkdir(parents=True, exist_ok=True)
     for name in filter(lambda name: (config.out / name).is_file(), (FILE, REFERENCE)):
         shutil.copyfile(config.out / name, judge / name)
-    return write_pipeline(pipe, config.weights_folder / "pipeline", DEFAULTS, elsewhere=TEXT_PARTS)
+    folder = write_pipeline(pipe, config.weights_folder / "pipeline", DEFAULTS, elsewhere=TEXT_PARTS)
+    write_text(config.weights_folder / "README.md", attribution())
+    return folder
+
+
+def attribution() -> str:
+    """Who drew what the weights were trained on; CC BY 4.0 asks that it goes where they go."""
+    drawn = "".join(f"- {vendor.credit} ({vendor.licence}): {vendor.words}\n" for vendor in VENDORS.values())
+    return f"""# Weights trained on the artwork of others
+
+{drawn}
+The artwork was drawn at 64 x 64 pixels on plain backgrounds, and in training mirrored, recoloured, moved and blurred.
+The autoencoder and the judge have seen all five sets, the denoiser the flat ones.
+CC-BY-4.0: https://creativecommons.org/licenses/by/4.0/
+"""
