@@ -69,7 +69,7 @@ def trained(
         patch.setattr(artwork, "UNSEEN_NAMES", 1)
         patch.setattr(flow_unet, "new_unet", tiny_unet)
         patch.setitem(loading.BUILT_IN, "emoji", replace(loading.BUILT_IN["emoji"], folder=str(out.out)))
-        assert out.run("data", "--vendors", *FLAT_VENDORS, "--backgrounds", "2") == 0
+        assert out.run("data", "--vendors", *FLAT_VENDORS, "--backgrounds", "1") == 0
         assert out.run("autoencoder", "--steps", "1", "--batch-size", "4") == 0
         assert out.run("latents", "--captions", "0", "1") == 0
         assert out.run("unet", "--steps", "2", "--batch-size", "4", "--sheet-every", "2") == 0
