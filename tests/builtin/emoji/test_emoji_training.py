@@ -68,6 +68,12 @@ def test_a_choice_among_all_captions_is_right_where_the_own_is_nearest() -> None
     certain = choice_terms(texts[:2], texts, torch.tensor(4.0), torch.tensor([0, 1]))["choice"]
     wrong = choice_terms(texts[:2], texts, torch.tensor(4.0), torch.tensor([1, 0]))["choice"]
     assert certain < 1e-6 and wrong > 40
+    near = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 1e-2], [1.0, 2e-2]]), dim=1)
+    exact = choice_terms(near[:1], near, torch.tensor(4.0), torch.tensor([0]))["choice"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(
+            choice_terms(near[:1], near, torch.tensor(4.0), torch.tensor([0]))["choice"], exact
+        )
 
 
 def test_images_are_named_among_the_captions_of_their_vendor() -> None:

@@ -42,5 +42,8 @@ def choice_terms(image: Tensor, texts: Tensor, log_scale: Tensor, which: Tensor)
 
 def similarities(rows: Tensor, columns: Tensor, log_scale: Tensor) -> Tensor:
     """Cosines over the temperature, (N, D) and (M, D) -> (N, M)."""
-    rows, columns = F.normalize(rows.float(), dim=-1), F.normalize(columns.float(), dim=-1)
-    return rows @ columns.T * log_scale.exp().clamp(max=100.0)
+    with torch.autocast(
+        rows.device.type, enabled=False
+    ):  # in bfloat16 all near captions would be equally near
+        rows, columns = F.normalize(rows.float(), dim=-1), F.normalize(columns.float(), dim=-1)
+        return rows @ columns.T * log_scale.exp().clamp(max=100.0)
