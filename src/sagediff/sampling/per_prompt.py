@@ -195,8 +195,8 @@ class PerPrompt:
         adapters = _adapters(self._pipe)
         if isinstance(value, list | tuple) and adapters is not None and len(value) != adapters:
             raise InputError(
-                f"`{name}` holds {len(value)} entries, and the pipeline has {adapters} IP-Adapters: there is one for each "
-                f"adapter, which goes to all prompts, not one per prompt; sample prompts with other images apart"
+                f"`{name}` holds {len(value)} entries, and the pipeline has {adapters} IP-Adapters: there is one for "
+                f"each adapter, which goes to all prompts, not one per prompt; sample prompts with other images apart"
             )
         rows = [len(entry) for entry in entries if isinstance(entry, torch.Tensor) and entry.ndim > 1]
         if name.endswith("embeds") and self._count > 1 and any(count > 2 for count in rows):
