@@ -26,7 +26,7 @@ from sagediff.plan.waves import Waves, WaveTask
 from sagediff.progress import stage_bars, stderr_progress
 from sagediff.prompts.embeddings import text_encoder
 from sagediff.sampling.sampler import SharedSampler
-from sagediff.sampling.wave import images_missing
+from sagediff.sampling.wave import Hopeless, images_missing
 from sagediff.scale.cover import CoverOptions
 from sagediff.scale.disk_groups import groups_at_scale
 
@@ -65,7 +65,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     save = folder.save_png if shards is None else shards.save_png
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    made, run, finished, bad = 0, 0, set(done), list[int]()
+    made, run, finished, bad, is_hopeless = 0, 0, set(done), list[int](), Hopeless()
     missing = sum(len(group) for group in plan.groups if not finished.issuperset(group)) * steps
     parts = [sampler]
     del sampler
@@ -77,7 +77,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
                 save(index, data)
                 made += 1
             bad += wave.bad
-            if bad and not made:  # most likely none ever will be
+            if is_hopeless(0 if wave.bad and not wave.images else 1):
                 break
         progress.update(bar, completed=missing)
     if bad:

@@ -23,7 +23,7 @@ from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
-from sagediff.sampling.wave import images_missing, run_wave
+from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
 _OWN = {
     "prompt",
@@ -244,7 +244,7 @@ class SharedSampler:
 
         Raises:
             InputError: as `__call__`.
-            ModelError: after the last wave, where some images were not finite; after the first wave of which none is.
+            ModelError: some images were not finite; after the last wave, or where none of the first two has any image.
         """
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
@@ -262,9 +262,12 @@ class SharedSampler:
         on_step: Callable[[int], None] | None,
     ) -> Iterator[Wave]:
         bad: list[int] = []
+        is_hopeless = Hopeless()
         for task in map(waves.task, range(len(waves))):
             try:
-                yield self._run(task, guidance_scale, on_step, per_prompt.of(task.members))
+                wave = self._run(task, guidance_scale, on_step, per_prompt.of(task.members))
+                is_hopeless(len(wave.images))
+                yield wave
             except ModelError as error:
                 bad += [task.members[row] for row in error.bad]
                 made = {
@@ -272,9 +275,10 @@ class SharedSampler:
                     for i, image in zip(task.members, error.images or (), strict=False)
                     if image is not None
                 }
-                if not made:
+                if is_hopeless(len(made)):
                     break
-                yield Wave(list(made), list(made.values()), task.plan.evaluations)
+                if made:
+                    yield Wave(list(made), list(made.values()), task.plan.evaluations)
         if bad:
             raise images_missing({i: requests[i].prompt for i in sorted(bad)}, bad)
 
