@@ -198,7 +198,7 @@ class SharedSampler:
             num_inference_steps,
             guidance_scale,
             None if scale is None else float(scale),
-            has_negative=_has_negative(kwargs),
+            has_negative=_has_negative(self.pipe, kwargs),
             starts=per_prompt.starts(),
         )
         images: list[Any] = [None] * len(requests)
@@ -349,9 +349,11 @@ def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:
     return Sharing(**options) if sharing is None else sharing
 
 
-def _has_negative(kwargs: Mapping[str, Any]) -> bool:
-    """Whether negative prompts are given, as texts or as embeddings."""
-    return any(
-        value is not None and name.startswith("negative_prompt") and not name.endswith("mask")
-        for name, value in kwargs.items()
-    )
+def _has_negative(pipe: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the pipeline takes these keywords for negative prompts: a text, or embeddings with all that belongs to
+    them."""
+    if kwargs.get("negative_prompt") is not None:
+        return True
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    wanted = {"negative_prompt_embeds", "negative_pooled_prompt_embeds"} & set(parameters)
+    return bool(wanted) and all(kwargs.get(name) is not None for name in wanted)
