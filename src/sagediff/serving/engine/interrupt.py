@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from sagediff.denoiser.private_names import is_compiled_in_place, unwrapped
 from sagediff.errors import StoppedError
 
 
@@ -44,4 +45,4 @@ def _parts(pipe: Any) -> list[nn.Module]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+    return unwrapped(module) is not module or is_compiled_in_place(module)
