@@ -17,6 +17,9 @@ from sagediff.errors import InputError
 MAX_BYTES = (
     64 << 20
 )  # of one document; records and policies take some kilobytes, plans of many prompts megabytes
+SMALL = (
+    1 << 20
+)  # bytes, for documents of some kilobytes: values in memory take ten to thirty times their text
 MAX_DEPTH = 32  # of arrays and objects inside each other
 MAX_DIGITS = 20  # of a whole number: 64 bits have 20
 
