@@ -22,7 +22,9 @@ DEFAULTS_FILE = "sagediff.json"  # in a model's or a LoRA's folder: how it is be
 class ModelOptions:
     """Which model runs, and on what."""
 
-    name: str = option("demo", "'demo' (built in), a local diffusers folder, or a hub id.", flag="model")
+    name: str = option(
+        "demo", "'demo' or 'emoji' (built in), a local diffusers folder, or a hub id.", flag="model"
+    )
     lora: Path | None = option(
         None, "LoRA weights: a .safetensors file or a folder that holds one [default: the demo's own]."
     )
