@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
+from sagediff.files.text_input import shortened
 
 MAX_BYTES = (
     64 << 20
@@ -75,11 +76,14 @@ def read_object(file: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """
     try:
         if not file.is_file():  # a pipe would be waited for
-            raise InputError(f"there is no file {file}")
+            what = "is no regular file" if file.exists() else "is not there"
+            raise InputError(f"the file {shortened(file)} {what}")
         with file.open("rb") as opened:
             text = opened.read(max_bytes + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(
+            f"cannot read {shortened(file)}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return parse_object(text, str(file), max_bytes=max_bytes)
 
 
