@@ -17,6 +17,7 @@ from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.files.atomic import output_errors, sweep, writing
+from sagediff.files.json_input import parse_object
 from sagediff.files.output_folder import OutputFolder
 
 Record = Mapping[str, Any]
@@ -83,9 +84,10 @@ class ShardStore:
         """Each shard's statistics, from its parquet file."""
         from pyarrow.parquet import read_schema
 
+        paths = [self.parquet_path(number) for number in range(len(self))]
         return [
-            json.loads(read_schema(self.parquet_path(number)).metadata[b"sagediff"])
-            for number in range(len(self))
+            parse_object((read_schema(path).metadata or {}).get(b"sagediff", b""), str(path))
+            for path in paths
         ]
 
     def _write(self, number: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
 from sagediff.pipelines.sentence_encoder import encoder_archive, load_encoder, load_tokenizer
@@ -110,7 +110,7 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
     import diffusers
 
     if folder is not None:
-        index, where = read_object(folder / INDEX), str(folder / INDEX)
+        index, where = read_object(folder / INDEX, max_bytes=SMALL), str(folder / INDEX)
     else:
         where = f"{INDEX} of {name_or_path}"
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
 from sagediff.pipelines.lora import lora_file, sharing_record
@@ -161,7 +161,7 @@ def _file_layer(folder: Path | None) -> dict[str, Any]:
 
 
 def _layer(file: Path) -> dict[str, Any]:
-    found = read_object(file)
+    found = read_object(file, max_bytes=SMALL)
     layer = Sharing.layer(found, str(file))
     if "guidance_scale" in found:
         check_value(SamplingOptions, "guidance_scale", found["guidance_scale"], f"{file}: `guidance_scale`")
@@ -185,7 +185,9 @@ def _preferred_scheduler(folder: Path | None, steps: int) -> str | None:
         InputError: the entry is not of that form.
     """
     file = None if folder is None else folder / DEFAULTS_FILE
-    entry = read_object(file).get("scheduler") if file is not None and file.is_file() else None
+    entry = (
+        read_object(file, max_bytes=SMALL).get("scheduler") if file is not None and file.is_file() else None
+    )
     if entry is None:
         return None
     name, least = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "least_steps"))

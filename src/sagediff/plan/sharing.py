@@ -14,7 +14,7 @@ from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.files.atomic import write_text
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
 from sagediff.plan.grouping import group_prompts
 from sagediff.plan.ladder import Parting, Rung, group_ratios, ladder, nested_groups
@@ -135,7 +135,7 @@ class Sharing:
         Raises:
             InputError: no such file, no JSON object, or a value of the wrong kind.
         """
-        return cls.merged(cls.layer(read_object(Path(path)), str(path)))
+        return cls.merged(cls.layer(read_object(Path(path), max_bytes=SMALL), str(path)))
 
     def save(self, path: str | Path) -> None:
         """Write a policy file, whole or not at all.
