@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sagediff.cli import main
+from sagediff.cli import comparing, main
 from sagediff.errors import InputError
 from sagediff.evaluation import comparison as bench_module
-from sagediff.evaluation.grid import Grid
+from sagediff.evaluation.grid import Grid, Setting
 from sagediff.evaluation.plots import undominated
 from sagediff.evaluation.report_table import csv_text, markdown
 from sagediff.evaluation.summary import Figure, row
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.sharing import Sharing
 
 SMALL = [
@@ -187,6 +189,79 @@ def test_a_policy_is_measured_as_its_file_says(
     assert [s.threshold for s in used[2:]] == [-1, -1, 0.3] and used[-1] == replace(
         policy, threshold=0.3, rungs=()
     )
+
+
+@pytest.fixture
+def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Setting]]:
+    """What a command would run; nothing is."""
+    found: list[list[Setting]] = []
+
+    def noted(arms: Any, compared: Any, measuring: Any, prompts: Any) -> None:
+        found.append(comparing._grid(arms, compared).settings())
+
+    def run(*command: str) -> list[Setting]:
+        assert main(["bench", "--out", str(tmp_path / "out"), *command]) == 0
+        return found.pop()
+
+    monkeypatch.setattr(comparing, "run_bench_command", noted)
+    return run
+
+
+@pytest.mark.parametrize(
+    "given, options",
+    [
+        ({}, []),
+        ({"share_ratio": 0.25}, ["--share-ratio", "0.25"]),
+        ({"threshold": 0.3, "handover_noise": 0.5}, ["--threshold", "0.3", "--handover-noise", "0.5"]),
+    ],
+)
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_each_set_of_weights_is_sampled_as_generate_samples_it(
+    settings_of: Callable[..., list[Setting]],
+    given: dict[str, Any],
+    options: list[str],
+    guidance: float | None,
+) -> None:
+    more = [] if guidance is None else ["--guidance", str(guidance)]
+    rows = settings_of("--steps", "4,20", *options, *more)
+    for weights, no_lora in (("base", True), ("sage", False)):
+        for row_ in [row_ for row_ in rows if row_.weights == weights]:
+            steps = SamplingOptions(row_.num_steps, guidance)
+            generated = resolve(ModelOptions(no_lora=no_lora), steps, given)
+            assert row_.guidance_scale == generated.sampling.guidance_scale
+            assert row_.scheduler == generated.model.scheduler
+            if row_.method.startswith("shared"):
+                assert row_.sharing == generated.sharing
+            elif weights == "sage":
+                assert row_.sharing.unguided == generated.sharing.unguided
+    assert {row_.scheduler for row_ in rows if row_.num_steps == 20} == {"dpm++-beta", None}
+    trained = next(row_ for row_ in rows if row_.method == "shared, SAGE training")
+    assert trained.sharing.unguided == (1.0 if guidance is None else 0.0)
+    assert trained.guidance_words() == ("off" if guidance is None else "2, off while shared")
+
+
+def test_standard_fine_tuning_is_sampled_as_the_base_model_is(
+    settings_of: Callable[..., list[Setting]], tmp_path: Path
+) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "standard.safetensors")
+    rows = settings_of("--steps", "20", "--baseline-lora", str(tmp_path / "standard.safetensors"))
+    of = {weights: [row_ for row_ in rows if row_.weights == weights] for weights in ("base", "standard")}
+    for base, tuned in zip(of["base"], of["standard"], strict=True):
+        assert replace(tuned, method=base.method, weights="base") == base
+        assert tuned.method == f"{base.method}, standard fine-tuning"
+
+
+def test_a_policy_that_shares_nothing_leaves_independent_sampling(
+    settings_of: Callable[..., list[Setting]], tmp_path: Path
+) -> None:
+    Sharing(share_ratio=0.0).save(tmp_path / "policy.json")
+    rows = settings_of("--steps", "4", "--no-lora", "--policy", str(tmp_path / "policy.json"))
+    assert [row_.method for row_ in rows] == ["independent"]
+
+
+def test_the_solver_that_is_asked_for_is_every_rows(settings_of: Callable[..., list[Setting]]) -> None:
+    rows = settings_of("--steps", "4,20", "--scheduler", "ddim")
+    assert {row_.scheduler for row_ in rows} == {"ddim"}
 
 
 def test_a_killed_bench_goes_on_to_the_same_table(

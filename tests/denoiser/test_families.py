@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,26 @@ def test_rows_name_real_arguments_and_every_row_is_tested() -> None:
     assert [name for name in RECIPES if f"`{type(tiny(name).pipe).__name__}`" not in page] == []
     tested = {type(denoiser).__name__ for name in RECIPES for denoiser in tiny(name).denoisers}
     assert tested == set(FAMILIES)
+
+
+def test_the_half_precision_is_that_of_the_pipelines_own_example() -> None:
+    told: dict[str, set[str]] = {}
+    for name in RECIPES:
+        case = tiny(name)
+        module = sys.modules[type(case.pipe).__module__]
+        if type(case.pipe).__name__ == "KandinskyV22Pipeline":  # its example is at the pipeline of both parts
+            module = diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_combined
+        example = str(getattr(module, "EXAMPLE_DOC_STRING", "") or module.TEXT2IMAGE_EXAMPLE_DOC_STRING)
+        denoiser = re.findall(r"(?:unet|transformer)\.to\(torch\.(\w+)\)", example)
+        pipeline = re.findall(r"Pipeline\w*\.from_pretrained\([^)]*?torch_dtype=torch\.(\w+)", example)
+        vae = re.findall(r"Autoencoder\w+\.from_pretrained\([^)]*?torch_dtype=torch\.(\w+)", example)
+        dtype = (denoiser or pipeline)[-1]
+        if not vae and denoiser:
+            vae = pipeline
+        family = family_of(case.denoiser)
+        assert (family.dtype, family.vae_dtype or family.dtype) == (dtype, vae[-1] if vae else dtype)
+        told.setdefault(type(case.denoiser).__name__, set()).add(dtype)
+    assert told.keys() == FAMILIES.keys() and all(len(dtypes) == 1 for dtypes in told.values())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from engines import faulty
 from prometheus_client.parser import text_string_to_metric_families
-from servers import Address, serving
+from servers import LEAVES, Address, serving
 from test_serving_server import CAT, DOG
 
 from sagediff.serving.engine.model_thread import WaveReport
@@ -72,7 +72,7 @@ def lines(stderr: io.StringIO) -> Lines:
 
 def after(lines: Lines, count: int) -> list[dict[str, Any]]:
     """A request's line comes after its answer, so its client may have to wait for it."""
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 300
     while len(lines()) < count and time.monotonic() < give_up:
         time.sleep(0.01)
     assert len(lines()) == count
@@ -129,7 +129,7 @@ def test_a_client_that_leaves_is_told_apart_from_one_that_was_answered(demo: Any
             ("generations", {"prompt": CAT, "stream": True}),
             ("batches", {"prompts": [CAT]}),
         ):
-            with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.3) as client:
+            with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=LEAVES) as client:
                 client.post(f"{slow.url}/v1/images/{path}", json=body)
         found = after(lines, 3)
     assert {line["outcome"] for line in found} == {"client_gone"}
@@ -186,7 +186,7 @@ def test_plain_text_is_one_line_a_request_whatever_the_path_holds(
 ) -> None:
     stderr = stderr_of("text")
     httpx.get(server.url + "/no%0Awhere", headers={"Authorization": f"Bearer {KEYS[0]}"})
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 300
     while "request" not in stderr.getvalue() and time.monotonic() < give_up:
         time.sleep(0.01)
     (line,) = stderr.getvalue().splitlines()
@@ -232,7 +232,7 @@ def samples(server: Address) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 
 def test_the_figures_cover_a_request_from_the_queue_to_the_file(demo: Any) -> None:
-    with serving(lambda: demo, api_keys=KEYS, window_ms=300.0) as server:
+    with serving(lambda: demo, api_keys=KEYS, window_ms=2000.0) as server:
         server.engine.wait_until_loaded(60)
         asking = threading.Thread(target=server.post, args=(KEYS[0],), kwargs={"prompt": CAT, "n": 4})
         asking.start()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from tiny import SCHEDULERS
 from torch import Tensor
 
@@ -79,10 +80,57 @@ def test_the_hand_over_leads_the_groups_state_to_the_member(kind: str) -> None:
     torch.testing.assert_close(own, e + alpha / sigma * (mean - z))
 
 
-def test_flow_with_a_solver_for_diffusion_is_refused() -> None:
-    """Its noise levels are not those of the schedule that it holds."""
-    with pytest.raises(UnsupportedPipelineError, match="'flow' with DPMSolverMultistepScheduler"):
-        ForwardProcess.of(SCHEDULERS["dpmpp_flow"]())
+FLOW = ["flow", "dpmpp_flow", "unipc_flow"]
+
+
+@pytest.mark.parametrize("name", ["dpmpp_flow", "unipc_flow"])
+@pytest.mark.parametrize("steps", [5, 20, 30])
+def test_a_flows_states_are_those_that_its_solver_meets(name: str, steps: int) -> None:
+    """At u = k / n the level, and the timestep told to the denoiser, are those of sampling's step k of n."""
+    scheduler = SCHEDULERS[name]()
+    process = ForwardProcess.of(scheduler)
+    assert process.kind == "flow" and process.alphas_cumprod is None
+    scheduler.set_timesteps(steps)
+    t = process.timesteps(torch.arange(steps) / steps)
+    alpha, sigma = process.levels(t)
+    torch.testing.assert_close(sigma, scheduler.sigmas[:-1], rtol=0, atol=2e-5)
+    torch.testing.assert_close(alpha, 1 - sigma)
+    told = process.told(t)
+    assert not told.is_floating_point() and (told - scheduler.timesteps).abs().max() <= 1
+    assert (told == scheduler.timesteps).float().mean() > 0.8  # but where rounding decides
+    if name == "dpmpp_flow":
+        z, e = torch.randn(steps, 2, 3, 3), torch.randn(steps, 2, 3, 3)
+        torch.testing.assert_close(
+            process.state(z, e, t), scheduler.add_noise(z, e, scheduler.timesteps), rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_a_perfect_denoiser_of_a_flow_is_led_to_the_image(name: str) -> None:
+    """What `target` asks for is what the solver takes: answered at every step, it ends at z."""
+    scheduler = SCHEDULERS[name]()
+    process = ForwardProcess.of(scheduler)
+    z = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    state = noise = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    scheduler.set_timesteps(12)
+    for timestep in scheduler.timesteps:
+        answer = process.target(z, noise, timestep.expand(2))
+        state = scheduler.step(answer, timestep, state).prev_sample
+    # solvers for flow begin a thousandth before the pure noise that they are given
+    torch.testing.assert_close(state, z, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "flow_prediction"},  # the levels of diffusion, the prediction of a flow
+        {"prediction_type": "epsilon", "use_flow_sigmas": True},
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "use_karras_sigmas": True},
+    ],
+)
+def test_a_solver_whose_levels_are_not_those_of_its_prediction_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedPipelineError, match="with DPMSolverMultistepScheduler"):
+        ForwardProcess.of(DPMSolverMultistepScheduler(**options))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "euler", "heun", "flow"])

@@ -15,7 +15,7 @@ from tiny import TOKENS, embeddings, tiny
 
 import sagediff
 from sagediff.cli import main
-from sagediff.errors import InputError
+from sagediff.errors import InputError, ModelError
 from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record, sharing_warnings
 from sagediff.training.adapter import target_modules
 from sagediff.training.captioned_images import load_images
@@ -140,9 +140,9 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
 
         import sagediff.training.loop as loop
 
-        kept = loop._Run._step
+        kept: Any = loop._Run._step
 
-        def step(self: Any, number: int) -> dict[str, float]:
+        def step(self: Any, number: int) -> Any:
             if number == steps_before_stop:
                 raise Stopped
             return kept(self, number)
@@ -221,6 +221,116 @@ def test_the_command_line_trains_a_lora_that_generate_takes(
     assert "in use" in capsys.readouterr().err
 
 
+def trained_by_command(data: Path, out: Path, *options: str) -> int:
+    return main([
+        "train", "--data", str(data), "--out", str(out), "--rank", "2", "--resolution", "32", "--report-to", "none",
+        *options,
+    ])  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sagediff.training.objective import sage_terms
+
+    steps: list[int] = []
+
+    def broken_from_the_third_on(*arguments: Any) -> dict[str, torch.Tensor]:
+        steps.append(len(steps) + 1)
+        terms = sage_terms(*arguments)
+        return terms if len(steps) < 3 else terms | {"branch": terms["branch"] * float("nan")}
+
+    monkeypatch.setattr("sagediff.training.loop.sage_terms", broken_from_the_third_on)
+    out = tmp_path / "out"
+    options = ["--steps", "4", "--checkpointing-steps", "2", "--train-batch-size", "2"]
+    assert trained_by_command(data, out, *options) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        error.startswith("sagediff:")
+        and "not finite at step 3 (branch nan" in error
+        and "step-0000002" in error
+    )
+    assert steps == [1, 2, 3] and [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000002"]
+    assert not list(out.glob("*.safetensors")) and not (out / "README.md").exists()
+    from safetensors.torch import load_file
+
+    kept = load_file(out / "checkpoints" / "step-0000002" / "state.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+
+
+def test_weights_that_are_not_finite_are_never_written(data: Path, tmp_path: Path) -> None:
+    from sagediff.training.adapter import add_adapter, save_adapter
+
+    pipe = tiny("sd").pipe
+    add_adapter(pipe.unet, 2, "attention")
+    weights = [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
+    for value in (float("nan"), float("inf"), 1e6):  # float16 has no 1e6
+        with torch.no_grad():
+            weights[0].view(-1)[0] = value
+        with pytest.raises(ModelError, match="not finite in float16"):
+            save_adapter(pipe, pipe.unet, tmp_path, {})
+        assert not list(tmp_path.iterdir())
+    with torch.no_grad():
+        weights[0].zero_()
+    assert save_adapter(pipe, pipe.unet, tmp_path, {}).is_file()
+
+
+def test_the_models_own_threshold_is_taken_and_the_card_says_what_was_trained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert trained_by_command(data, out, "--steps", "2", "--learning-rate", "1e-3") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["threshold"] == 0.45 and json.loads(said.out)["max_group_size"] == 2
+    assert "a step trains on 4 images and not on 16" in said.err
+    card = (out / "README.md").read_text()
+    assert "2 steps of 4 images on average; 100% of the images in groups of two or more" in card
+    assert "mean group size 2, largest 2" in card and '"lr_warmup_steps": 0' in card
+
+
+def test_a_run_without_groups_is_warned_of_and_its_weights_say_so(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert trained_by_command(data, out, "--steps", "1", "--threshold", "0.99") == 0
+    said = capsys.readouterr()
+    assert (
+        "at threshold 0.99 no image is in a group of two or more" in said.err and "--threshold 0." in said.err
+    )
+    assert json.loads(said.out)["max_share_ratio"] == 0.0 == json.loads(said.out)["share_ratio"]
+    card = (out / "README.md").read_text()
+    assert "Not trained to share" in card and "terms that were 0 in every step: `handover`" in card
+    assert len(sharing_warnings(lora_file(out), 0.4, 2)) == 2
+
+
+def test_a_pipeline_whose_solver_for_diffusion_is_set_to_flow_is_trained_at_its_levels(
+    data: Path, tmp_path: Path
+) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    from sagediff.training.loop import _Run
+
+    pipe = fresh_pipeline()
+    pipe.scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    config = TrainConfig(tmp_path / "out", resolution=32, **SMALL)
+    run = _Run(pipe, load_images(str(data)), config, "demo")
+    seen: list[torch.Tensor] = []
+    forward = run.denoiser.module.forward
+
+    def noted(sample: torch.Tensor, timestep: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(timestep)
+        return forward(sample, timestep, *args, **kwargs)
+
+    run.denoiser.module.forward = noted
+    terms, sizes = run._terms(0)
+    assert sizes == [2, 2] and all(torch.isfinite(term) for term in terms.values())
+    times = torch.cat(seen)
+    # the hand-over is rolled out from the first step's timestep on, told in whole numbers as the solver tells them
+    assert not times.is_floating_point() and int(times.max()) == 999 and int(times.min()) >= 0
+
+
 def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:
     lora, record = tmp_path / "lora.safetensors", {"max_share_ratio": 0.5, "max_group_size": 4}
     save_file({"a": torch.zeros(1)}, lora, {RECORD_KEY: json.dumps(record)})
@@ -239,6 +349,13 @@ def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:
         (["--data", "/no/such/folder"], "no such data"),
         (["--resolution", "63"], "resolution"),
         (["--soft-weight", "-1"], "--soft-weight"),
+        (["--lr-warmup-steps", "1"], "--lr-warmup-steps must be"),
+        (["--seed", "-1"], "--seed"),
+        (["--train-batch-size", "1"], "--train-batch-size must be"),
+        (["--max-group-size", "1"], "--max-group-size must be"),
+        (["--branch-weight", "0", "--handover-weight", "0"], "weights of all terms are 0"),
+        (["--full", "--rank", "4"], "--full"),
+        (["--mixed-precision", "fp16"], "--mixed-precision fp16 does not work here"),
         (["--model", "/no/such/model"], "no model"),
     ],
 )
@@ -254,3 +371,25 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("sagediff:") and words in error[-1]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("denoiser", ["WanTransformer3DModel", "PixArtTransformer2DModel"])
+def test_a_model_that_cannot_be_trained_is_refused_before_it_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], denoiser: str
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "data"
+    model.mkdir()
+    index = {
+        "_class_name": "WanPipeline",
+        "transformer": ["diffusers", denoiser],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    (model / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    data.mkdir()
+    Image.new("RGB", (8, 8)).save(data / "1.png")
+    (data / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a cat"}', encoding="utf-8")
+    command = ["train", "--data", str(data), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main([*command, "--report-to", "none"]) == 2
+    shown = capsys.readouterr().err
+    assert f"not with {denoiser}, which can be sampled only" in shown and shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()

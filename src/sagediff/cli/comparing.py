@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ import sagediff
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions, numbers
 from sagediff.errors import InputError
 from sagediff.evaluation.bench_report import write_report
-from sagediff.evaluation.comparison import Bench, embeddings_of, missing_cells, run_bench, yardstick
+from sagediff.evaluation.comparison import Bench, embeddings_of, missing_cells, run_bench, solver, yardstick
 from sagediff.evaluation.figures import Yardstick
-from sagediff.evaluation.grid import Grid, Weights
+from sagediff.evaluation.grid import Arm, Grid, Weights
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
-from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.placement import open_pipeline, placement
+from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
 
@@ -46,47 +45,48 @@ class Material:
     paired: bool
 
 
+Arms = Mapping[Weights, Mapping[int, RunSettings]]
+"""For each set of weights, "base" first, how it is sampled with so many steps."""
+
+
 def run_bench_command(
-    settings: RunSettings, options: BenchOptions, measuring: MeasuringOptions, prompts: Path | None
+    arms: Arms, options: BenchOptions, measuring: MeasuringOptions, prompts: Path | None
 ) -> None:
     """Run a bench; the table's JSON goes to stdout.
 
     Args:
-        settings: the LoRA is the one after SAGE training; the sharing is that of every setting, but for its lists.
+        arms: each with the LoRA that makes its weights, and the sharing of its settings but for the lists in `options`.
         prompts: file of prompts; None for the data's captions, or the built-in model's.
 
     Raises:
         InputError: a value out of range, a file that is not there, or a folder in use.
         OutputError: the disk refused.
     """
+    settings = next(iter(arms["base"].values()))
     model = settings.model
-    loras: dict[Weights, Path] = {}
-    if options.baseline_lora is not None:
-        loras["standard"] = lora_file(options.baseline_lora)
-    if model.lora is not None:
-        loras["sage"] = lora_file(model.lora)
-    grid = _grid(settings, options, tuple(loras))
+    grid = _grid(arms, options)
     seeds = measuring.seeds_or(_DEFAULT_SEEDS)
     material = _material(settings, options, measuring, prompts)
     store = CellStore(options.out)
-    manifest = _manifest(settings, grid, seeds, material, measuring, loras)
+    manifest = _manifest(arms, grid, seeds, material, measuring)
     store.check(manifest, options.resume)
-    device, _ = placement(model.device, model.dtype)
+    device = working_device(model.device)
 
     def pipelines(weights: Weights) -> Any:
-        lora = loras.get(weights)
-        return open_pipeline(replace(model, lora=lora, no_lora=lora is None))
+        lora = _lora(arms, weights)
+        return open_pipeline(replace(model, lora=lora, no_lora=lora is None, scheduler=None))
 
     sampling = settings.sampling
-    bench = Bench(
-        material.prompts, grid.settings(), seeds, sampling.guidance_scale, pipelines, sampling.encoder
-    )
+    bench = Bench(material.prompts, grid.settings(), seeds, None, pipelines, sampling.encoder)
     base = pipelines("base")
+    for setting in bench.settings:
+        solver(setting, base.scheduler)
     for weights in grid.fine_tuned:  # a LoRA that does not fit is said before hours of work
         pipelines(weights)
     perception = measuring.perception(model, device)
     vectors = embeddings_of(bench, base)
-    reference = _reference(material, perception, base, measuring.world_judges(model))
+    world = model.name if measuring.world_judges(model) else None
+    reference = _reference(material, perception, base, world)
     measure_by = yardstick(bench, vectors, perception, reference)
     if reference is None:
         print(
@@ -99,18 +99,36 @@ def run_bench_command(
     print(f"table in {store.path / 'table.md'}, plots beside it", file=sys.stderr)
 
 
-def _grid(settings: RunSettings, options: BenchOptions, fine_tuned: tuple[Weights, ...]) -> Grid:
+def _lora(arms: Arms, weights: Weights) -> Path | None:
+    return next(iter(arms[weights].values())).model.lora
+
+
+def _grid(arms: Arms, options: BenchOptions) -> Grid:
     ratios = numbers("--share-ratio", options.share_ratio, float)
     thresholds = numbers("--threshold", options.threshold, float)
-    sharing = settings.sharing
+
+    def arm(by_steps: Mapping[int, RunSettings]) -> Arm:
+        settings = next(iter(by_steps.values()))
+        sharing = settings.sharing
+        return Arm(
+            # who names either gets a fixed split, as elsewhere
+            replace(sharing, rungs=()) if ratios or thresholds else sharing,
+            ratios or ((sharing.share_ratio,) if sharing.share_ratio else ()),
+            thresholds or (sharing.threshold,),
+            settings.sampling.guidance_scale,
+            {steps: each.model.scheduler for steps, each in by_steps.items()},
+        )
+
+    found = {weights: arm(by_steps) for weights, by_steps in arms.items()}
+    base = found["base"]
     return Grid(
         options.step_counts(),
-        ratios or (sharing.share_ratio,),
-        thresholds or (sharing.threshold,),
+        base.share_ratios,
+        base.thresholds,
         numbers("--unguided", options.unguided, float),
-        # who names either gets a fixed split, as elsewhere
-        replace(sharing, rungs=()) if ratios or thresholds else sharing,
-        fine_tuned,
+        base.sharing,
+        tuple(weights for weights in found if weights != "base"),
+        found,
     )
 
 
@@ -128,10 +146,10 @@ def _material(
     return Material(measuring.prompts(prompts, settings.model, 256, instead), real, paired=False)
 
 
-def _reference(material: Material, perception: Perception, pipe: Any, of_world: bool) -> Reference | None:
+def _reference(material: Material, perception: Perception, pipe: Any, world: str | None) -> Reference | None:
     """Features of the real images, scaled to the size that the model makes; else of the world's renders."""
     if material.real is None:
-        return _world_reference(material.prompts) if of_world else None
+        return None if world is None else _world_reference(material.prompts, world)
     size = made_size(pipe, material.prompts[0])
     with stderr_progress("real images") as progress:
         task = progress.add_task("", total=len(material.real))
@@ -141,25 +159,22 @@ def _reference(material: Material, perception: Perception, pipe: Any, of_world: 
     return Reference(features, material.paired)
 
 
-def _world_reference(prompts: list[str]) -> Reference:
-    from sagediff.builtin.scenes.scene_perception import reference_features
+def _world_reference(prompts: list[str], world: str) -> Reference:
+    from sagediff.builtin.world_judges import judge_of
 
+    reference_features = judge_of(world).reference_features
     try:
         return Reference(reference_features(prompts), paired=True)
-    except InputError:  # prompts of the user's own: all renders are the reference
-        return Reference(reference_features(), paired=False)
+    except InputError:  # prompts of the user's own: all real images are the reference
+        return Reference(reference_features(None), paired=False)
 
 
 def _manifest(
-    settings: RunSettings,
-    grid: Grid,
-    seeds: Sequence[int],
-    material: Material,
-    measuring: MeasuringOptions,
-    loras: dict[Weights, Path],
+    arms: Arms, grid: Grid, seeds: Sequence[int], material: Material, measuring: MeasuringOptions
 ) -> dict[str, Any]:
     """What a resumed bench must repeat. A LoRA by its content: the same path may hold other weights tomorrow."""
-    digests = {weights: file_digest(lora) for weights, lora in loras.items()}
+    settings = next(iter(arms["base"].values()))
+    digests = {weights: file_digest(lora) for weights in arms if (lora := _lora(arms, weights)) is not None}
     return {
         "command": "bench",
         "version": sagediff.__version__,
@@ -170,12 +185,8 @@ def _manifest(
         "num_prompts": len(material.prompts),
         "real_images": None if material.real is None else texts_digest([str(f) for f in material.real]),
         "steps": grid.steps,
-        "share_ratios": grid.share_ratios,
-        "thresholds": grid.thresholds,
         "unguided": grid.unguided,
-        "sharing": grid.sharing.record(),
-        "guidance_scale": settings.sampling.guidance_scale,
-        "scheduler": settings.model.scheduler,
+        "arms": {weights: grid.arm(weights).record() for weights in grid.weights},
         "encoder": settings.sampling.encoder,
         "features": measuring.features,
         "clip": measuring.clip,

@@ -16,7 +16,7 @@ from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import write_text
 from sagediff.files.digest import file_digest, texts_digest
-from sagediff.pipelines.placement import open_pipeline, placement
+from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
@@ -39,7 +39,7 @@ def run_tune(
     texts = measuring.prompts(prompts, model, held_out=128)
     search = _search(settings, options, texts)
     seeds = measuring.seeds_or((0,))
-    device, _ = placement(model.device, model.dtype)
+    device = working_device(model.device)
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; name the policy file")
     if not out.parent.is_dir():

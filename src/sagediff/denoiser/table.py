@@ -10,8 +10,9 @@ parameters of its `forward` and name every tensor:
 
 Entries of a dictionary argument are named with a dot (`added_cond_kwargs.text_embeds`).  Nothing is guessed
 from shapes: a tensor that is not named here is refused.  Then read the loop of its pipeline: how guidance
-runs, what comes first, how prompts of different length are padded.  Last, add a tiny pipeline of it to the
-tests (`tests/tiny/families.py`): the exactness tests do the rest.
+runs, what comes first, how prompts of different length are padded, and in its documented example which half
+precision it runs in.  Last, add a tiny pipeline of it to the tests (`tests/tiny/families.py`): the exactness
+tests do the rest.
 """
 
 from __future__ import annotations
@@ -59,11 +60,13 @@ FAMILIES: dict[str, Family] = {
         "encoder_hidden_states pooled_projections",
         neither="txt_ids img_ids",
         scale="true_cfg_scale",
+        dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
     "Flux2Transformer2DModel": _family(  # FLUX.2 (never a second call) and Klein
         "hidden_states timestep guidance txt_ids img_ids",
         "encoder_hidden_states",
+        dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
     "PixArtTransformer2DModel": _family(  # PixArt-alpha and -Sigma
@@ -76,6 +79,8 @@ FAMILIES: dict[str, Family] = {
         "hidden_states timestep",
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        dtype="bfloat16",
+        vae_dtype="float32",
         **GUIDED_IN_ONE_CALL,
     ),
     "AuraFlowTransformer2DModel": _family(
@@ -89,11 +94,13 @@ FAMILIES: dict[str, Family] = {
         "encoder_hidden_states",
         masks={"attention_mask": "encoder_hidden_states"},  # of the text's tokens, then the image's
         neither="txt_ids img_ids",
+        dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
     "CogView4Transformer2DModel": _family(
         "hidden_states timestep original_size target_size crop_coords",
         "encoder_hidden_states",
+        dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
     "HunyuanDiT2DModel": _family(
@@ -110,6 +117,7 @@ FAMILIES: dict[str, Family] = {
         "hidden_states timestep",
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
     "QwenImageTransformer2DModel": _family(
@@ -118,6 +126,7 @@ FAMILIES: dict[str, Family] = {
         masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
         lists=frozenset({"img_shapes"}),
         scale="true_cfg_scale",
+        dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
     "ZImageTransformer2DModel": _family(
@@ -127,12 +136,15 @@ FAMILIES: dict[str, Family] = {
         unguided_scale=0.0,
         guidance="batched",
         first="conditional",
+        dtype="bfloat16",
     ),
     "WanTransformer3DModel": _family(
         "hidden_states timestep",
         "encoder_hidden_states",
         zero_padded=frozenset({"encoder_hidden_states"}),
         makes="videos",
+        dtype="bfloat16",
+        vae_dtype="float32",
         **GUIDED_IN_TWO_CALLS,
     ),
     "LTXVideoTransformer3DModel": _family(
@@ -140,6 +152,7 @@ FAMILIES: dict[str, Family] = {
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         makes="videos",
+        dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
     ),
 }

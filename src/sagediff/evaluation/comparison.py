@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sagediff.denoiser.scheduler import scheduler_like
 from sagediff.errors import InputError
 from sagediff.evaluation.figures import Yardstick, measure
 from sagediff.evaluation.grid import Setting, Weights
@@ -35,8 +36,8 @@ class Bench:
         prompts: one image each, the same for every setting.
         settings: in the order of the table.
         seeds: at least one; every figure is a mean over them.
-        guidance: guidance scale of every setting, None for the pipeline's own.
-        pipelines: gives the pipeline with those weights; called once for each that is needed.
+        guidance: guidance scale of settings that name none, None for the pipeline's own.
+        pipelines: gives the pipeline with those weights and its own solver; called once for each that is needed.
         encoder: as `SharedSampler` takes it.
 
     Raises:
@@ -100,13 +101,15 @@ def run_bench(
     """
     loaded: Weights | None = None
     pipe: Any = None
+    own: Any = None
     for setting, seed in missing_cells(bench, store):
         if setting.weights != loaded:
             pipe = None  # freed before the next is loaded
             pipe, loaded = bench.pipelines(setting.weights), setting.weights
-        made = sampled(
-            pipe, bench.prompts, vectors, setting.sharing, setting.num_steps, bench.guidance, seed, on_step
-        )
+            own = pipe.scheduler
+        pipe.scheduler = solver(setting, own)
+        scale = bench.guidance if setting.guidance_scale is None else setting.guidance_scale
+        made = sampled(pipe, bench.prompts, vectors, setting.sharing, setting.num_steps, scale, seed, on_step)
         figures, bands = measure(as_tensor(made.images), bench.prompts, setting.grouping, measure_by)
         each = made.plan.prompt_evaluations
         for band in bands:
@@ -131,6 +134,16 @@ def run_bench(
             "bands": bands,
         })  # fmt: skip
         yield setting, seed
+
+
+def solver(setting: Setting, own: Any) -> Any:
+    """The scheduler of a setting, from a pipeline's own.
+
+    Raises:
+        InputError: it does not fit the model.
+    """
+    name = setting.scheduler
+    return own if name is None else scheduler_like(own, name, setting.weights)
 
 
 def rows_of(bench: Bench, store: CellStore) -> list[Row]:

@@ -22,15 +22,27 @@ HEADS = {  # figure -> (heading, format); accuracies stand before the CLIP score
     "diversity": ("diversity in groups", ".4f"),
     "vendi": ("Vendi in groups", ".3f"),
 }
-_NUMBERS = ("num_steps", "share_ratio", "threshold", "shared_guidance", "unguided")
+_NUMBERS = (
+    "num_steps", "share_ratio", "threshold", "shared_guidance", "unguided", "handover_noise", "guidance_scale",
+    "scheduler",
+)  # fmt: skip
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, then one by similarity band. Spread is over the seeds."""
     names = _names([row.figures for row in rows])
     lines = _lines(
-        ["method", "setting", *map(_head, names)],
-        [[r.setting.method, r.setting.words(), *(_cell(r.figures, name) for name in names)] for r in rows],
+        ["method", "setting", "guidance", "solver", *map(_head, names)],
+        [
+            [
+                r.setting.method,
+                r.setting.words(),
+                r.setting.guidance_words(),
+                r.setting.scheduler or "the model's own",
+                *(_cell(r.figures, name) for name in names),
+            ]
+            for r in rows
+        ],
     )
     banded = [(row, band) for row in rows for band in row.bands]
     if banded:

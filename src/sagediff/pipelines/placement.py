@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
-from sagediff.pipelines.loading import load_pipeline, quiet_libraries
+from sagediff.pipelines.loading import load_pipeline, quiet_libraries, supported_parts
 from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.lora_weights import check_lora_weights, merge_lora
 from sagediff.pipelines.run_settings import ModelOptions
 
 
-def placement(device: str, dtype: str) -> tuple[str, Any]:
-    """The device and torch dtype behind --device and --dtype.
+def working_device(device: str) -> str:
+    """The device behind --device.
 
     Raises:
         InputError: a device that does not work here.
@@ -26,9 +28,41 @@ def placement(device: str, dtype: str) -> tuple[str, Any]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} does not work here: {str(error).splitlines()[0]}") from error
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "float16"
-    return device, getattr(torch, dtype)
+    return device
+
+
+def dtype_for(name: str, device: str) -> Any:
+    """What `--dtype auto` is for a model on a device: a torch dtype, or one per part as `from_pretrained` takes it.
+
+    On an accelerator it is the half precision that the model's family declares (`denoiser/table.py`). Where the family
+    needs bfloat16 and the accelerator does not compute in it, float32: never float16, whose range these models leave.
+
+    Raises:
+        InputError: no such model. UnsupportedPipelineError: a denoiser class that sharing does not know.
+    """
+    import torch
+
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    family = FAMILIES[supported_parts(name)[1]]
+    if family.dtype == "bfloat16" and not computes_in_bfloat16(device):
+        return torch.float32
+    dtype = getattr(torch, family.dtype)
+    return dtype if family.vae_dtype is None else {"default": dtype, "vae": getattr(torch, family.vae_dtype)}
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether an accelerator has bfloat16 of its own: NVIDIA's from Ampere on, others if they take it at all."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        (torch.ones(1, device=device, dtype=torch.bfloat16) * 2).cpu()
+    except (RuntimeError, TypeError):  # MPS before macOS 14
+        return False
+    return True
 
 
 def open_pipeline(model: ModelOptions) -> Any:
@@ -37,21 +71,19 @@ def open_pipeline(model: ModelOptions) -> Any:
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
     """
+    import torch
+
     quiet_libraries()
     lora = model.chosen_lora()
     file = None if lora is None else lora_file(lora)
-    place, kind = placement(model.device, model.dtype)
-    pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=kind)
+    if file is not None:
+        check_lora_weights(file)  # before a model of gigabytes is read
+    place = working_device(model.device)
+    dtype = dtype_for(model.name, place) if model.dtype == "auto" else getattr(torch, model.dtype)
+    pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     if file is not None:
-        try:
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-        except Exception as error:  # whatever a wrong file makes diffusers and peft raise
-            raise InputError(f"cannot load the LoRA {file}: {str(error).splitlines()[0]}") from error
-        if not pipe.get_active_adapters():
-            raise InputError(f"the LoRA {file} holds no layers of this model; it was made for another base")
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
+        merge_lora(pipe, file)
     return pipe.to(place)
 
 

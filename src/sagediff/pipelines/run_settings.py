@@ -22,7 +22,9 @@ DEFAULTS_FILE = "sagediff.json"  # in a model's or a LoRA's folder: how it is be
 class ModelOptions:
     """Which model runs, and on what."""
 
-    name: str = option("demo", "'demo' (built in), a local diffusers folder, or a hub id.", flag="model")
+    name: str = option(
+        "demo", "'demo' or 'emoji' (built in), a local diffusers folder, or a hub id.", flag="model"
+    )
     lora: Path | None = option(
         None, "LoRA weights: a .safetensors file or a folder that holds one [default: the demo's own]."
     )
@@ -33,7 +35,8 @@ class ModelOptions:
     device: str = option("auto", "'auto', 'cpu', 'cuda', 'mps' and so on.")
     dtype: str = option(
         "auto",
-        "'auto' (float16 on an accelerator, else float32), float32, float16 or bfloat16.",
+        "'auto' (float32 on the CPU; on an accelerator the half precision that suits the model), float32, float16 or "
+        "bfloat16.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
@@ -54,7 +57,7 @@ class ModelOptions:
 class SamplingOptions:
     """How images are sampled, whatever is shared."""
 
-    num_inference_steps: int = option(30, "Sampling steps.", low=1, flag="steps")
+    num_inference_steps: int = option(30, "Sampling steps.", low=1, high=10_000, flag="steps")
     guidance_scale: float | None = option(
         None, "Guidance scale [default: the model's own].", low=0, flag="guidance"
     )
@@ -139,6 +142,15 @@ def resolve(
         replace(sampling, guidance_scale=scale),
         sharing,
     )
+
+
+def own_sharing(folder: Path | None) -> Sharing:
+    """The sharing that a model's folder is for, without a LoRA; the defaults where it does not say.
+
+    Raises:
+        InputError: its `sagediff.json` is not what it should be.
+    """
+    return Sharing.merged({k: v for k, v in _file_layer(folder).items() if k != "guidance_scale"})
 
 
 def _file_layer(folder: Path | None) -> dict[str, Any]:

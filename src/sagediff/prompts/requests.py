@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from sagediff.errors import InputError
+from sagediff.files.prompt_text import text_fault
 
 # What must agree (`plan.compatibility` decides by it): "call" for one call of the pipeline, "group" to share steps.
 _CALL, _GROUP = {"agree": "call"}, {"agree": "group"}
@@ -40,11 +42,22 @@ class ImageRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError(f"prompt must be a text that is not empty, got {self.prompt!r}")
+        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
+            raise InputError(f"negative_prompt must be a text, got {self.negative_prompt!r}")
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if text and (fault := text_fault(text)):
+                raise InputError(f"{name} {fault}")
+        for name in ("seed", "width", "height"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise InputError(f"{name} must be a whole number, got {value!r}")
         if (self.width is None) != (self.height is None):
             raise InputError(f"width and height must be given together, got {self.width} and {self.height}")
         if self.width is not None and self.height is not None and min(self.width, self.height) < 1:
             raise InputError(f"width and height must be at least 1, got {self.width}x{self.height}")
         scale = self.guidance_scale
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
+            raise InputError(f"guidance_scale must be a number, got {scale!r}")
         if scale is not None and not (math.isfinite(scale) and scale >= 0):
             raise InputError(f"guidance_scale must be at least 0, got {scale}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
@@ -78,18 +91,22 @@ class QueuedRequest(ImageRequest):
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
-def as_requests(prompts: Sequence[Any]) -> list[ImageRequest]:
-    """Texts and requests, all as requests.
+def as_requests(prompts: Iterable[Any]) -> list[ImageRequest]:
+    """Texts and requests, all as requests, in the order in which they are given.
+
+    Args:
+        prompts: anything that has an order; it is gone through once (`in_order`).
 
     Raises:
         InputError: one string in place of a list, no prompts, or one that is empty or no text; it is numbered.
     """
     if isinstance(prompts, str):
         raise InputError("prompts must be a list of strings, got one string")
-    if not len(prompts):
+    given = in_order(prompts, "prompts")
+    if not given:
         raise InputError("there are no prompts")
     out: list[ImageRequest] = []
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(given):
         if isinstance(prompt, ImageRequest):
             out.append(prompt)
         elif isinstance(prompt, str) and prompt.strip():
@@ -97,3 +114,41 @@ def as_requests(prompts: Sequence[Any]) -> list[ImageRequest]:
         else:
             raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")
     return out
+
+
+def in_order(values: Any, name: str) -> list[Any]:
+    """The entries of a list, a tuple, an array, a column of a table, or a generator, in the order in which they stand.
+
+    By position, whatever a column's index says: `values[0]` of a pandas series is the entry with the label 0.
+
+    Args:
+        name: begins the message.
+
+    Raises:
+        InputError: a text, a table, or something whose entries have no order.
+    """
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    if isinstance(values, str | bytes):
+        raise InputError(f"`{name}` must be a list of strings, got one string")
+    if hasattr(values, "columns") or hasattr(values, "column_names"):
+        raise InputError(f"`{name}` is a table ({type(values).__name__}); give one column of it")
+    if isinstance(values, Mapping | Set):
+        raise InputError(f"`{name}` is a {type(values).__name__}, whose entries have no order; give a list")
+    if not isinstance(values, Iterable):
+        raise InputError(f"`{name}` should be a list, got {values!r}")
+    if callable(
+        column := getattr(values, "to_pylist", None)
+    ):  # pyarrow's, whose entries are scalars of its own
+        return list(column())
+    try:
+        return [_plain(value) for value in values]
+    except TypeError as error:  # an array without dimensions
+        raise InputError(f"`{name}` should be a list, got {type(values).__name__}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A text of numpy's, which is a kind of `str`, or a scalar of pyarrow's, as Python has it."""
+    if isinstance(value, str):
+        return str(value)
+    return value.as_py() if callable(getattr(value, "as_py", None)) else value

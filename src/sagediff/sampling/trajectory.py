@@ -142,7 +142,9 @@ class Trajectory:
         except (KeyError, TypeError) as error:
             raise InputError(f"not a trajectory: {error!r}") from error
         if not made.outputs[0].is_floating_point() or not made.is_finite:
-            raise InputError("not a trajectory: it holds numbers that are not finite, or no numbers with a point")
+            raise InputError(
+                "not a trajectory: it holds numbers that are not finite, or no numbers with a point"
+            )
         return made
 
     def save(self, path: str | Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from sagediff.errors import InputError, SagediffError
 from sagediff.pipelines.loading import supported_parts
-from sagediff.pipelines.placement import placement
+from sagediff.pipelines.placement import working_device
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.http.server import server_for
@@ -37,7 +37,7 @@ def run_serve(request: ServeRequest) -> None:
         raise InputError(f"--steps is {steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request")
     supported_parts(settings.model.name)  # refused before gigabytes of weights are read
     if request.pool is None:  # else it is the replicas' machines that must have the device
-        placement(settings.model.device, settings.model.dtype)
+        working_device(settings.model.device)
     failures: list[Exception] = []
 
     def failed(error: Exception) -> None:

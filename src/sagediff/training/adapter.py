@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sagediff.errors import ModelError
 from sagediff.files.atomic import writing
 from sagediff.pipelines.lora import RECORD_KEY, WEIGHT_NAME
 
@@ -63,7 +64,11 @@ def adapter_off(module: Any) -> Iterator[None]:
 
 
 def save_adapter(pipe: Any, module: Any, folder: Path, record: dict[str, Any]) -> Path:
-    """Write the adapter as diffusers' own `save_lora_weights` lays it out, in float16, with `record` beside it."""
+    """Write the adapter as diffusers' own `save_lora_weights` lays it out, in float16, with `record` beside it.
+
+    Raises:
+        ModelError: a weight that is not finite, or not in float16; nothing is written.
+    """
     from peft.utils import get_peft_model_state_dict
 
     part = "unet" if module is getattr(pipe, "unet", None) else "transformer"
@@ -75,5 +80,11 @@ def save_adapter(pipe: Any, module: Any, folder: Path, record: dict[str, Any]) -
             metadata = dict(file.metadata() or {})
         metadata[RECORD_KEY] = json.dumps(record, sort_keys=True)
         tensors = {k: v.to(torch.float16).contiguous() for k, v in tensors.items()}
+        bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+        if bad:
+            raise ModelError(
+                f"{len(bad)} of {len(tensors)} tensors of the LoRA are not finite in float16 ({bad[0]} for one), so "
+                f"none is written to {folder}; lower the learning rate"
+            )
         save_file(tensors, partial, metadata)
     return folder / WEIGHT_NAME

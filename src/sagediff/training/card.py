@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 
 from sagediff.training.train_config import TrainConfig
+from sagediff.training.trained import Trained
 
 
-def model_card(base: str, num_images: int, num_captions: int, config: TrainConfig, weights: str) -> str:
+def model_card(
+    base: str, num_images: int, num_captions: int, config: TrainConfig, weights: str, trained: Trained
+) -> str:
     """Markdown with the front matter that model hubs read."""
-    sharing = config.sharing()
-    trained_for = (
-        f"Trained to share: share ratios up to {sharing['max_share_ratio']:g}, groups of up to "
-        f"{sharing['max_group_size']} prompts. `sagediff generate --lora` warns when more is asked for."
-        if config.objective == "sage"
-        else "Standard fine-tuning, the baseline: not trained to share."
-    )
+    sharing = config.sharing(trained.counts.largest)
+    if config.objective != "sage":
+        trained_for = "Standard fine-tuning, the baseline: not trained to share."
+    elif sharing["max_share_ratio"]:
+        trained_for = (
+            f"Trained to share: share ratios up to {sharing['max_share_ratio']:g}, groups of up to "
+            f"{sharing['max_group_size']} prompts. `sagediff generate --lora` warns when more is asked for."
+        )
+    else:
+        trained_for = (
+            f"Not trained to share: no two captions of a batch were at least {config.grouped_at:g} alike, so every "
+            "image was trained on alone."
+        )
     load = (
         f'pipe.load_lora_weights("{weights}")' if config.rank else f'# the denoiser itself: load "{weights}"'
     )
@@ -39,7 +48,9 @@ pipe = sagediff.load_pipeline("{base}")
 {load}
 ```
 
-Trained by `sagediff train` on {num_images} images with {num_captions} captions, with:
+Trained by `sagediff train` on {num_images} images with {num_captions} captions: {trained.words()}
+
+The settings:
 
 ```json
 {json.dumps(record, indent=2)}

@@ -30,15 +30,19 @@ class ForwardProcess:
 
     Attributes:
         kind: what the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow".
-        grid: (G,) timesteps in the order of sampling, from noise to image.
+        grid: (G,) timesteps in the order of sampling, from noise to image; of a flow they are T sigma, and need not be
+            whole numbers.
         alphas_cumprod: (T,) of variance preserving processes; None for flow, where alpha = 1 - t / T.
         num_train_timesteps: T.
+        told_whole: whether the scheduler tells the denoiser a flow's timesteps cut to whole numbers, as solvers for
+            diffusion that know flow do.
     """
 
     kind: str
     grid: Tensor
     alphas_cumprod: Tensor | None
     num_train_timesteps: int
+    told_whole: bool = False
 
     @classmethod
     def of(cls, scheduler: Any, image_tokens: int | None = None) -> ForwardProcess:
@@ -53,28 +57,31 @@ class ForwardProcess:
         scheduler = copy.deepcopy(scheduler)
         config = scheduler.config
         options: dict[str, Any] = {}
-        if getattr(config, "use_dynamic_shifting", False) and image_tokens is not None:
-            slope = (config.max_shift - config.base_shift) / (
-                config.max_image_seq_len - config.base_image_seq_len
-            )
-            options["mu"] = config.base_shift + slope * (image_tokens - config.base_image_seq_len)
+        if config.get("use_dynamic_shifting", False) and image_tokens is not None:
+            # the defaults are those of the pipelines, for configurations that leave these out
+            least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+            low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            options["mu"] = low + (high - low) / (most - least) * (image_tokens - least)
         scheduler.set_timesteps(_GRID, **options)
         grid = torch.as_tensor(scheduler.timesteps).float()
-        grid = grid[torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])]  # Heun's method tells each twice
         cumulative = getattr(scheduler, "alphas_cumprod", None)
-        kind = prediction_type(scheduler)
-        if kind not in ("epsilon", "v_prediction", "sample", "flow") or (kind == "flow") != (
-            cumulative is None
-        ):
-            raise UnsupportedPipelineError(
-                f"training does not know the prediction type {kind!r} with {type(scheduler).__name__}"
-            )
-        return cls(
-            kind,
-            grid,
-            None if cumulative is None else torch.as_tensor(cumulative).float(),
-            config.num_train_timesteps,
+        kind, count = prediction_type(scheduler), config.num_train_timesteps
+        told_whole = kind == "flow" and bool(config.get("use_flow_sigmas", False))
+        if (
+            told_whole
+        ):  # a solver for diffusion that is configured for flow: its alphas_cumprod are not looked at
+            grid, cumulative = torch.as_tensor(scheduler.sigmas[: len(grid)]).float() * count, None
+        known = kind in ("epsilon", "v_prediction", "sample", "flow")
+        fits = (kind == "flow") == (cumulative is None) and told_whole == bool(
+            config.get("use_flow_sigmas", False)
         )
+        if not known or not fits or (kind == "flow" and not bool((grid <= count).all())):
+            raise UnsupportedPipelineError(
+                f"training knows no prediction type {kind!r} with {type(scheduler).__name__} as it is configured"
+            )
+        grid = grid[torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])]  # Heun's method tells each twice
+        cumulative = None if cumulative is None else torch.as_tensor(cumulative).float()
+        return cls(kind, grid, cumulative, count, told_whole)
 
     def timesteps(self, u: Tensor) -> Tensor:
         """(N,) parts of the steps in [0, 1) -> (N,) timesteps, whole numbers unless the process is a flow."""
@@ -83,6 +90,10 @@ class ForwardProcess:
         following = torch.cat([self.grid, self.grid.new_zeros(1)]).to(u.device)
         t = torch.lerp(following[left], following[left + 1], (place - left).clamp(0, 1))
         return t if self.alphas_cumprod is None else t.round().long().clamp(max=self.num_train_timesteps - 1)
+
+    def told(self, timesteps: Tensor) -> Tensor:
+        """What the scheduler hands the denoiser at timesteps (N,), shape (N,)."""
+        return timesteps.long() if self.told_whole else timesteps
 
     def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at timesteps (N,), each (N,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,20 +16,24 @@ import torch
 from torch import Tensor, nn
 
 from sagediff.denoiser.condition import mean_condition
-from sagediff.errors import InputError
+from sagediff.errors import InputError, ModelError
 from sagediff.files.atomic import sweep, write_text, writing
+from sagediff.options import OptionError
+from sagediff.pipelines.loading import load_for_planning, supported_parts
+from sagediff.pipelines.run_settings import own_sharing
 from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
 from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
-from sagediff.training.batches import GroupSchedule
+from sagediff.training.batches import GroupCounts, GroupSchedule, schedule_warnings
 from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.card import model_card
 from sagediff.training.encoding import EncodedExamples
 from sagediff.training.forward_process import ForwardProcess
 from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
 from sagediff.training.train_config import TrainConfig
-from sagediff.training.trainable import TrainableDenoiser
+from sagediff.training.trainable import TrainableDenoiser, check_trainable
+from sagediff.training.trained import NOT_TERMS, Trained, counts_record
 from sagediff.training.validation import draw_validation
 
 LOG = "log.jsonl"
@@ -43,9 +48,14 @@ def train(pipe: Any, data: CaptionedImages, config: TrainConfig, base: str = "")
     Afterwards the pipeline carries the trained weights (the running mean, if there is one).
 
     Raises:
-        InputError: an output folder in use, a checkpoint of another run, or an image that cannot be read.
+        InputError: an output folder in use, a checkpoint of another run, no images, or one that cannot be read.
+        ModelError: the loss, its gradient or the weights are not finite. The last checkpoint is kept, no weights are
+            written.
     """
-    return _Run(pipe, data, config, base).go()
+    if not len(data):
+        raise InputError("there are no images to train on")
+    own = own_sharing(Path(str(getattr(pipe, "name_or_path", None) or "")))
+    return _Run(pipe, data, config.with_threshold(own.threshold), base).go()
 
 
 class _Run:
@@ -59,11 +69,17 @@ class _Run:
         self.checkpoints = config.out / "checkpoints"
         found = checkpoint.latest(self.checkpoints)
         check_output(config)
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_dir=str(config.out / "logs"),
-        )
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=config.mixed_precision,
+                log_with=None if config.report_to == "none" else config.report_to,
+                project_dir=str(config.out / "logs"),
+            )
+        except ValueError as error:  # a precision that this machine has not
+            raise OptionError(
+                "mixed_precision",
+                f"{config.mixed_precision} does not work here: {str(error).splitlines()[0]}",
+            ) from error
         device = self.accelerator.device
         pipe.to(device)
         size = _size(pipe, config.resolution)
@@ -85,9 +101,12 @@ class _Run:
         for image, caption in enumerate(self.caption_of):
             images[caption].append(image)
         self.schedule = GroupSchedule(
-            embed_prompts(self.captions, pipe).vectors, images, config.threshold, config.group_size,
+            embed_prompts(self.captions, pipe).vectors, images, config.grouped_at, config.group_size,
             config.pool_size, config.train_batch_size, config.seed,
         )  # fmt: skip
+        if self.accelerator.is_main_process:
+            for words in schedule_warnings(self.schedule, config, len(data)):
+                print(f"warning: {words}", file=sys.stderr)
 
         torch.manual_seed(config.seed)
         if config.rank:
@@ -120,7 +139,7 @@ class _Run:
         for group in optimizer.param_groups:
             group["initial_lr"] = config.learning_rate  # torch asks for it to begin at a later step
         self.lr_scheduler = get_cosine_schedule_with_warmup(
-            optimizer, config.lr_warmup_steps, config.steps, last_epoch=self.start - 1
+            optimizer, config.warmup_steps, config.steps, last_epoch=self.start - 1
         )
         self.model, self.optimizer = self.accelerator.prepare(module, optimizer)
 
@@ -152,43 +171,73 @@ class _Run:
     def _predict(self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> Any:
         def predict(states: Tensor, timesteps: Tensor, conditions: Any) -> Tensor:
             with context(), self.accelerator.autocast():
-                return self.denoiser(states, timesteps, dict(conditions), model)
+                return self.denoiser(states, self.process.told(timesteps), dict(conditions), model)
 
         return predict
 
-    def _terms(self, number: int) -> dict[str, Tensor]:
+    def _terms(self, number: int) -> tuple[dict[str, Tensor], list[int]]:
+        """The weighted terms of a batch, and the sizes of its groups."""
         config = self.config
         rng = np.random.default_rng([config.seed, 3, number])
         generator = torch.Generator(self.accelerator.device).manual_seed(int(rng.integers(2**62)))
         batch = self._batch(number, rng)
+        sizes = torch.bincount(batch.node).tolist()
         student = self._predict(self.model, nullcontext)
         if config.objective == "standard":
-            return standard_terms(student, self.process, batch, generator, config.snr_gamma)
-        return sage_terms(
+            return standard_terms(student, self.process, batch, generator, config.snr_gamma), sizes
+        terms = sage_terms(
             student, self._predict(self.teacher, self.teacher_context), self.process, batch, config.weights,
             config.branch_range, generator, config.snr_gamma,
         )  # fmt: skip
+        return terms, sizes
 
-    def _step(self, step: int) -> dict[str, float]:
+    def _step(self, step: int) -> tuple[dict[str, float], GroupCounts]:
+        """The terms of a step, and what it was trained on.
+
+        Raises:
+            ModelError: a loss or a gradient that is not finite; the weights are as they were.
+        """
         config, accelerator = self.config, self.accelerator
         sums: dict[str, float] = {}
+        sizes: list[int] = []
         for part in range(config.gradient_accumulation_steps):
             number = (step * config.gradient_accumulation_steps + part) * accelerator.num_processes
-            terms = self._terms(number + accelerator.process_index)
+            terms, more = self._terms(number + accelerator.process_index)
+            sizes += more
             accelerator.backward(torch.stack(list(terms.values())).sum() / config.gradient_accumulation_steps)
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(term.detach()) / config.gradient_accumulation_steps
         if not all(map(math.isfinite, sums.values())):
-            raise InputError(
-                f"the loss is not finite at step {step + 1} ({sums}); lower learning_rate, or use mixed_precision no"
-            )
-        accelerator.clip_grad_norm_(list(self.trained.values()), config.max_grad_norm)
+            found = ", ".join(f"{name} {value:g}" for name, value in sums.items())
+            raise self._diverged(f"the loss is not finite at step {step + 1} ({found})")
+        norm = accelerator.clip_grad_norm_(list(self.trained.values()), config.max_grad_norm)
+        # in fp16 that happens now and then: the scaler leaves the step out and scales less
+        if config.mixed_precision != "fp16" and norm is not None and not math.isfinite(float(norm)):
+            raise self._diverged(f"the gradient is not finite at step {step + 1}")
         self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         if config.ema_decay:
             self.average.step(list(self.trained.values()))
-        return sums
+        return sums, GroupCounts.of(sizes)
+
+    def _diverged(self, what: str) -> ModelError:
+        """The error of a run that cannot go on."""
+        kept = checkpoint.latest(self.checkpoints)
+        weights = "there is no checkpoint yet" if kept is None else f"the last checkpoint, {kept}, is kept"
+        return ModelError(
+            f"{what}; {weights}. Train again into another folder with a lower --learning-rate, or with "
+            "--mixed-precision no"
+        )
+
+    def _check_weights(self, step: int) -> None:
+        """Before they are written.
+
+        Raises:
+            ModelError: some are not finite.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in self.weights.values()):
+            raise self._diverged(f"the weights are not finite after step {step}")
 
     # -- the whole
 
@@ -207,15 +256,16 @@ class _Run:
             task = progress.add_task("", total=config.steps, completed=self.start, terms="")
             for step in range(self.start, config.steps):
                 rate = self.lr_scheduler.get_last_lr()[0]
-                terms = self._step(step)
+                terms, counts = self._step(step)
                 if accelerator.is_main_process:
-                    log.write({"step": step + 1, "learning_rate": rate, **terms})
+                    log.write({"step": step + 1, "learning_rate": rate, **terms, **counts_record(counts)})
                 accelerator.log(terms | {"learning_rate": rate}, step=step + 1)
                 progress.update(task, advance=1, terms=log.words())
                 last = step + 1 == config.steps
                 if config.validation_steps and (step + 1) % config.validation_steps == 0 and not last:
                     self._validate(step + 1)
                 if accelerator.is_main_process and ((step + 1) % config.checkpointing_steps == 0 or last):
+                    self._check_weights(step + 1)
                     checkpoint.save(
                         self.checkpoints, step + 1, self.weights, self.optimizer, self.record,
                         config.checkpoints_total_limit,
@@ -252,17 +302,19 @@ class _Run:
 
     def _finish(self) -> Path:
         config, module = self.config, self.denoiser.module
+        self._check_weights(config.steps)  # a run that goes on after its last step has not looked
         self._validate(config.steps)
+        trained = Trained.read(config.out / LOG)
         if config.ema_decay:
             self.average.copy_to(list(self.trained.values()))
         module.eval()
         if config.rank:
-            path = save_adapter(self.pipe, module, config.out, config.sharing())
+            path = save_adapter(self.pipe, module, config.out, config.sharing(trained.counts.largest))
         else:
             path = config.out / ("unet" if module is getattr(self.pipe, "unet", None) else "transformer")
             with writing(path) as partial:
                 module.save_pretrained(partial, safe_serialization=True)
-        card = model_card(self.base, len(self.data), len(self.captions), config, path.name)
+        card = model_card(self.base, len(self.data), len(self.captions), config, path.name, trained)
         write_text(config.out / "README.md", card)
         return path
 
@@ -280,7 +332,7 @@ class _Log:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
-            if name not in ("step", "learning_rate"):
+            if name not in NOT_TERMS:
                 before = self._running.get(name, value)
                 self._running[name] = 0.95 * before + 0.05 * value
 
@@ -302,6 +354,20 @@ def check_output(config: TrainConfig) -> None:
         raise InputError(f"--out {out} is in use; choose another folder, or --resume to go on with that run")
     if used and checkpoint.latest(out / "checkpoints") is None and not (out / LOG).is_file():
         raise InputError(f"--resume: {out} holds no checkpoint of a training run")
+
+
+def check_model(name: str, config: TrainConfig) -> None:
+    """Refuse a model that cannot be trained so, before its weights are read.
+
+    Raises:
+        InputError: no such model. UnsupportedPipelineError: a denoiser, a prediction or a weighting that training does
+            not know.
+    """
+    check_trainable(supported_parts(name)[1])
+    pipe, _ = load_for_planning(name, text_encoders=False)
+    process = ForwardProcess.of(pipe.scheduler, image_tokens=4096)
+    if config.snr_gamma is not None:
+        process.min_snr_weights(process.timesteps(torch.tensor([0.5])), config.snr_gamma)
 
 
 def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:

@@ -66,11 +66,7 @@ class TrainableDenoiser:
         self._pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
         self.family: Family = family_of(self.module)
-        if TRAINABLE.isdisjoint(cls.__name__ for cls in type(self.module).__mro__):
-            raise UnsupportedPipelineError(
-                f"training is known to work with {', '.join(sorted(TRAINABLE))} and not with "
-                f"{type(self.module).__name__}, which can be sampled only"
-            )
+        check_trainable(*(cls.__name__ for cls in type(self.module).__mro__))
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
         self._first = self._record(["an image"], guided=False)
@@ -153,6 +149,19 @@ class TrainableDenoiser:
         named = self.family.put(self._first, tensors) | {"return_dict": False}
         output: Tensor = (self.module if module is None else module)(**named)[0]
         return output
+
+
+def check_trainable(*denoiser: str) -> None:
+    """Refuse a denoiser that training does not know, by the names of its class and bases.
+
+    Raises:
+        UnsupportedPipelineError: it is none of `TRAINABLE`.
+    """
+    if TRAINABLE.isdisjoint(denoiser):
+        raise UnsupportedPipelineError(
+            f"training is known to work with {', '.join(sorted(TRAINABLE))} and not with {denoiser[0]}, which can be "
+            "sampled only"
+        )
 
 
 def pack(latents: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.errors import InputError
-from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
+from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
 
 if TYPE_CHECKING:
+    from sagediff.evaluation.grid import Weights
+
     GivenSharing = Any
     GivenSampling = Any
 else:
@@ -37,12 +41,24 @@ def bench(
     """
     if find_spec("matplotlib") is None:
         raise InputError("sagediff bench needs matplotlib: pip install 'sagediff[eval]'")
-    first = SamplingOptions(compared.step_counts()[0], **options.named(sampling))
-    # neither a LoRA's own settings nor a solver that goes with its absence: every setting of a bench has the same
-    base = replace(model, lora=None, no_lora=True)
-    settings = resolve(base, first, options.named(sharing), policy)
-    lora = model.chosen_lora()
-    used = replace(settings.model, lora=lora, no_lora=lora is None, scheduler=model.scheduler)
+    named, given = options.named(sampling), options.named(sharing)
+    steps = compared.step_counts()
+
+    def arm(lora: Path | None) -> dict[int, RunSettings]:
+        """By the number of steps, on which the solver may depend."""
+        used = replace(model, lora=lora, no_lora=lora is None)
+        return {count: resolve(used, SamplingOptions(count, **named), given, policy) for count in steps}
+
+    # each set of weights is sampled as `generate` samples it; plain fine-tuning does not change how the model is used
+    arms: dict[Weights, dict[int, RunSettings]] = {"base": arm(None)}
+    if compared.baseline_lora is not None:
+        file = lora_file(compared.baseline_lora)
+        arms["standard"] = {
+            count: replace(each, model=replace(each.model, lora=file, no_lora=False))
+            for count, each in arms["base"].items()
+        }
+    if (lora := model.chosen_lora()) is not None:
+        arms["sage"] = arm(lora)
     from sagediff.cli.comparing import run_bench_command
 
-    run_bench_command(replace(settings, model=used), compared, measuring, prompt_file)
+    run_bench_command(arms, compared, measuring, prompt_file)

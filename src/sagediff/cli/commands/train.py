@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.errors import InputError
+from sagediff.pipelines.lora import sharing_record
 from sagediff.training.train_config import SageWeights, TrainConfig
 
 options.FLAGS.update(options.renamed(SageWeights))
@@ -28,7 +29,10 @@ def train(
         ),
     ],
     model: Annotated[
-        str, options.of("Model", "--model", help="'demo' (built in), a local diffusers folder, or a hub id.")
+        str,
+        options.of(
+            "Model", "--model", help="'demo' or 'emoji' (built in), a local diffusers folder, or a hub id."
+        ),
     ] = "demo",
     full: Annotated[bool, options.of("Training", help="Train all weights, not a LoRA.")] = False,
     max_group_size: Annotated[
@@ -47,21 +51,29 @@ def train(
     if "out" not in chosen:
         raise InputError("--out is missing: name the folder for the weights, the log and the checkpoints")
     if full:
+        if chosen.get("rank") or "lora_layers" in chosen:
+            raise InputError(
+                "--full trains all weights: leave out --rank and --lora-layers, which are of a LoRA"
+            )
         chosen["rank"] = 0
     if max_group_size is not None:
         chosen["group_size"] = (1, max_group_size)
     config = TrainConfig(**chosen, weights=SageWeights(**options.named(weights)))
-    for module in ("accelerate", "peft"):
+    report = () if config.report_to == "none" else (config.report_to,)
+    for module in ("accelerate", "peft", *report):
         if find_spec(module) is None:
-            raise InputError(f"training needs {module}: pip install 'sagediff[train]'")
+            instead = ", or --report-to none" if module in report else ""
+            raise InputError(f"training needs {module}: pip install 'sagediff[train]'{instead}")
     from sagediff.pipelines.loading import load_pipeline, quiet_libraries
     from sagediff.training.captioned_images import load_images
-    from sagediff.training.loop import check_output, train
+    from sagediff.training.loop import check_model, check_output, train
 
     quiet_libraries()
     check_output(config)
+    check_model(model, config)
     images = load_images(data)
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     path = train(pipe, images, config, model)
-    print(json.dumps({"weights": str(path), "steps": config.steps, **config.sharing()}))
+    record = sharing_record(path) if config.rank else None
+    print(json.dumps({"weights": str(path), "steps": config.steps, **(record or config.sharing())}))

@@ -19,6 +19,7 @@ from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask, noise_seeds, repeats
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import QueuedRequest
+from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.wave import OnStep, run_wave
 from sagediff.serving.engine.cache_files import CacheKey, Entry
@@ -125,6 +126,7 @@ class WaveRunner:
             lambda texts: np.stack([by_prompt[text] for text in texts]),
             across_tenants=self.settings.across_tenants,
             repeats_may_share=sharing.fresh_noise > 0,
+            read=self._read([requests[i] for i in rest]),
         )
         return Arrangement(
             sorted([*([rest[i] for i in group] for group in groups), *([i] for i in found)]),
@@ -190,7 +192,7 @@ class WaveRunner:
         # do; unless everyone who leaves a group gets some.
         apart = [
             again or (i in arrangement.replays and not sharing.renews_all)
-            for i, again in enumerate(repeats(requests, plan.groups))
+            for i, again in enumerate(repeats(requests, plan.groups, self._read(requests)))
         ]
         return WaveTask(list(range(len(tickets))), list(requests), plan, noise, own, apart)
 
@@ -286,6 +288,10 @@ class WaveRunner:
                     tickets[i].show(tickets[i].previews.index(done), image)
 
         return step_done
+
+    def _read(self, requests: Sequence[QueuedRequest]) -> list[str]:
+        """What the model's text encoders read of each prompt; where it is the same, prompts are equal."""
+        return read_prompts(self.pipe, [request.prompt for request in requests]).keys
 
     def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
         """Prompts to unit vectors, (N, D), by which they are grouped."""
