@@ -351,6 +351,15 @@ def test_fields_that_are_not_understood_are_named_in_the_answer(server: Address)
     assert client.data[0].b64_json and "steps" in client.model_extra["warnings"][0]
 
 
+def test_a_prompt_that_is_cut_at_the_models_limit_is_said_so(server: Address) -> None:
+    long = CAT + " and" * 40
+    (told,) = server.post(prompt=long).json()["warnings"]
+    assert "longer than the 24 tokens" in told
+    stream = httpx.post(f"{server.url}/v1/images/batches", json={"prompts": [CAT, long]}, timeout=60).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    assert {event["index"]: event.get("warnings") for event in events} == {0: None, 1: [told]}
+
+
 def test_seeds_that_are_drawn_survive_a_client_whose_numbers_are_doubles(server: Address) -> None:
     answers = server.post(prompt=CAT, n=10, share=False).json()["data"]
     assert all(int(float(made["seed"])) == made["seed"] < 2**53 for made in answers)

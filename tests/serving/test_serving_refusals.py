@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from engines import CAT, DOG, STAR, faulty, results, running, wanted
+from engines import CAT, DOG, SETTINGS, STAR, faulty, results, running, wanted
 from tiny import RECIPES
 from tiny.parts import SCHEDULERS
 
 from sagediff.errors import ModelError
 from sagediff.serving.engine import recovery
+from sagediff.serving.engine.reuse import CacheUse
 from sagediff.serving.engine.sizes import check_size, refused_by_pipeline, size_multiple
 from sagediff.serving.engine.ticket import MadeImage
+from sagediff.serving.engine.trajectory_cache import TrajectoryCache
 from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
+from sagediff.serving.http.answers import error_answer
 
 MULTIPLES = {
     "sd": 8, "sdxl": 8, "sd3": 4, "flux": 4, "flux2": 16, "sana": 32, "pixart-sigma": 8, "auraflow": 16,
@@ -91,6 +95,25 @@ def test_images_that_are_none_get_an_error_and_their_neighbours_an_image(
     assert isinstance(cat, MadeImage) and isinstance(dog, MadeImage)
     assert isinstance(star, ImageFailed) and "not finite" in str(star)
     assert STAR not in caplog.text  # prompts are not logged unless the operator says so
+
+
+def test_numbers_that_are_not_finite_make_no_image_and_nothing_is_kept_of_them(demo: Any) -> None:
+    def spoilt(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan") if output.shape[-1] == 8 else output  # of images of 32 pixels
+
+    cache = TrajectoryCache(1 << 24)
+    settings = replace(SETTINGS, reuse=CacheUse(cache, 0.5, lambda pipe: "demo"))
+    hook = demo.unet.conv_out.register_forward_hook(spoilt)
+    try:
+        with running(demo, settings) as (engine, _):
+            failed = results(engine.submit([wanted(str(i), width=32, height=32) for i in range(2)]))
+            assert len(cache) == 0
+            fine = results(engine.submit([wanted("fine")]))
+            assert len(cache) == 1
+    finally:
+        hook.remove()
+    assert [type(outcome) for outcome in (*failed, *fine)] == [ImageFailed, ImageFailed, MadeImage]
+    assert "not finite" in str(failed[0]) and error_answer(failed[0]).status == 500
 
 
 def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:

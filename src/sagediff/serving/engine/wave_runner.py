@@ -229,10 +229,12 @@ class WaveRunner:
                 value = rows_alone(run.plan, shared)
                 self._reuse.keep(key, vectors, noise[group[0]], recorded[group[0]], value)
 
-    @staticmethod
-    def _images(tickets: Sequence[Ticket], images: Sequence[Any], run: SharedRun) -> list[MadeImage | None]:
+    def _images(
+        self, tickets: Sequence[Ticket], images: Sequence[Any], run: SharedRun
+    ) -> list[MadeImage | None]:
         """Of every ticket; None where its client left on the way."""
         plan = run.plan
+        reading = read_prompts(self.pipe, [ticket.request.prompt for ticket in tickets])
         names = {
             i: (name, len(group)) for group in plan.groups for name in [secrets.token_hex(6)] for i in group
         }
@@ -251,6 +253,7 @@ class WaveRunner:
                 *names[i],
                 plan.branch_steps[i],
                 replayed[i],
+                reading.limit if i in reading.cut else None,
             )
             for i, image in enumerate(images)
         ]
