@@ -12,6 +12,7 @@ Exits with 1 if an answer is not the documented one, or `/health` took a second.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -249,6 +250,9 @@ def never_reads(server: Running) -> tuple[str, bool]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows: list[tuple[str, str, float, bool]] = []
 
     def attack(name: str, health: Health, run: Callable[[], tuple[str, bool]], ends: bool = False) -> None:
