@@ -13,9 +13,10 @@ import torch
 from engines import CAT, DOG, SETTINGS, STAR, faulty, results, running, wanted
 from tiny import RECIPES
 from tiny.parts import SCHEDULERS
+from torch.nn.functional import scaled_dot_product_attention
 
 from sagediff.errors import ModelError
-from sagediff.serving.engine import recovery
+from sagediff.serving.engine import interrupt, recovery
 from sagediff.serving.engine.reuse import CacheUse
 from sagediff.serving.engine.sizes import check_size, refused_by_pipeline, size_multiple
 from sagediff.serving.engine.ticket import MadeImage
@@ -141,6 +142,42 @@ def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
         for hook in hooks + inner:
             hook.remove()
     assert not any(module._forward_pre_hooks for module in demo.unet.modules())
+
+
+@pytest.mark.parametrize("queries, keys", [(4096, 4096), (4196, 77), (5000, 5000), (768, 768)])
+def test_long_attention_in_parts_is_the_same_to_the_bit(
+    queries: int, keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupt, "_AT_ONCE", 1 << 20)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, 2, length, 16, generator=generator) for length in (queries, keys, keys)
+    )
+    parts: list[int] = []
+    whole = scaled_dot_product_attention(query, key, value)
+    with interrupt.AttentionInParts(lambda: parts.append(1)):
+        made = scaled_dot_product_attention(query, key, value=value, dropout_p=0.0)
+        masked = scaled_dot_product_attention(query, query, query, is_causal=True)
+    assert torch.equal(made, whole) and masked.shape == whole.shape
+    assert (len(parts) > 1) == (keys > 2000)
+
+
+def test_a_client_that_leaves_is_seen_within_an_attention(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 512 pixels one attention of the built-in model takes several parts of this size."""
+    monkeypatch.setattr(interrupt, "_AT_ONCE", 1 << 20)
+    reached, between = threading.Event(), interrupt.AttentionInParts._in_parts
+
+    def seen(*args: Any) -> Any:
+        reached.set()
+        return between(*args)
+
+    monkeypatch.setattr(interrupt.AttentionInParts, "_in_parts", seen)
+    with running(demo) as (engine, _):
+        tickets = engine.submit([wanted("a", width=512, height=512)])
+        assert reached.wait(60)
+        engine.cancel(tickets)
+        start = time.monotonic()
+        assert isinstance(results(tickets)[0], Cancelled) and time.monotonic() - start < 3
 
 
 class Large:
