@@ -25,9 +25,7 @@ _DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
-    captions: int | None = option(
-        None, "Prompts to use [default: all; of the demo's held-out ones 256 in bench, 128 in tune]."
-    )
+    captions: int | None = option(None, "Prompts to use [default: all; of the demo's held-out ones 256].")
     seeds: tuple[str, ...] = option((), "Seeds, with commas [default: 0,1,2 in bench, 0 in tune].")
     features: str | None = option(
         None, "'inception', or a DINOv2 or CLIP model [default: facebook/dinov2-base]."
@@ -123,6 +121,10 @@ class TuneOptions:
         0.25,
         "How far apart the images of equal prompts have to stay, as a fraction of what two of independent sampling "
         "are.",
+    )
+    confidence: float = option(
+        0.8,
+        "How sure it must be that no more is lost, 0.5 to 1. Higher: more prompts are needed, less is saved.",
     )
     metric: Literal["accuracy", "clip"] | None = option(
         None, "'accuracy' (built-in world) or 'clip' [default: accuracy where it can be judged]."

@@ -48,7 +48,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups)
     sampler.check(prompts, plan)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
-    for words in sharing_warnings(settings.model.lora, ratio, largest):
+    for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(job.requests, plan, seed, job.output.wave_size)
     folder.begin(manifest, plan.to_json())
