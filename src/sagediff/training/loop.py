@@ -19,7 +19,7 @@ from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError, ModelError
 from sagediff.files.atomic import sweep, write_text, writing
 from sagediff.options import OptionError
-from sagediff.pipelines.loading import load_for_planning
+from sagediff.pipelines.loading import load_for_planning, supported_parts
 from sagediff.pipelines.run_settings import own_sharing
 from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
@@ -31,7 +31,7 @@ from sagediff.training.card import model_card
 from sagediff.training.encoding import EncodedExamples
 from sagediff.training.forward_process import ForwardProcess
 from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
-from sagediff.training.train_config import TrainConfig
+from sagediff.training.train_config import WARMUP, TrainConfig
 from sagediff.training.trainable import TrainableDenoiser, check_trainable
 from sagediff.training.trained import NOT_TERMS, Trained, counts_record
 from sagediff.training.validation import draw_validation
@@ -107,6 +107,11 @@ class _Run:
         if self.accelerator.is_main_process:
             for words in schedule_warnings(self.schedule, config, len(data)):
                 print(f"warning: {words}", file=sys.stderr)
+            if config.lr_warmup_steps is None and config.warmup_steps < WARMUP:
+                print(
+                    f"the learning rate warms up over {config.warmup_steps} of {config.steps} steps",
+                    file=sys.stderr,
+                )
 
         torch.manual_seed(config.seed)
         if config.rank:
@@ -363,8 +368,8 @@ def check_model(name: str, config: TrainConfig) -> None:
         InputError: no such model. UnsupportedPipelineError: a denoiser, a prediction or a weighting that training does
             not know.
     """
-    pipe, denoiser = load_for_planning(name, text_encoders=False)
-    check_trainable(denoiser)
+    check_trainable(supported_parts(name)[1])
+    pipe, _ = load_for_planning(name, text_encoders=False)
     process = ForwardProcess.of(pipe.scheduler, image_tokens=4096)
     if config.snr_gamma is not None:
         process.min_snr_weights(process.timesteps(torch.tensor([0.5])), config.snr_gamma)
