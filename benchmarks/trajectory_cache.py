@@ -29,7 +29,8 @@ from sagediff.builtin.scenes.networks import load_judge
 from sagediff.builtin.scenes.scene_perception import held_out_captions
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.plan.sharing import Sharing
-from sagediff.serving.engine.trajectory_cache import CacheKey, TrajectoryCache, config_text
+from sagediff.serving.engine.cache_files import CacheKey
+from sagediff.serving.engine.trajectory_cache import TrajectoryCache, config_text
 
 GUIDANCE = 4.0  # what the pipeline is told; no step runs it
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 # Before anything imports huggingface_hub or torch; subprocesses inherit it.  As many processes as cores run tests:
-# with more threads than cores, torch's wait for each other by spinning.
+# with more threads than cores, torch's wait for each other by spinning.  No test asks for a certificate, and httpx
+# would read all of them for every client that it makes, which takes longer than most answers.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "SSL_CERT_DIR": os.devnull,
 }
+
+# Libraries make hundreds of thousands of objects that stay: to look through them for garbage again and again takes a
+# sixth of the time that importing them takes, and some in every test.
+gc.disable()
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -50,9 +58,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_group_of, reverse=True)  # Ray's first: the longest, which mostly wait
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def _group_of(item: pytest.Item) -> bool:
     marker = item.get_closest_marker("xdist_group")
     return marker is not None and marker.args == ("ray",)
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """One Ray of two cores for all tests that need one: to start and to end one, and Ray Serve on it, takes some ten
+    seconds of the processor.  Pools and fleets leave it as they found it.  Its processes can import the tests' modules.
+    """
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sagediff[ray]'")
+    from sagediff.distributed.ray_replicas import quiet_serve
+
+    paths = [str(Path(__file__).parent / "distributed"), os.environ.get("PYTHONPATH", "")]
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ENABLE_AUTO_CONNECT": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        quiet_serve()
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False,
+            object_store_memory=128 * 2**20,
+        )  # fmt: skip
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

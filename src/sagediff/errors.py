@@ -55,3 +55,8 @@ class ModelError(SagediffError):
 
 class StoppedError(SagediffError):
     """Every prompt of a shared run was dropped, so the pipeline's call was ended; nothing is wrong."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error of somebody else's in one line, for a message; its class where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

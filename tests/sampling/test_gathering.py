@@ -62,12 +62,14 @@ def test_conditions_that_stay_are_merged_once() -> None:
     assert counted.calls == 2
 
 
-@pytest.mark.parametrize("change", ["written to", "another tensor", "another size"])
+@pytest.mark.parametrize("change", ["written to", "written to unseen", "another tensor", "another size"])
 def test_conditions_that_change_are_merged_anew(change: str) -> None:
     gathering, tensors = Gathering(UNET, mean_condition), call()
     gathering.rows(tensors, SOURCES)
     if change == "written to":
         tensors["encoder_hidden_states"].mul_(2)
+    elif change == "written to unseen":
+        tensors["encoder_hidden_states"].data.mul_(2)
     elif change == "another tensor":
         tensors["encoder_hidden_states"] = call(5)["encoder_hidden_states"]
     else:
@@ -84,7 +86,7 @@ def test_two_calls_a_step_keep_their_own() -> None:
     assert counted.calls == 4
 
 
-def test_tensors_that_do_not_tell_of_writing_are_never_kept() -> None:
+def test_inference_tensors_that_were_written_to_are_merged_anew() -> None:
     counted = Counted()
     gathering = Gathering(UNET, counted)
     with torch.inference_mode():

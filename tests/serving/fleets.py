@@ -21,6 +21,8 @@ from sagediff.serving.fleet.messages import Command, Event
 from sagediff.serving.fleet.replica_fleet import Fleet
 from sagediff.serving.fleet.replica_host import ReplicaHost
 
+PATIENCE = 300.0  # seconds that anything may take beside busy cores
+
 
 class LocalCall:
     """Iterates over what a host says, and breaks off as Ray's does: when it is cancelled, or the replica dies."""
@@ -89,7 +91,7 @@ class LocalReplicas:
 
     def begin(self, pipe: int) -> None:
         for host in self._ended:
-            host._engine._thread.join(30)  # off its pipeline, which the new one may want
+            host._engine._thread.join(PATIENCE)  # off its pipeline, which the new one may want
         self.hosts[f"r{next(self._names)}"] = ReplicaHost(self._make(pipe))
         self.dispatcher.set_replicas(sorted(self.hosts))
 
@@ -118,7 +120,7 @@ class LocalReplicas:
     def close(self) -> None:
         for host in [*self.hosts.values(), *self._ended]:
             host.stop(0.0)
-            host._engine._thread.join(30)  # off its pipeline, which the next one may want
+            host._engine._thread.join(PATIENCE)  # off its pipeline, which the next one may want
 
 
 class Watch:
@@ -174,18 +176,19 @@ class LocalFleet:
 def fleet_of(pipes: list[Any], **options: Any) -> Iterator[LocalFleet]:
     local = LocalFleet(pipes, **options)
     local.fleet.start()
-    assert local.fleet.wait_until_loaded(60) == "ready"
+    assert local.fleet.wait_until_loaded(PATIENCE) == "ready"
     local.watch.routes.clear()  # of what was asked to get ready
     try:
         yield local
     finally:
-        local.fleet.stop(60)
+        local.fleet.stop(PATIENCE)
         assert local.fleet.state == "stopped" and local.fleet.waiting == 0
         assert not any(local.dispatcher.loads().values())
 
 
-def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
-    give_up = time.monotonic() + seconds
+def until(true: Callable[[], Any], every: float = 0.005) -> None:
+    """Looks at it every so many seconds; patient, as it ends early only where it happened."""
+    give_up = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < give_up, "it did not come to pass"
-        time.sleep(0.005)
+        time.sleep(every)

@@ -19,6 +19,7 @@ from sagediff.serving.failures import (
 from sagediff.serving.http.answers import error_answer
 from sagediff.serving.http.image_store import ImageStore
 from sagediff.serving.http.schema import GenerationBody, RequestProblem, parse_body
+from sagediff.serving.tenants import Tenants
 
 
 def test_what_is_given_goes_before_the_environment_and_that_before_the_default(
@@ -39,11 +40,14 @@ def test_a_setting_that_cannot_work_is_named_and_no_key_is_told() -> None:
 
 
 def test_tenants_are_told_apart_by_key_and_do_not_tell_it() -> None:
-    config = ServeConfig.of(api_keys="one,two,schlüssel")
-    tenants = [config.tenant_of(key) for key in ("one", "two", "schlüssel")]
-    assert len(set(tenants)) == 3 and not any(t is None or t in ("one", "two") for t in tenants)
-    assert [config.tenant_of(key) for key in (None, "", "on", "one ", "onetwo")] == [None] * 5
-    assert ServeConfig.of().tenant_of(None) == ""
+    keys = ServeConfig.of(api_keys="one,two,schlüssel").api_keys
+    for on_disk in (False, True):
+        tenants = Tenants(keys, on_disk)
+        names = [tenants.of(key) for key in ("one", "two", "schlüssel")]
+        assert len(set(names)) == 3 and not any(name is None or name in ("one", "two") for name in names)
+        assert [tenants.of(key) for key in (None, "", "on", "one ", "onetwo")] == [None] * 5
+        assert (names == [Tenants(keys, on_disk).of(key) for key in keys]) == on_disk
+    assert Tenants((), False).of(None) == ""
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from sagediff.errors import InputError
 from sagediff.sampling.trajectory import Trajectory
-from sagediff.serving.engine.trajectory_cache import CacheKey, Entry, TrajectoryCache, config_text
+from sagediff.serving.engine.cache_files import CacheKey, Entry
+from sagediff.serving.engine.trajectory_cache import TrajectoryCache, config_text
 
 KEY = CacheKey("anna", "model", "", "DDIMScheduler", "{}", 8, 2, 4.0, "{}", 64, 64, "float32")
 KEYS = [KEY, replace(KEY, tenant="ben"), replace(KEY, guidance_scale=5.0), replace(KEY, num_steps=10)]
@@ -119,9 +120,12 @@ class CacheMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         if self.on_disk:
-            (self.folder / "killed.partial").write_bytes(b"half a fi")
+            ours = self.folder / f"{'0' * 40}.safetensors.{'1' * 12}.partial"  # of a killed process
+            foreign = self.folder / "download.partial"
+            ours.write_bytes(b"half a fi")
+            foreign.write_bytes(b"of somebody else")
             self.cache = TrajectoryCache(self.bound, self.folder)
-            assert not list(self.folder.glob("*.partial"))
+            assert list(self.folder.glob("*.partial")) == [foreign]
 
     @invariant()
     def holds_what_it_took(self) -> None:

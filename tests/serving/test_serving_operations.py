@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import Address, serving
 from test_serving_server import CAT, DOG
 
-from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.model_thread import WaveReport
 from sagediff.serving.fleet.fleet_metrics import FleetMetrics
 from sagediff.serving.logs import configured_logs
 from sagediff.serving.metrics import Metrics
+from sagediff.serving.tenants import Tenants
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = ("first secret", "second secret")
@@ -193,10 +193,9 @@ def test_plain_text_is_one_line_a_request_whatever_the_path_holds(
 
 
 def test_labels_of_tenants_name_the_key_by_its_place() -> None:
-    config = ServeConfig.of(api_keys=KEYS)
-    tenants = [config.tenant_of(key) for key in KEYS]
-    assert [config.label_of(tenant or "") for tenant in tenants] == ["key-1", "key-2"]
-    assert ServeConfig.of(api_keys=()).label_of("") == "anyone"
+    tenants = Tenants(KEYS, on_disk=False)
+    assert [tenants.label(tenants.of(key) or "") for key in KEYS] == ["key-1", "key-2"]
+    assert Tenants((), on_disk=False).label("") == "anyone"
 
 
 def samples(server: Address) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

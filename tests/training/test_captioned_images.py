@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,61 @@ def test_a_batch_does_not_depend_on_those_before_it() -> None:
     ahead = [one.batch(number) for number in range(12)]
     assert [two.batch(number) for number in reversed(range(12))] == ahead[::-1]
     assert schedule(seed=4).batch(0) != ahead[0]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_caption_may_hold_any_separator_but_a_line_end(tmp_path: Path, mark: str) -> None:
+    record = json.dumps({"file_name": "1.png", "text": f"a cat{mark}second part"}, ensure_ascii=False)
+    data = load_images(str(imagefolder(tmp_path / "data", [record])))
+    assert data.captions == [f"a cat{mark}second part"]
+
+
+def test_an_image_may_not_lie_outside_of_the_folder(tmp_path: Path) -> None:
+    other = imagefolder(tmp_path / "other", GOOD)
+    folder = imagefolder(tmp_path / "data", GOOD)
+    (folder / "out.png").symlink_to(other / "1.png")
+    (folder / "away").symlink_to(other)
+    (folder / "in.png").symlink_to(folder / "1.png")
+    os.mkfifo(folder / "pipe.png")
+    for name, words in (
+        (str(other / "1.png"), "leaves the folder"),
+        ("../other/1.png", "leaves the folder"),
+        ("../data/1.png", "leaves the folder"),
+        ("out.png", "leaves the folder by a link"),
+        ("away/1.png", "leaves the folder by a link"),
+        ("pipe.png", "no regular file"),
+        (".", "no regular file"),
+        ("", "no such image"),
+        ("x" * 5000 + ".png", "File name too long"),
+        ("nul\0.png", "null"),
+    ):
+        lines = [json.dumps(GOOD[0]), json.dumps({"file_name": name, "text": "x"})]
+        (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        with pytest.raises(InputError, match=f"line 2: .*{words}") as raised:
+            load_images(str(folder))
+        assert len(str(raised.value)) < 600
+    inside = json.dumps({"file_name": "in.png", "text": "x"})
+    (folder / "metadata.jsonl").write_text(inside, encoding="utf-8")
+    assert load_images(str(folder)).captions == ["x"]
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (r'{"file_name": "1.png", "text": "a \ud83d"}', "line 1: half of a surrogate pair"),
+        pytest.param("[" * 100_000, "line 1: nested", id="nested"),
+        ('{"file_name": ["1.png"], "text": "x"}', "line 1: no such image"),
+        ('{"file_name": "1.png", "text": "a\x00b"}', "line 1: a NUL character"),
+        (r'{"file_name": "1.png", "text": "a\u0000b"}', "line 1: the caption holds a NUL"),
+        pytest.param('{"file_name": "1.png", "text": "' + "a" * (2 << 20), "line 1: longer than", id="long"),
+    ],
+)
+def test_metadata_out_of_bounds_is_named(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_images(str(imagefolder(tmp_path / "data", [line])))
+
+
+@pytest.mark.parametrize("name", ["nodata", "no/such/data", "x" * 5000, "nul\0"])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(name: str) -> None:
+    with pytest.raises(InputError, match=r"no such data|cannot read"):
+        load_images(name)

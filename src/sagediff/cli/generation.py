@@ -14,6 +14,7 @@ from typing import Any
 from sagediff.cli.job_options import Generation
 from sagediff.distributed.cluster import usable_cores
 from sagediff.distributed.pool import Pool
+from sagediff.errors import ModelError
 from sagediff.files.contact_sheet import contact_sheet
 from sagediff.files.output_folder import OutputFolder, png_bytes
 from sagediff.files.shards import ShardStore
@@ -25,6 +26,7 @@ from sagediff.plan.waves import Waves, WaveTask
 from sagediff.progress import stage_bars, stderr_progress
 from sagediff.prompts.embeddings import text_encoder
 from sagediff.sampling.sampler import SharedSampler
+from sagediff.sampling.wave import images_missing
 from sagediff.scale.cover import CoverOptions
 from sagediff.scale.disk_groups import groups_at_scale
 
@@ -46,13 +48,16 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         with stage_bars() as show:
             groups = groups_at_scale(prompts, used, job.scale.work, cover, source=source, on_progress=show)
     plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups)
-    sampler.check(prompts, plan)
+    reading = sampler.read(prompts)
+    sampler.check(prompts, plan, reading.keys)
+    if words := reading.warning():
+        print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
-    waves = Waves(job.requests, plan, seed, job.output.wave_size)
+    waves = Waves(job.requests, plan, seed, job.output.wave_size, read=reading.keys)
     folder.begin(manifest, plan.to_json())
-    record = partial(_record, prompts, plan, waves.noise_seeds)
+    record = partial(_record, prompts, plan, waves.seeds(sharing))
     shards = None
     if job.shard_size is not None:
         shards = ShardStore(folder, [i for group in plan.groups for i in group], job.shard_size, record)
@@ -60,7 +65,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     save = folder.save_png if shards is None else shards.save_png
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    made, run, finished = 0, 0, set(done)
+    made, run, finished, bad = 0, 0, set(done), list[int]()
     missing = sum(len(group) for group in plan.groups if not finished.issuperset(group)) * steps
     parts = [sampler]
     del sampler
@@ -71,7 +76,12 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
             for index, data in wave.images:
                 save(index, data)
                 made += 1
+            bad += wave.bad
+            if bad and not made:  # most likely none ever will be
+                break
         progress.update(bar, completed=missing)
+    if bad:
+        raise images_missing({i: prompts[i] for i in sorted(bad)}, sorted(bad))
     sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
         names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
@@ -86,6 +96,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         "threshold": sharing.threshold,
         "evaluations_run": run,
         "images_made": made,
+        "cut_prompts": len(reading.cut),
         "seconds": time.perf_counter() - start,
         "images_per_second": made / sampling_seconds if made else 0.0,
     }
@@ -122,23 +133,32 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class MadeWave:
-    """images: (prompt number, PNG); evaluations: denoiser rows run."""
+    """images: (prompt number, PNG); evaluations: denoiser rows run; bad: prompts whose images are not finite."""
 
     images: list[tuple[int, bytes]]
     evaluations: int
+    bad: list[int]
 
 
 def _make(
     sampler: SharedSampler, guidance: float | None, on_step: Callable[[int], None] | None, task: ImageTask
 ) -> MadeWave:
     """A wave's PNG files in memory."""
-    wave = sampler.run(task.wave, guidance, on_step)
+    bad: list[int] = []
+    try:
+        wave = sampler.run(task.wave, guidance, on_step)
+        made, evaluations = wave.images, wave.evaluations
+    except ModelError as error:
+        if error.images is None:
+            raise
+        made, evaluations = error.images, task.wave.plan.evaluations
+        bad = [task.wave.members[row] for row in error.bad]
     images = [
         (index, png_bytes(image, texts))
-        for index, image, texts in zip(wave.prompts, wave.images, task.texts, strict=True)
-        if texts is not None
+        for index, image, texts in zip(task.wave.members, made, task.texts, strict=True)
+        if texts is not None and image is not None
     ]
-    return MadeWave(images, wave.evaluations)
+    return MadeWave(images, evaluations, bad)
 
 
 def _worker(job: Generation, guidance: float | None, threads: int) -> Callable[[ImageTask], MadeWave]:
@@ -163,13 +183,13 @@ def _made(
         sampler: the only reference to it, given up where workers make the images: its memory is theirs.
     """
     guidance, finished, own = job.settings.sampling.guidance_scale, set(done), sampler.pop()
-    left = waves.without(done)
+    left, seeds = waves.without(done), waves.seeds(job.settings.sharing)
 
     def task(number: int) -> ImageTask:
         wave = left.task(number)
         texts = [
-            None if i in finished else _texts(request.prompt, seed, plan, i)
-            for i, request, seed in zip(wave.members, wave.requests, wave.noise_seeds, strict=True)
+            None if i in finished else _texts(request.prompt, seeds[i], plan, i)
+            for i, request in zip(wave.members, wave.requests, strict=True)
         ]
         return ImageTask(wave, texts)
 

@@ -107,7 +107,8 @@ PromptFile = Annotated[
         "Prompts",
         "--prompts",
         help="File of prompts: .txt (one per line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
-        "or .parquet.",
+        "or .parquet; '-' reads standard input.",
+        allow_leading_hyphen=True,  # for "-" itself
     ),
 ]
 Model = Annotated[ModelOptions, flattened("Model")]

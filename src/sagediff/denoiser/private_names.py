@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
-from torch import Tensor
 
 REGISTRY = "_diffusers_hook"  # attribute of a module: its registry of hooks
 
@@ -24,11 +23,6 @@ def unwrapped(module: Any) -> Any:
 def is_compiled_in_place(module: torch.nn.Module) -> bool:
     """Whether `module.compile()` was called, which leaves no wrapper."""
     return getattr(module, "_compiled_call_impl", None) is not None
-
-
-def version_of(tensor: Tensor) -> int:
-    """A number that grows whenever the tensor is written to."""
-    return tensor._version
 
 
 # -- hooks on a module -----------------------------------------------------------------------------
@@ -74,3 +68,12 @@ def forget_managed_states(value: Any) -> None:
     """Clear all states that a hook's attribute manages, if it does; which of them the call under way will use stays."""
     if isinstance(value, StateManager):
         value._state_cache.clear()
+
+
+# -- what a pipeline does with prompts -------------------------------------------------------------
+
+
+def preprocessed(pipe: Any, texts: list[str]) -> list[str]:
+    """Texts as the pipeline hands them to its tokenizers: PixArt's and others write them in lower case first."""
+    preprocess = getattr(pipe, "_text_preprocessing", None)
+    return texts if preprocess is None else cast("list[str]", preprocess(texts, clean_caption=False))

@@ -64,25 +64,38 @@ def _is_a(scheduler: Any, class_name: str) -> bool:
 # -- calls and timesteps ---------------------------------------------------------------------------
 
 
-def _begin_index(scheduler: Any) -> int:
-    """Of the first timestep that is taken; image-to-image pipelines begin later."""
-    return getattr(scheduler, "begin_index", None) or 0
+def first_call(scheduler: Any, num_steps: int, may_skip: bool) -> int:
+    """Number of the first of the scheduler's timesteps that is taken; image-to-image pipelines begin later.
+
+    Args:
+        num_steps: of the plan.
+        may_skip: whether the pipeline may begin later. Some solvers (DDIM, DDPM, PNDM) are not told where: then it is
+            taken to be where the plan's steps are left, which `check_first_timestep` sees to.
+    """
+    if hasattr(scheduler, "set_begin_index"):
+        return getattr(scheduler, "begin_index", None) or 0
+    count = len(scheduler.timesteps)
+    if not may_skip or sum(planned_calls(scheduler, num_steps)) == count:
+        return 0
+    return max(0, count - sum(planned_calls(scheduler, num_steps, from_start=False)))
 
 
-def timesteps_of(scheduler: Any) -> tuple[float, ...]:
-    """The timestep of every call of the solver, after `set_timesteps`."""
-    return tuple(float(t) for t in scheduler.timesteps[_begin_index(scheduler) :])
+def timesteps_of(scheduler: Any, first: int = 0) -> tuple[float, ...]:
+    """The timestep of every call of the solver from the first one on, after `set_timesteps`."""
+    return tuple(float(t) for t in scheduler.timesteps[first:])
 
 
-def calls_per_step(scheduler: Any, num_steps: int) -> tuple[int, ...]:
+def calls_per_step(scheduler: Any, num_steps: int, first: int = 0) -> tuple[int, ...]:
     """Denoiser calls of every step, read from the scheduler's timesteps after `set_timesteps`.
+
+    Args:
+        first: number of the first timestep that is taken.
 
     Raises:
         PlanError: the scheduler was set to another number of steps than the plan has.
     """
-    begin = _begin_index(scheduler)
-    timesteps = len(scheduler.timesteps) - begin
-    calls = planned_calls(scheduler, num_steps, from_start=begin == 0)
+    timesteps = len(scheduler.timesteps) - first
+    calls = planned_calls(scheduler, num_steps, from_start=first == 0)
     if sum(calls) != timesteps:
         raise PlanError(
             f"the share plan has {num_steps} steps ({sum(calls)} calls of {type(scheduler).__name__}), but "
@@ -105,21 +118,31 @@ def planned_calls(scheduler: Any, num_steps: int, from_start: bool = True) -> tu
     return (1,) * num_steps
 
 
-def check_first_timestep(scheduler: Any, timestep: Any) -> None:
+def check_first_timestep(scheduler: Any, timestep: Any, first: int = 0) -> None:
     """The first scheduler call must be at the first timestep.
 
+    Args:
+        first: number of the timestep that is taken first.
+
     Raises:
-        PlanError: it is not; the pipeline skips steps in a way that the scheduler does not tell beforehand.
+        PlanError: it is not.
     """
-    first = scheduler.timesteps[_begin_index(scheduler)]
+    expected = float(scheduler.timesteps[first])
     if getattr(timestep, "ndim", 0) and timestep.numel() != 1:
         return  # a timestep per row
-    if float(timestep) != float(first):
-        raise PlanError(
-            f"the pipeline begins at timestep {float(timestep):g}, not at the scheduler's first, "
-            f"{float(first):g}: it skips steps that the share plan counts (image-to-image strength below 1 "
-            f"with {type(scheduler).__name__})"
+    if float(timestep) == expected:
+        return
+    taken = [number for number, each in enumerate(timesteps_of(scheduler)) if each == float(timestep)]
+    left = len(scheduler.timesteps) - taken[0] if taken else None
+    raise PlanError(
+        f"the pipeline begins at timestep {float(timestep):g}, not at {expected:g}, where the share plan does: an "
+        f"image-to-image strength below 1 skips steps"
+        + (
+            ""
+            if left is None
+            else f", and leaves {left} calls of {type(scheduler).__name__}; plan {left} steps"
         )
+    )
 
 
 # -- predictions -----------------------------------------------------------------------------------
@@ -153,13 +176,12 @@ def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, kin
 # -- noise levels ----------------------------------------------------------------------------------
 
 Levels = Callable[[Any, int], tuple[float, float, float, float]]
-"""(scheduler, number of the call) to (alpha, sigma) of the state that the call starts from, and of the one it
+"""(scheduler, number of the timestep) to (alpha, sigma) of the state that its call starts from, and of the one it
 leads to."""
 
 
 def _sigma_pair(scheduler: Any, call: int) -> tuple[float, float]:
-    place = call + _begin_index(scheduler)
-    return float(scheduler.sigmas[place]), float(scheduler.sigmas[place + 1])
+    return float(scheduler.sigmas[call]), float(scheduler.sigmas[call + 1])
 
 
 def _flow(scheduler: Any, call: int) -> tuple[float, float, float, float]:
@@ -230,6 +252,25 @@ def noise_levels_of(scheduler: Any) -> Levels:
         f"fresh_noise to 0, or take one of {', '.join(sorted(NOISE_LEVELS))} (DPM-Solver as dpmsolver++, "
         f"UniPC with predict_x0)"
     )
+
+
+# Their noise comes from a Brownian tree with one seed for a whole batch, drawn from torch's own generator or set once
+_ONE_SEED_FOR_ALL = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+
+
+def check_noise_source(scheduler: Any) -> None:
+    """A solver's noise must come from generators that it is handed.
+
+    Raises:
+        UnsupportedPipelineError: it does not, so that no prompt's seed would decide its image.
+    """
+    for name in _ONE_SEED_FOR_ALL:
+        if _is_a(scheduler, name):
+            raise UnsupportedPipelineError(
+                f"{type(scheduler).__name__} draws one noise for a whole batch, which no prompt's seed decides: the "
+                f"same seed would give other images; take DPMSolverMultistepScheduler with "
+                f"algorithm_type='sde-dpmsolver++' (dpm++-sde), which draws each prompt's own"
+            )
 
 
 def corrects_last_state(scheduler: Any) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sagediff.printable import printable
+
 _MARGIN, _GAP, _LABEL = 16, 10, 92  # pixels; _LABEL is the column that names the group
 _MAX_IMAGES = 512  # a larger sheet could not be read, nor opened by every viewer
 
@@ -47,7 +49,7 @@ def contact_sheet(
                 factor = cell // max(whole.size)
                 whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
             sheet.paste(whole, (x + (cell - whole.width) // 2, y + (cell - whole.height) // 2))
-            lines = textwrap.wrap(prompts[index], width=cell // 6)
+            lines = textwrap.wrap(printable(" ".join(prompts[index][:1000].split())), width=cell // 6)
             lines = [*lines[:3], lines[3][:-1] + "…"] if len(lines) > 4 else lines
             for n, line in enumerate(lines):
                 draw.text((x, y + cell + 3 + 13 * n), line, fill=(60, 60, 60), font=small)

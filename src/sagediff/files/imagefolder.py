@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from sagediff.errors import InputError
+from sagediff.files.image_input import open_rgb
+from sagediff.files.json_input import parse
+from sagediff.files.prompt_text import text_fault
+from sagediff.files.text_input import is_file, is_folder, read_lines, shortened
 
 METADATA = "metadata.jsonl"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -32,35 +35,48 @@ def read_imagefolder(folder: Path) -> ImageFolder:
         InputError: no folder, no metadata.jsonl, or a line without an image or caption; the line is named.
     """
     path = folder / METADATA
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"no such folder: {folder}")
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f'{folder} holds no {METADATA}; expected lines of {{"file_name": ..., "text": ...}} beside the images'
         )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     captions, files = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from error
+        record = parse(line, where)
         name, text = (record.get(key) if isinstance(record, dict) else None for key in ("file_name", "text"))
-        if not isinstance(name, str) or not (folder / name).is_file():
-            raise InputError(f"{where}: no such image: {folder / str(name)}")
+        files.append(_image(folder, name, where))
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"{where}: no caption under `text`")
+        if fault := text_fault(text):
+            raise InputError(f"{where}: the caption {fault}")
         captions.append(text.strip())
-        files.append(folder / name)
     if not files:
         raise InputError(f"{path} names no images")
     return ImageFolder(captions, files)
+
+
+def _image(folder: Path, name: object, where: str) -> Path:
+    """The file that a line names. What lies elsewhere was not put there to be trained on."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: no such image: {shortened(repr(name))}; `file_name` should name one")
+    file = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{where}: `file_name` leaves the folder: {shortened(name)}")
+    try:
+        there = is_file(file)
+        inside = there and file.resolve().is_relative_to(folder.resolve())
+    except (InputError, OSError, RuntimeError) as error:
+        raise InputError(f"{where}: {error}") from error
+    if not there:
+        kind = "it is no regular file" if file.exists() else "no such image"
+        raise InputError(f"{where}: {kind}: {shortened(file)}")
+    if not inside:
+        raise InputError(f"{where}: `file_name` leaves the folder by a link: {shortened(name)}")
+    return file
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -69,9 +85,9 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         InputError: no folder, or no images in it.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"no such folder: {folder}")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
@@ -81,15 +97,11 @@ def open_images(files: Sequence[Path], size: tuple[int, int] | None = None) -> n
     """(N, 3, H, W) in [0, 1]; scaled to cover `size` = (height, width) and cut at the centre where it is given.
 
     Raises:
-        InputError: a file that is no image, or images of different size without `size`.
+        InputError: a file that `open_rgb` refuses, or images of different size without `size`.
     """
     arrays = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise InputError(f"cannot read the image {file}: {error}") from error
+        upright = open_rgb(file)
         if size is not None and upright.size != (size[1], size[0]):
             upright = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)
         arrays.append(np.asarray(upright, np.float32).transpose(2, 0, 1) / np.float32(255))

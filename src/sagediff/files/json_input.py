@@ -96,9 +96,11 @@ def _finite(number: str) -> float:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:40]!r} stands twice in one object")
+        seen: set[str] = set()
+        for name, _ in pairs:  # not by counting each: of many names that takes minutes
+            if name in seen:
+                raise ValueError(f"{name[:40]!r} stands twice in one object")
+            seen.add(name)
     return found
 
 

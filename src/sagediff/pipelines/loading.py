@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
-from sagediff.errors import InputError, UnsupportedPipelineError
+from sagediff.errors import InputError, UnsupportedPipelineError, first_line
+from sagediff.files.json_input import read_object
+from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
+from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
 
 BUILT_IN = {"demo": "builtin/scenes"}  # below the package; read as data, their code is not imported here
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -33,16 +36,19 @@ def model_folder(name: str | Path) -> Path | None:
                 "or train them: python -m sagediff.builtin.scenes.training all"
             )
         return folder
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:  # "~nobody"
+        raise InputError(f"no model {shortened(str(name))!r}: {error}") from error
+    if is_folder(folder):
+        if not is_file(folder / INDEX):
             raise InputError(
                 f"{folder} holds no model_index.json; --model takes a folder that save_pretrained made"
             )
         return folder
-    if folder.exists() or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
+    if stat_of(folder) is not None or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
         raise InputError(
-            f"no model {str(name)!r}: expected 'demo', a local diffusers folder, or a hub id like 'org/name'"
+            f"no model {shortened(str(name))!r}: expected 'demo', a local diffusers folder, or a hub id like 'org/name'"
         )
     return None
 
@@ -71,23 +77,28 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
     folder = model_folder(name_or_path)
     import diffusers
 
-    name = str(name_or_path if folder is None else folder)
-    try:
-        index = diffusers.DiffusionPipeline.load_config(name, local_files_only=folder is not None)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name_or_path, error) from error
-    if not isinstance(index, dict) or not hasattr(diffusers, str(index.get("_class_name"))):
+    if folder is not None:
+        index, where = read_object(folder / INDEX), str(folder / INDEX)
+    else:
+        where = f"{INDEX} of {name_or_path}"
+        try:
+            index = dict(diffusers.DiffusionPipeline.load_config(str(name_or_path)))
+        except Exception as error:  # whatever the hub's client raises
+            raise _cannot_load(name_or_path, error) from error
+    known = index.get("_class_name")
+    pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
         raise InputError(
-            f"cannot load the model {str(name_or_path)!r}: its model_index.json names no pipeline of diffusers "
+            f"cannot load the model {str(name_or_path)!r}: its {INDEX} names no pipeline of diffusers "
             f"{diffusers.__version__}"
         )
-    parts = {key: value[1] for key, value in index.items() if isinstance(value, list | tuple) and value[0]}
+    parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
     denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
     from sagediff.denoiser.lookup import FAMILIES
 
     if denoiser not in FAMILIES:
         raise UnsupportedPipelineError(
-            f"{index.get('_class_name')} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
+            f"{known} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
             f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
         )
     return parts, denoiser
@@ -114,12 +125,17 @@ def load_pipeline(
     import torch
 
     dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
-    options = {"dtype": dtype, "use_safetensors": True, **kwargs}
-    if folder is not None:
-        options["local_files_only"] = True
+    options = {"dtype": dtype, **kwargs, "use_safetensors": True, "trust_remote_code": False}
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(str(folder or name_or_path), **options)
-    except (OSError, ValueError) as error:
+        if folder is None:  # into the hub's cache first, so that what is loaded has been looked at
+            folder = Path(diffusers.DiffusionPipeline.download(str(name_or_path), **options))
+        check_model_files(folder)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            str(folder), **options | {"local_files_only": True}
+        )
+    except InputError:
+        raise
+    except Exception as error:  # whatever a wrong folder makes diffusers and transformers raise
         raise _cannot_load(name_or_path, error) from error
     if str(name_or_path) == "demo" and getattr(pipe, "unet", None) is not None:
         pipe.unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, equal but for rounding
@@ -129,7 +145,7 @@ def load_pipeline(
 
 
 def _cannot_load(name_or_path: str | Path, error: Exception) -> InputError:
-    return InputError(f"cannot load the model {str(name_or_path)!r}: {str(error).splitlines()[0]}")
+    return InputError(f"cannot load the model {str(name_or_path)!r}: {first_line(error)}")
 
 
 def quiet_libraries() -> None:

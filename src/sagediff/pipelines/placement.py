@@ -9,6 +9,7 @@ from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.pipelines.loading import load_pipeline, quiet_libraries, supported_parts
 from sagediff.pipelines.lora import lora_file
+from sagediff.pipelines.lora_weights import check_lora_weights, merge_lora
 from sagediff.pipelines.run_settings import ModelOptions
 
 
@@ -75,19 +76,14 @@ def open_pipeline(model: ModelOptions) -> Any:
     quiet_libraries()
     lora = model.chosen_lora()
     file = None if lora is None else lora_file(lora)
+    if file is not None:
+        check_lora_weights(file)  # before a model of gigabytes is read
     place = working_device(model.device)
     dtype = dtype_for(model.name, place) if model.dtype == "auto" else getattr(torch, model.dtype)
     pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     if file is not None:
-        try:
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
-        except Exception as error:  # whatever a wrong file makes diffusers and peft raise
-            raise InputError(f"cannot load the LoRA {file}: {str(error).splitlines()[0]}") from error
-        if not pipe.get_active_adapters():
-            raise InputError(f"the LoRA {file} holds no layers of this model; it was made for another base")
-        pipe.fuse_lora()
-        pipe.unload_lora_weights()
+        merge_lora(pipe, file)
     return pipe.to(place)
 
 

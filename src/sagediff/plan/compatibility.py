@@ -38,6 +38,8 @@ def group_requests(
     *,
     across_tenants: bool = False,
     repeats_may_share: bool = True,
+    read: Sequence[Hashable] | None = None,
+    starts: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
     """Every request's number once, in groups; groups by their first member, members ascending.
 
@@ -46,6 +48,9 @@ def group_requests(
     Args:
         repeats_may_share: False where members with equal prompts could not be set apart by fresh noise, and would
             come out as one image: then each of them is in another group.
+        read: for each request what the model's encoders read of its prompt: prompts of which they read the same are
+            equal.  None: its text.
+        starts: for each request what else its image is begun from; only requests with equal ones share.
     """
     pools: dict[Key, list[int]] = {}
     alone: list[list[int]] = []
@@ -55,7 +60,10 @@ def group_requests(
             alone.append([number])
             continue
         key = (*run_key(request), *share_key(request, across_tenants))
-        copy = seen[*key, request.prompt] = seen.get((*key, request.prompt), -1) + 1
+        if starts is not None:
+            key = (*key, starts[number])
+        prompt = (*key, request.prompt if read is None else read[number])
+        copy = seen[prompt] = seen.get(prompt, -1) + 1
         pools.setdefault((*key, 0 if repeats_may_share else copy), []).append(number)
     groups = alone
     for members in pools.values():

@@ -5,12 +5,13 @@ Waves are formed before anybody says where they run, so that the same batches co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sagediff.files.digest import number_of
 from sagediff.plan.compatibility import Key, run_key
 from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import ImageRequest
 
 
@@ -40,10 +41,11 @@ class Waves:
         seed: every request's seed is derived from it, unless the request has one.
         wave_size: most requests of a wave, unless a group alone has more.
         skip: requests that are finished; a group all of whose members are is left out.
+        read: for each request what the model's encoders read of its prompt (`repeats`).
 
     Attributes:
         members: for each wave the numbers of its requests.
-        noise_seeds: for each request, (N,).
+        noise_seeds: of the noise that each request starts from, (N,); equal within a group.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Waves:
         seed: int,
         wave_size: int,
         skip: Sequence[int] = (),
+        read: Sequence[Hashable] | None = None,
     ) -> None:
         done = set(skip)
         together: dict[Key, list[list[int]]] = {}  # groups that may run in one call
@@ -63,18 +66,36 @@ class Waves:
         self._seed, self._wave_size = seed, wave_size
         self._own = own_seeds(requests, seed)
         self.noise_seeds = noise_seeds(requests, self._own, plan.groups)
-        self._requests, self._plan, self._repeats = requests, plan, repeats(requests, plan.groups)
+        self._requests, self._plan, self._read = requests, plan, read
+        self._repeats = repeats(requests, plan.groups, read)
 
     def __len__(self) -> int:
         return len(self.members)
 
     def without(self, done: Sequence[int]) -> Waves:
         """The waves of what is left when these requests are finished."""
-        return Waves(self._requests, self._plan, self._seed, self._wave_size, done)
+        return Waves(self._requests, self._plan, self._seed, self._wave_size, done, self._read)
 
     def costs(self) -> list[float]:
         """Denoiser rows of each wave."""
         return [float(self._plan.prompt_evaluations[members].sum()) for members in self.members]
+
+    def seeds(self, sharing: Sharing) -> list[int]:
+        """The seed of each image's noise, (N,), for those who want to know what made it.
+
+        Its own where it has noise of its own: where it shares nothing, or gets fresh noise when it leaves its group,
+        as copies of a prompt do.  Else that of the noise that its group starts from.
+        """
+        noise = sharing.noise(self._plan, self._repeats)
+        steps = self._plan.num_steps
+        return [
+            own
+            if 0 < branch < steps and (noise["handover_noise"] > 0 or (again and noise["fresh_noise"] > 0))
+            else start
+            for own, start, again, branch in zip(
+                self._own, self.noise_seeds, self._repeats, self._plan.branch_steps, strict=True
+            )
+        ]
 
     def task(self, number: int) -> WaveTask:
         members = self.members[number]
@@ -123,12 +144,22 @@ def wave_members(groups: Sequence[Sequence[int]], wave_size: int) -> Iterator[li
         yield wave
 
 
-def repeats(requests: Sequence[ImageRequest], groups: Sequence[Sequence[int]]) -> list[bool]:
-    """Whether a member's prompt equals that of an earlier member of its group."""
+def repeats(
+    requests: Sequence[ImageRequest],
+    groups: Sequence[Sequence[int]],
+    read: Sequence[Hashable] | None = None,
+) -> list[bool]:
+    """Whether a member's prompt equals that of an earlier member of its group, so that their images would be equal.
+
+    Args:
+        read: for each request what the model's encoders read of its prompt: prompts of which they read the same are
+            equal.  None: its text.
+    """
+    prompts: Sequence[Hashable] = [request.prompt for request in requests] if read is None else read
     out = [False] * len(requests)
     for group in groups:
-        seen: set[str] = set()
-        for i in group:
-            out[i] = requests[i].prompt in seen
-            seen.add(requests[i].prompt)
+        seen: set[Hashable] = set()
+        for i in sorted(group, key=lambda i: (requests[i].prompt, i)):  # as `noise_seeds` has them
+            out[i] = prompts[i] in seen
+            seen.add(prompts[i])
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,18 +78,22 @@ class QueuedRequest(ImageRequest):
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
 
 
-def as_requests(prompts: Sequence[Any]) -> list[ImageRequest]:
-    """Texts and requests, all as requests.
+def as_requests(prompts: Iterable[Any]) -> list[ImageRequest]:
+    """Texts and requests, all as requests, in the order in which they are given.
+
+    Args:
+        prompts: anything that has an order; it is gone through once (`in_order`).
 
     Raises:
         InputError: one string in place of a list, no prompts, or one that is empty or no text; it is numbered.
     """
     if isinstance(prompts, str):
         raise InputError("prompts must be a list of strings, got one string")
-    if not len(prompts):
+    given = in_order(prompts, "prompts")
+    if not given:
         raise InputError("there are no prompts")
     out: list[ImageRequest] = []
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(given):
         if isinstance(prompt, ImageRequest):
             out.append(prompt)
         elif isinstance(prompt, str) and prompt.strip():
@@ -97,3 +101,41 @@ def as_requests(prompts: Sequence[Any]) -> list[ImageRequest]:
         else:
             raise InputError(f"prompt {i} is empty or not a string: {prompt!r}")
     return out
+
+
+def in_order(values: Any, name: str) -> list[Any]:
+    """The entries of a list, a tuple, an array, a column of a table, or a generator, in the order in which they stand.
+
+    By position, whatever a column's index says: `values[0]` of a pandas series is the entry with the label 0.
+
+    Args:
+        name: begins the message.
+
+    Raises:
+        InputError: a text, a table, or something whose entries have no order.
+    """
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    if isinstance(values, str | bytes):
+        raise InputError(f"`{name}` must be a list of strings, got one string")
+    if hasattr(values, "columns") or hasattr(values, "column_names"):
+        raise InputError(f"`{name}` is a table ({type(values).__name__}); give one column of it")
+    if isinstance(values, Mapping | Set):
+        raise InputError(f"`{name}` is a {type(values).__name__}, whose entries have no order; give a list")
+    if not isinstance(values, Iterable):
+        raise InputError(f"`{name}` should be a list, got {values!r}")
+    if callable(
+        column := getattr(values, "to_pylist", None)
+    ):  # pyarrow's, whose entries are scalars of its own
+        return list(column())
+    try:
+        return [_plain(value) for value in values]
+    except TypeError as error:  # an array without dimensions
+        raise InputError(f"`{name}` should be a list, got {type(values).__name__}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A text of numpy's, which is a kind of `str`, or a scalar of pyarrow's, as Python has it."""
+    if isinstance(value, str):
+        return str(value)
+    return value.as_py() if callable(getattr(value, "as_py", None)) else value

@@ -10,10 +10,11 @@ from typing import Any
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.scheduler import check_noise_source
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.hook import DenoiserHook, hook_installed
-from sagediff.sampling.noise import MemberNoise
+from sagediff.sampling.noise import MemberNoise, start_seen
 from sagediff.sampling.record_replay import Record, RecordReplay, steps_to_record
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.trajectory import Trajectory
@@ -84,6 +85,7 @@ def shared_sampling(
     scheduler = getattr(pipe, "scheduler", None)
     if not hasattr(scheduler, "step"):
         raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
+    check_noise_source(scheduler)
     run = SharedRun(plan, steps_to_record(plan, record))
     family = family_of(modules[0])
     records = RecordReplay(run, replay or {}, family)
@@ -92,5 +94,6 @@ def shared_sampling(
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):
             stack.enter_context(hook_installed(module, hook))
+        stack.enter_context(start_seen(pipe, noise))
         stack.enter_context(wrapped_scheduler(scheduler, run, family.guidance, noise))
         yield run

@@ -1,4 +1,4 @@
-"""Latents of a whole wave to images, without the memory of a whole wave."""
+"""Latents of a whole wave to images: without the memory of a whole wave, and with an eye on what comes out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch import Tensor
 
 # Up to here as the pipeline itself does it, so that images equal its own to the last bit.
 AT_ONCE = 16
@@ -43,3 +45,49 @@ def decoding_in_parts(pipe: Any) -> Iterator[None]:
         yield
     finally:
         vars(autoencoder).pop("decode", None)
+
+
+class DecodedRows:
+    """Which rows an autoencoder decoded to numbers that are not finite, in the order in which it was given them."""
+
+    def __init__(self) -> None:
+        self._finite: list[bool] = []
+
+    def saw(self, output: Any) -> None:
+        sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
+        if isinstance(sample, Tensor) and sample.ndim:
+            self._finite += sample.detach().isfinite().flatten(1).all(dim=1).tolist()
+
+    def not_finite(self, count: int) -> frozenset[int]:
+        """The images, of so many, that are not finite; all of them where it is not known whose rows those were."""
+        if all(self._finite):
+            return frozenset()
+        if len(self._finite) != count:
+            return frozenset(range(count))
+        return frozenset(row for row, finite in enumerate(self._finite) if not finite)
+
+
+@contextmanager
+def decoded_rows(pipe: Any) -> Iterator[DecodedRows]:
+    """Inside the context it is noted what the pipeline's autoencoder decodes; then that is as it was found."""
+    rows = DecodedRows()
+    autoencoder: Any = getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
+    if not hasattr(autoencoder, "decode"):
+        yield rows
+        return
+    found = vars(autoencoder).get("decode")
+    decode = autoencoder.decode
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        output = decode(*args, **kwargs)
+        rows.saw(output)
+        return output
+
+    autoencoder.decode = noted
+    try:
+        yield rows
+    finally:
+        if found is None:
+            vars(autoencoder).pop("decode", None)
+        else:
+            autoencoder.decode = found

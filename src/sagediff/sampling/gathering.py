@@ -10,30 +10,29 @@ from torch import Tensor
 
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.lookup import Family
-from sagediff.denoiser.private_names import version_of
 
 _KEPT = 2  # sets of conditions: of a step's conditional and of its negative call, where those are two
 
 
 @dataclass
 class _Merged:
-    """The conditions of nodes, made once: a pipeline mostly gives the same tensors at every step.
+    """The conditions of nodes, made once: a pipeline mostly gives the same at every step.
 
     Attributes:
-        of: the tensors that they were made of, held so that no other tensor can be taken for them.
-        versions: of those tensors, which change when one is written to.
+        of: copies of what they were made of. Compared by content: the pipeline's own tensors may be written to in ways
+            that leave no trace on them (through `.data`, or by numpy).
         rows: by the members of the node, name -> (1, ...).
     """
 
     of: dict[str, Tensor]
-    versions: tuple[int, ...]
     rows: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict)
 
     def is_of(self, tensors: Mapping[str, Tensor]) -> bool:
-        return (
-            self.of.keys() == tensors.keys()
-            and all(self.of[name] is tensor for name, tensor in tensors.items())
-            and self.versions == _versions(tensors)
+        return self.of.keys() == tensors.keys() and all(
+            kept.dtype == tensors[name].dtype
+            and kept.device == tensors[name].device
+            and torch.equal(kept, tensors[name])
+            for name, kept in self.of.items()
         )
 
 
@@ -87,15 +86,13 @@ class Gathering:
                 known.rows[members] = self._condition(conditions, masks, _take(words, members))
         return known.rows
 
-    def _known(self, tensors: dict[str, Tensor]) -> _Merged:
-        """What is kept of these tensors; nothing yet where they are new or were written to."""
-        # nobody tells when inference tensors are written to
-        if any(tensor.is_inference() for tensor in tensors.values()):
-            return _Merged({}, ())
+    def _known(self, tensors: Mapping[str, Tensor]) -> _Merged:
+        """What is kept of such conditions; nothing yet where they are new."""
         for kept in self._kept:
             if kept.is_of(tensors):
                 return kept
-        self._kept = [_Merged(tensors, _versions(tensors)), *self._kept[: _KEPT - 1]]
+        copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self._kept = [_Merged(copies), *self._kept[: _KEPT - 1]]
         return self._kept[0]
 
 
@@ -104,10 +101,6 @@ def has_rows(family: Family, name: str, tensor: Tensor) -> bool:
     role = family.role(name)
     is_broadcast = tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
     return role != "neither" and not (role == "row" and is_broadcast)
-
-
-def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    return tuple(map(version_of, tensors.values()))
 
 
 def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from diffusers.hooks.hooks import ModelHook
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
+from sagediff.denoiser.attention import check_attention
 from sagediff.denoiser.caches import CacheRows
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
@@ -64,7 +65,10 @@ class DenoiserHook(ModelHook):
         inner = unwrapped(module)
         self._pipe = pipe
         self._scheduler = pipe.scheduler
+        self._inner = inner
         self._class_name = type(inner).__name__
+        # image to image
+        self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner)
         self._run = run
@@ -85,10 +89,12 @@ class DenoiserHook(ModelHook):
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
-        call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler)
+        if self._run.solver_call == 0:
+            check_attention(self._pipe, self._inner)
+        call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler, self._may_skip)
         factor = guidance_factor(self._pipe, self.family, self._run.plan, call)
         layout = Layout.of(self._run.plan, call, self._run.abandoned())
-        self._check(call, tensors, layout)
+        self._check(call, tensors)
         self.caches.follow(call, layout.sources)
         sample = tensors[self.family.sample]
         self._records.check(call, sample)
@@ -120,13 +126,24 @@ class DenoiserHook(ModelHook):
         except AttributeError:
             return None
 
-    def _check(self, call: DenoiserCall, tensors: Mapping[str, Tensor], layout: Layout) -> None:
-        """Sizes fit, and members hold the same rows.
+    def _check(self, call: DenoiserCall, tensors: Mapping[str, Tensor]) -> None:
+        """Sizes fit, and members that share this step hold the same rows.
+
+        At every shared step: rows that were equal at first may be changed prompt by prompt later, by a callback or by a
+        pipeline that blends in each prompt's own image.
 
         Raises:
             UnsupportedPipelineError: an argument's first size is not the number of rows.
-            InputError: members of a group started from different noise.
+            InputError: members of a group hold different noise, sizes or images.
         """
+        members, firsts = self._members(call)
+        sample = tensors[self.family.sample]
+        if call.begins_run and call.rows > call.prompts and not torch.equal(*sample.chunk(2)):
+            raise UnsupportedPipelineError(
+                f"the pipeline calls its denoiser with {call.rows} rows for {call.prompts} prompts, which are not the "
+                f"same latents twice, as guidance has them: give exactly the plan's prompts, with "
+                f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
+            )
         for name, tensor in tensors.items():
             if not has_rows(self.family, name, tensor):
                 continue
@@ -136,15 +153,50 @@ class DenoiserHook(ModelHook):
                     f"the denoiser's argument `{name}` has shape {tuple(tensor.shape)}; as a {role} it "
                     f"should begin with {call.rows}"
                 )
-            if role == "row" and call.begins_run:
-                for members in layout.sources:
-                    if len(members) > 1 and not (tensor[list(members[1:])] == tensor[members[0]]).all():
-                        prompts = [member % call.prompts for member in members]
-                        raise InputError(
-                            f"prompts {prompts} share their first steps, but `{name}` differs between "
-                            f"them: members of a group must start from the same noise and size "
-                            f"(generator=plan.generators(seed), or equal latents)"
-                        )
+            if role == "row" and members:
+                rows, first = (
+                    tensor.index_select(0, torch.tensor(places, device=tensor.device))
+                    for places in (members, firsts)
+                )
+                if not _equal(rows, first):
+                    unequal = next(i for i in range(len(rows)) if not _equal(rows[i], first[i]))
+                    raise self._differs(call, name, firsts[unequal], members[unequal])
+
+    def _members(self, call: DenoiserCall) -> tuple[list[int], list[int]]:
+        """Rows of the call that share its step with an earlier one, and for each the first that it shares with."""
+        members: list[int] = []
+        firsts: list[int] = []
+        left_out = self._run.abandoned()
+        for first_row, _ in call.halves():
+            first: dict[int, int] = {}
+            for prompt, node in enumerate(self._run.plan.partition(call.step).tolist()):
+                if prompt in left_out:
+                    continue
+                if node in first:
+                    members.append(first_row + prompt)
+                    firsts.append(first[node])
+                first.setdefault(node, first_row + prompt)
+        return members, firsts
+
+    def _differs(self, call: DenoiserCall, name: str, *rows: int) -> InputError:
+        prompts = [row % call.prompts for row in rows]
+        if name != self.family.sample:
+            return InputError(
+                f"prompts {prompts} share step {call.step}, but the denoiser's argument `{name}` differs between them: "
+                f"it must be equal within a group; give its prompts the same sizes and settings, or put them in "
+                f"different groups"
+            )
+        if call.begins_run:
+            return InputError(
+                f"prompts {prompts} share their first steps, but the latents (`{name}`) differ between them: members "
+                f"of a group must start from the same noise and image (generator=plan.generators(seed), or equal "
+                f"latents), or be in different groups"
+            )
+        return InputError(
+            f"prompts {prompts} share step {call.step}, but their latents (`{name}`) were changed apart from each "
+            f"other on the way (by a callback, or by images or masks of their own), and all but the first one's change "
+            f"would be lost: change a group's latents alike while it shares, or put such prompts in different groups"
+        )
 
     def _run_rows(
         self, count: int, batches: Callable[[int], tuple[Any, Tensor]]
@@ -267,3 +319,13 @@ def _in_form(prediction: Tensor, form: Any) -> Any:
     sample = form[0] if isinstance(form, tuple) else form.sample
     rows = list(prediction.unbind(0)) if isinstance(sample, list) else prediction
     return (rows,) if isinstance(form, tuple) else type(form)(sample=rows)
+
+
+def _equal(rows: Tensor, others: Tensor) -> bool:
+    """Whether rows are equal but for the rounding of one operation, which may depend on a row's place in memory."""
+    if torch.equal(rows, others):
+        return True
+    if not rows.is_floating_point():
+        return False
+    eps = torch.finfo(rows.dtype).eps
+    return torch.allclose(rows, others, rtol=2 * eps, atol=1e-7, equal_nan=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,6 +20,8 @@ from sagediff.errors import InputError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.run import SharedRun
 
+Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
+
 
 class MemberNoise:
     """Gives prompts past their branch point generators of their own, and replaces part of the state's noise, at the
@@ -27,6 +32,9 @@ class MemberNoise:
 
     Args:
         fresh_noise, fresh_noise_rows, member_noise, handover_noise: as `shared_sampling` has them.
+
+    Attributes:
+        start: the generators that the pipeline draws its initial noise from; None where that is not seen.
 
     Raises:
         InputError: an option out of range, or not one entry per prompt.
@@ -54,8 +62,10 @@ class MemberNoise:
         self._fresh_noise = float(fresh_noise)
         self._handover_noise = float(handover_noise)
         self._levels = noise_levels_of(scheduler) if max(fresh_noise, handover_noise) > 0 else None
-        self._fresh_rows = fresh_noise_rows
-        self._seeds = member_noise
+        # by position, whatever index a column has
+        self._fresh_rows = None if fresh_noise_rows is None else list(fresh_noise_rows)
+        self._seeds = None if member_noise is None else list(member_noise)
+        self.start: Generators = None
         self.begin()
 
     def begin(self) -> None:
@@ -71,13 +81,20 @@ class MemberNoise:
             self._generators[prompt] = torch.Generator().manual_seed(int(self._seeds[prompt]))
         return self._generators[prompt]
 
-    def generators(self, run: SharedRun, given: Any) -> Any:
+    @property
+    def is_seeded(self) -> bool:
+        """Whether somebody asked for noise that can be had again."""
+        return self._seeds is not None or self.start is not None
+
+    def generators(self, run: SharedRun, given: Generators) -> Generators:
         """What the solver's call draws from: prompts past their branch point from generators of their own, prompts
         that never shared from the pipeline's.
 
         Args:
-            given: the pipeline's generators: one, one per prompt, or None.
+            given: the pipeline's generators: one, one per prompt, or None. Many pipelines hand none on to their
+                solvers: then those that their initial noise came from (`start`).
         """
+        given = self.start if given is None else given
         plan = run.plan
         branched = [prompt for prompt, branch in enumerate(plan.branch_steps) if 0 < branch <= run.step]
         if self._seeds is None or not branched:
@@ -101,7 +118,7 @@ class MemberNoise:
         """
         if self._levels is None or not run.ends_step or run.step + 1 >= run.plan.num_steps:
             return state  # after the last step there is no denoiser call to make an image of it
-        levels = self._levels(self._scheduler, run.solver_call)
+        levels = self._levels(self._scheduler, run.schedule.first + run.solver_call)
         for prompts, change in (
             (self._parting(run), partial(refreshed, self._fresh_noise)),
             (self._handed_over(run), partial(renewed, self._handover_noise)),
@@ -169,6 +186,40 @@ class MemberNoise:
                 last[row] = change(last[row].float(), alpha, sigma, clean, noise, fresh).to(last.dtype)
                 self._scheduler.last_sample = last
         return state
+
+
+# -- where noise comes from ------------------------------------------------------------------------
+
+
+@contextmanager
+def start_seen(pipe: Any, noise: MemberNoise) -> Iterator[None]:
+    """Inside the context `noise.start` is what the pipeline draws its initial noise from."""
+    prepare = getattr(pipe, "prepare_latents", None)
+    if prepare is None or "generator" not in (signature := inspect.signature(prepare)).parameters:
+        yield
+        return
+    found = vars(pipe).get("prepare_latents")
+
+    @functools.wraps(prepare)
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        noise.start = signature.bind(*args, **kwargs).arguments.get("generator")
+        return prepare(*args, **kwargs)
+
+    pipe.prepare_latents = seen
+    try:
+        yield
+    finally:
+        vars(pipe).pop("prepare_latents", None)
+        if found is not None:
+            pipe.prepare_latents = found
+
+
+def global_noise(like: Any) -> bytes:
+    """The state of torch's own generators that noise like this tensor could be drawn from."""
+    state = torch.get_rng_state().numpy().tobytes()
+    if isinstance(like, Tensor) and like.is_cuda:
+        state += torch.cuda.get_rng_state(like.device).numpy().tobytes()
+    return state
 
 
 # -- what happens to a row -------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy as np
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.denoiser.scheduler import planned_calls
 from sagediff.errors import InputError
+from sagediff.files.json_input import read_object
 from sagediff.plan.compatibility import group_requests
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
@@ -32,15 +35,17 @@ class CostBasis:
 
 
 def plan_prompts(
-    prompts: Sequence[str | ImageRequest],
+    prompts: Iterable[str | ImageRequest],
     sharing: Sharing,
     pipe: Any,
     denoiser_class: str,
     num_inference_steps: int,
     guidance_scale: float,
-    true_cfg_scale: float = 1.0,
+    true_cfg_scale: float | None = None,
     encoder: Encoder | None = None,
     groups: Sequence[Sequence[int]] | None = None,
+    has_negative: bool | None = None,
+    starts: Sequence[Hashable] | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -49,16 +54,21 @@ def plan_prompts(
             absent.
         denoiser_class: name of the denoiser's class, which says how it is guided.
         true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
-            model (FLUX, Qwen-Image).
+            model (FLUX, Qwen-Image); None for the pipeline's own default.
         groups: prompt numbers, where they were grouped elsewhere.
+        has_negative: whether negative prompts go with them, without which those families do not guide; None: if a
+            request has one, or if `true_cfg_scale` is given.
+        starts: for each prompt what its image is begun from; only prompts with equal ones share.
 
     Raises:
         InputError: an empty prompt, or a number out of range.
     """
     requests = as_requests(prompts)
+    if has_negative is None:
+        has_negative = true_cfg_scale is not None or requests[0].negative_prompt is not None
     scales = [guidance_scale if each.guidance_scale is None else each.guidance_scale for each in requests]
     bases = {
-        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale)
+        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, has_negative)
         for scale in dict.fromkeys(scales)
     }
     if len(bases) > 1:
@@ -70,7 +80,9 @@ def plan_prompts(
         return basis.of(sharing.plan_groups(groups, num_inference_steps))
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
-    found = group_requests(requests, sharing, lambda texts: np.stack([rows[text] for text in texts]))
+    found = group_requests(
+        requests, sharing, lambda texts: np.stack([rows[text] for text in texts]), starts=starts
+    )
     return basis.of(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
 
 
@@ -79,7 +91,8 @@ def cost_basis(
     denoiser_class: str,
     num_inference_steps: int,
     guidance_scale: float,
-    true_cfg_scale: float = 1.0,
+    true_cfg_scale: float | None = None,
+    has_negative: bool = False,
 ) -> CostBasis:
     """What plans for a pipeline are costed by; the arguments are those of `plan_prompts`.
 
@@ -88,11 +101,16 @@ def cost_basis(
     """
     if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    if not math.isfinite(guidance_scale):
-        raise InputError(f"guidance_scale must be a finite number, got {guidance_scale}")
+    for name, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale)):
+        if scale is not None and not math.isfinite(scale):
+            raise InputError(f"{name} must be a finite number, got {scale}")
     family = FAMILIES.get(denoiser_class)
-    scale = true_cfg_scale if family is not None and family.scale == "true_cfg_scale" else guidance_scale
-    guided = scale > (1.0 if family is None else family.unguided_scale) and has_negative_rows(pipe)
+    if family is not None and family.scale == "true_cfg_scale":
+        scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
+        guided = has_negative and scale > family.unguided_scale and has_negative_rows(pipe)
+    else:
+        unguided = 1.0 if family is None else family.unguided_scale
+        guided = _says_guided(pipe, denoiser_class, guidance_scale, unguided) and has_negative_rows(pipe)
     return CostBasis(2 if guided else 1, planned_calls(pipe.scheduler, num_inference_steps))
 
 
@@ -107,6 +125,42 @@ def has_negative_rows(pipe: Any) -> bool:
 
 def default_guidance(pipe_class: type) -> float:
     """The pipeline's own default guidance scale, from the signature of its call."""
-    parameter = inspect.signature(pipe_class.__call__).parameters.get("guidance_scale")
+    return default_of(pipe_class, "guidance_scale")
+
+
+def default_of(pipe_class: type, keyword: str) -> float:
+    """The pipeline's own default of a scale, from the signature of its call; 1 where it has none."""
+    parameter = inspect.signature(pipe_class.__call__).parameters.get(keyword)
     default = getattr(parameter, "default", None)
     return float(default) if isinstance(default, int | float) else 1.0
+
+
+def _says_guided(pipe: Any, denoiser_class: str, guidance_scale: float, unguided_scale: float) -> bool:
+    """What the pipeline would answer when asked, at its first step, whether it guides.
+
+    It is asked as if it ran: some answer by their denoiser's configuration (LCM's U-Nets take the scale as an input).
+    """
+    question = getattr(type(pipe), "do_classifier_free_guidance", None)
+    if not isinstance(question, property) or question.fget is None:
+        return guidance_scale > unguided_scale
+    asked = {name: getattr(pipe, name, None) for name in ("config", "unet", "transformer")}
+    for name in ("unet", "transformer"):
+        if asked[name] is None:  # planned without it
+            asked[name] = SimpleNamespace(config=_DenoiserConfig(pipe, name))
+    running = SimpleNamespace(**asked, _guidance_scale=guidance_scale, guidance_scale=guidance_scale)
+    try:
+        return bool(question.fget(running))
+    except AttributeError:
+        return guidance_scale > unguided_scale
+
+
+class _DenoiserConfig:
+    """The configuration of a denoiser that was not loaded, read from the model's folder; None for what is not there."""
+
+    def __init__(self, pipe: Any, part: str) -> None:
+        folder = getattr(getattr(pipe, "config", None), "_name_or_path", None)
+        path = Path(str(folder)) / part / "config.json"
+        self._found = read_object(path) if folder is not None and path.is_file() else {}
+
+    def __getattr__(self, name: str) -> Any:
+        return self._found.get(name)

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.lookup import Family, GuidanceKind
-from sagediff.denoiser.scheduler import calls_per_step, timesteps_of
+from sagediff.denoiser.scheduler import calls_per_step, first_call, timesteps_of
 from sagediff.errors import InputError, PlanError, StoppedError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.trajectory import Recording, Trajectory
@@ -27,10 +29,12 @@ class Schedule:
     Attributes:
         steps: the plan's step that each belongs to.
         timesteps: the scheduler's timestep of each.
+        first: the scheduler's number of the first of them.
     """
 
     steps: tuple[int, ...]
     timesteps: tuple[float, ...]
+    first: int = 0
 
     def begins_step(self, call: int) -> bool:
         """Whether a call is the first one of a step, or would be, after the last step."""
@@ -49,6 +53,7 @@ class SharedRun:
             has begun; so `evaluations == plan.evaluations` at the end of every run in which no prompt was dropped.
         evaluations: denoiser rows really run so far, guidance rows included; less than planned after a `drop`.
         dropped: prompts whose rows are not run any more.
+        not_finite: prompts whose final latents are not finite; known after the last step.
         recordings: for each prompt that is recorded, what there is of its trajectory.
     """
 
@@ -66,6 +71,7 @@ class SharedRun:
         stays so."""
         self._number += 1
         self.evaluations = 0
+        self.not_finite: frozenset[int] = frozenset()
         self._schedule: Schedule | None = None  # None: waiting
         self.solver_call = 0
         self._denoiser_calls = 0  # finished for this call of the solver
@@ -125,11 +131,14 @@ class SharedRun:
         assert self._schedule is not None, "the run is waiting for its first denoiser call"
         return self._schedule
 
-    def enter_denoiser(self, rows: int, family: Family, guided: bool | None, scheduler: Any) -> DenoiserCall:
+    def enter_denoiser(
+        self, rows: int, family: Family, guided: bool | None, scheduler: Any, may_skip: bool = False
+    ) -> DenoiserCall:
         """A denoiser call with so many rows is about to run.
 
         Args:
             guided: whether the pipeline says that it guides without a classifier; None when it does not say.
+            may_skip: whether the pipeline may leave out first steps (`first_call`).
 
         Raises:
             PlanError: the scheduler's steps are not the plan's.
@@ -137,10 +146,11 @@ class SharedRun:
             StoppedError: every prompt was dropped.
         """
         if self._schedule is None:
-            calls = calls_per_step(scheduler, self.plan.num_steps)
+            first = first_call(scheduler, self.plan.num_steps, may_skip)
+            calls = calls_per_step(scheduler, self.plan.num_steps, first)
             self.plan = self.plan.recost(calls_per_step=calls)
             steps = tuple(step for step, count in enumerate(calls) for _ in range(count))
-            self._schedule = Schedule(steps, timesteps_of(scheduler))
+            self._schedule = Schedule(steps, timesteps_of(scheduler, first), first)
         if self.solver_call >= len(self._schedule.steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
         is_first, is_second = self._denoiser_calls == 0, self._denoiser_calls == 1
@@ -149,8 +159,9 @@ class SharedRun:
         if not is_first and (family.guidance == "batched" or not is_second):
             raise UnsupportedPipelineError(
                 f"the pipeline called its denoiser {self._denoiser_calls + 1} times in one step, which "
-                f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer, "
-                f"perturbed attention)"
+                f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer guidance); "
+                f"where a modular pipeline's guider runs each of its conditions in a call of its own, take the model's "
+                f"own pipeline class instead"
             )
         prompts, known = self.plan.num_prompts, self.plan.rows_per_prompt
         if family.guidance == "batched" and self.solver_call > 0 and rows != known * prompts:
@@ -203,8 +214,11 @@ class SharedRun:
                 self.plan.rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls per step"
             )
 
-    def leave_scheduler(self) -> None:
-        """The solver's call has ended."""
+    def leave_scheduler(self, state: Tensor) -> None:
+        """The solver's call has ended, and gave the latents (N, ...)."""
+        if self.ends_step and self.step + 1 == self.plan.num_steps:
+            finite = state.detach().isfinite().flatten(1).all(dim=1).tolist()
+            self.not_finite = frozenset(row for row, is_finite in enumerate(finite) if not is_finite)
         self.solver_call += 1
         self._denoiser_calls = 0
 
@@ -217,6 +231,11 @@ def _count_rows(rows: int, prompts: int, guidance: GuidanceKind, guided: bool | 
         # Ask the pipeline rather than the number: with 2 prompts planned, 2 rows may also be one guided prompt
         per_prompt = (2 if rows == 2 * prompts else 1) if guided is None else (2 if guided else 1)
         expected = per_prompt * prompts
+    if rows != expected and guidance == "batched" and rows == 3 * prompts:
+        raise UnsupportedPipelineError(
+            f"the pipeline runs 3 rows per prompt ({rows} for {prompts}), of which sharing knows two, the negative and "
+            f"the conditional one: guidance with a third (perturbed attention, InstructPix2Pix) cannot be shared"
+        )
     if rows != expected:
         raise UnsupportedPipelineError(
             f"the pipeline calls its denoiser with {rows} rows, but the share plan has {prompts} "

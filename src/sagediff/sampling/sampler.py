@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sagediff.denoiser.attention import check_perturbed_attention
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
-from sagediff.denoiser.scheduler import noise_levels_of
-from sagediff.errors import InputError, UnsupportedPipelineError
+from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
+from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
-from sagediff.plan.waves import Waves, WaveTask, noise_seeds, own_seeds, repeats
+from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
+from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
-from sagediff.sampling.wave import run_wave
+from sagediff.sampling.reading import Reading, read_prompts
+from sagediff.sampling.wave import images_missing, run_wave
 
 _OWN = {
     "prompt",
+    "prompt_embeds",
     "generator",
     "num_inference_steps",
     "callback_on_step_end",
     "output_type",
+    "return_dict",
     "num_images_per_prompt",
 }
 
@@ -43,7 +48,15 @@ class Wave:
 
 @dataclass(frozen=True)
 class SharedResult:
-    """images: PIL images in the order of the prompts; report: `SharePlan.summary` with seconds and more."""
+    """What a call gives.
+
+    Attributes:
+        images: PIL images in the order of the prompts.
+        plan: which prompts shared which steps.
+        report: `SharePlan.summary` with seconds and more.
+        seeds: of each image's noise (`plan.waves.Waves.seeds`): sampled alone with it, a prompt that shared nothing
+            gets the same image.
+    """
 
     images: list[Any]
     plan: SharePlan
@@ -105,41 +118,59 @@ class SharedSampler:
 
     def plan(
         self,
-        prompts: Sequence[str | ImageRequest],
+        prompts: Iterable[str | ImageRequest],
         num_inference_steps: int = 30,
         guidance_scale: float | None = None,
-        true_cfg_scale: float = 1.0,
+        true_cfg_scale: float | None = None,
         groups: Sequence[Sequence[int]] | None = None,
+        has_negative: bool | None = None,
+        starts: Sequence[Hashable] | None = None,
     ) -> SharePlan:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
 
         Args:
+            prompts: texts or requests, in any list, column or generator.
+            true_cfg_scale, has_negative, starts: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups,
+            self.encoder, groups, has_negative, starts,
         )  # fmt: skip
 
-    def check(self, prompts: Sequence[str | ImageRequest], plan: SharePlan) -> None:
+    def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
+        """What the pipeline's text encoders read of the prompts; runs their tokenizers only."""
+        return read_prompts(self.pipe, [each.prompt for each in as_requests(prompts)], max_sequence_length)
+
+    def check(
+        self, prompts: Iterable[str | ImageRequest], plan: SharePlan, read: Sequence[Hashable] | None = None
+    ) -> None:
         """Refuse, before anything runs, a plan that this pipeline could not carry out to the end.
 
+        Args:
+            read: the keys of what was `read` of the prompts; None reads them here.
+
         Raises:
-            InputError: a plan for another number of prompts.
-            UnsupportedPipelineError: members get noise of their own, and the solver's noise levels, which that needs,
-                are not known.
+            InputError: a plan for another number of prompts, or a negative prompt that the pipeline takes none of.
+            UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
+                and its noise levels, which that needs, are not known.
         """
+        check_noise_source(self.pipe.scheduler)
         requests = as_requests(prompts)
         if len(requests) != plan.num_prompts:
             raise InputError(f"the plan is for {plan.num_prompts} prompts, got {len(requests)}")
-        noise = self.sharing.noise(plan, repeats(requests, plan.groups))
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        if "negative_prompt" not in parameters and any(each.negative_prompt is not None for each in requests):
+            raise InputError(f"{type(self.pipe).__name__} takes no negative prompts; leave them out")
+        read = self.read(requests).keys if read is None else read
+        noise = self.sharing.noise(plan, repeats(requests, plan.groups, read))
         if any(isinstance(strength, float) and strength > 0 for strength in noise.values()):
             noise_levels_of(self.pipe.scheduler)
 
     def __call__(
         self,
-        prompts: Sequence[str | ImageRequest],
+        prompts: Iterable[str | ImageRequest],
         num_inference_steps: int = 30,
         guidance_scale: float | None = None,
         seed: int = 0,
@@ -148,45 +179,59 @@ class SharedSampler:
         """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
 
         Args:
-            prompts: texts, or requests that say more than a text.
+            prompts: texts, or requests that say more than a text, in any list, column or generator.
             guidance_scale: where a request names none; None takes the pipeline's own default.
             seed: every prompt's seed is derived from it, unless its request names one.
             kwargs: passed to the pipeline (`waves`).
 
         Raises:
-            InputError: an empty prompt, a number out of range, or a keyword that the sampler sets itself.
+            InputError: an empty prompt, a number out of range, or a keyword that the sampler sets itself, that the
+                pipeline does not take, or of which it is not known whether it holds something for each prompt.
+            ModelError: the model gave numbers that are not finite; it holds the images that could be made.
         """
         start = time.perf_counter()
-        _check_keywords(kwargs)
         requests = as_requests(prompts)
+        per_prompt = self._per_prompt(kwargs, len(requests))
+        scale = kwargs.get("true_cfg_scale")
         plan = self.plan(
-            requests, num_inference_steps, guidance_scale, float(kwargs.get("true_cfg_scale", 1.0))
+            requests,
+            num_inference_steps,
+            guidance_scale,
+            None if scale is None else float(scale),
+            has_negative=requests[0].negative_prompt is not None or _has_negative(kwargs),
+            starts=per_prompt.starts(),
         )
         images: list[Any] = [None] * len(requests)
         run = 0
-        for wave in self.waves(requests, plan, guidance_scale, seed, **kwargs):
-            run += wave.evaluations
-            for index, image in zip(wave.prompts, wave.images, strict=True):
-                images[index] = image
+        reading = self.read(requests, kwargs.get("max_sequence_length"))
+        try:
+            for wave in self.waves(requests, plan, guidance_scale, seed, reading=reading, **kwargs):
+                run += wave.evaluations
+                for index, image in zip(wave.prompts, wave.images, strict=True):
+                    images[index] = image
+        except ModelError as error:
+            raise ModelError(str(error), error.bad, images) from error
         seconds = time.perf_counter() - start
         report = plan.summary() | {
             "threshold": self.sharing.threshold,
             "evaluations_run": run,
+            "cut_prompts": len(reading.cut),
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        seeds = noise_seeds(requests, own_seeds(requests, seed), plan.groups)
+        seeds = Waves(requests, plan, seed, self.wave_size, read=reading.keys).seeds(self.sharing)
         return SharedResult(images, plan, report, seeds)
 
     def waves(
         self,
-        prompts: Sequence[str | ImageRequest],
+        prompts: Iterable[str | ImageRequest],
         plan: SharePlan,
         guidance_scale: float | None = None,
         seed: int = 0,
         *,
         skip: Sequence[int] = (),
         on_step: Callable[[int], None] | None = None,
+        reading: Reading | None = None,
         **kwargs: Any,
     ) -> Iterator[Wave]:
         """Sample wave by wave, so that a caller can save what is finished.
@@ -194,19 +239,35 @@ class SharedSampler:
         Args:
             skip: prompts that are finished already; a group all of whose members are is left out.
             on_step: called after every step with the number of prompts that took it.
-            kwargs: passed to the pipeline; a list with one entry per prompt (negative prompts, say) is cut to
-                the wave's.
+            reading: what was `read` of the prompts; None reads them here.
+            kwargs: passed to the pipeline; what is given for each prompt (negative prompts, say, in a list, an array
+                or a tensor) is cut to the wave's.  `per_prompt.PER_PROMPT` says which those are.
+
+        Raises:
+            InputError: as `__call__`.
+            ModelError: after the last wave, where some images were not finite; after the first wave of which none is.
         """
         requests = as_requests(prompts)
-        self.check(requests, plan)
-        _check_keywords(kwargs)
-        waves = Waves(requests, plan, seed, self.wave_size, skip)
+        per_prompt = self._per_prompt(kwargs, len(requests))
+        read = (reading or self.read(requests, kwargs.get("max_sequence_length"))).keys
+        self.check(requests, plan, read)
+        waves = Waves(requests, plan, seed, self.wave_size, skip, read)
+        bad: list[int] = []
         for task in map(waves.task, range(len(waves))):
-            options = {
-                k: [v[i] for i in task.members] if _one_per_prompt(k, v, len(requests)) else v
-                for k, v in kwargs.items()
-            }
-            yield self.run(task, guidance_scale, on_step, **options)
+            try:
+                yield self._run(task, guidance_scale, on_step, per_prompt.of(task.members))
+            except ModelError as error:
+                bad += [task.members[row] for row in error.bad]
+                made = {
+                    i: image
+                    for i, image in zip(task.members, error.images or (), strict=False)
+                    if image is not None
+                }
+                if not made:
+                    break
+                yield Wave(list(made), list(made.values()), task.plan.evaluations)
+        if bad:
+            raise images_missing({i: requests[i].prompt for i in sorted(bad)}, bad)
 
     def run(
         self,
@@ -215,8 +276,21 @@ class SharedSampler:
         on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> Wave:
-        """Sample one wave; the arguments are those of `waves`, but a list has one entry per member of the wave."""
-        _check_keywords(kwargs)
+        """Sample one wave; the arguments are those of `waves`, for the members of the wave in their order.
+
+        Raises:
+            ModelError: some images are not finite; it holds the others, in the order of the wave's members.
+        """
+        count = len(task.members)
+        return self._run(task, guidance_scale, on_step, self._per_prompt(kwargs, count).of(range(count)))
+
+    def _run(
+        self,
+        task: WaveTask,
+        guidance_scale: float | None,
+        on_step: Callable[[int], None] | None,
+        options: Mapping[str, Any],
+    ) -> Wave:
         images, run = run_wave(
             self.pipe,
             task,
@@ -225,9 +299,15 @@ class SharedSampler:
             group_condition=self.group_condition,
             micro_batch_size=self.micro_batches,
             on_step=on_step and (lambda run, tensors: on_step(len(task.members))),
-            **kwargs,
+            **options,
         )
         return Wave(task.members, images, run.evaluations)
+
+    def _per_prompt(self, kwargs: Mapping[str, Any], count: int) -> PerPrompt:
+        if taken := sorted(_OWN & set(kwargs)):
+            raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
+        check_perturbed_attention(self.pipe, kwargs)
+        return PerPrompt(self.pipe, kwargs, count)
 
 
 def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:
@@ -244,11 +324,9 @@ def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:
     return Sharing(**options) if sharing is None else sharing
 
 
-def _one_per_prompt(name: str, value: Any, count: int) -> bool:
-    """Whether a keyword holds one entry per prompt; schedules are lists too, and may be as long by chance."""
-    return isinstance(value, list) and len(value) == count and name not in ("timesteps", "sigmas")
-
-
-def _check_keywords(kwargs: dict[str, Any]) -> None:
-    if taken := sorted(_OWN & set(kwargs)):
-        raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
+def _has_negative(kwargs: Mapping[str, Any]) -> bool:
+    """Whether negative prompts are given, as texts or as embeddings."""
+    return any(
+        value is not None and name.startswith("negative_prompt") and not name.endswith("mask")
+        for name, value in kwargs.items()
+    )

@@ -10,13 +10,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sagediff.errors import InputError
+from sagediff.files.json_input import parse_object
 
 _FORMAT = "sagediff.Trajectory"
+_LARGEST_RECORD = 1 << 20  # bytes of what is said beside the tensors
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,11 @@ class Trajectory:
         if self.rows_per_prompt not in (1, 2):
             raise InputError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
         shape, dtype = self.outputs[0].shape[1:], self.outputs[0].dtype
+        if not all(shape) or min(self.sample_shape, default=0) < 1:
+            raise InputError(
+                f"a trajectory needs outputs and latents that hold numbers, got rows of {tuple(shape)} for latents of "
+                f"{tuple(self.sample_shape)}"
+            )
         for call, output in enumerate(self.outputs):
             if output.ndim < 2 or not 1 <= len(output) <= self.rows_per_prompt:
                 raise InputError(
@@ -70,6 +80,13 @@ class Trajectory:
     def nbytes(self) -> int:
         """Bytes of its outputs."""
         return sum(output.nbytes for output in self.outputs)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are."""
+        return all(map(math.isfinite, (*self.timesteps, *self.start))) and all(
+            bool(output.isfinite().all()) for output in self.outputs
+        )
 
     def row(self, call: int, negative: bool) -> Tensor:
         """What the pipeline saw at that solver call, one row without its batch dimension."""
@@ -111,19 +128,24 @@ class Trajectory:
         """
         if metadata.get("format") != _FORMAT or metadata.get("version") != "1":
             raise InputError(f"not a trajectory: expected metadata with format '{_FORMAT}' and version '1'")
+        told = parse_object(metadata.get("trajectory", ""), "not a trajectory", max_bytes=_LARGEST_RECORD)
+        names = sorted(name for name in tensors if name.startswith("output."))
         try:
-            told = json.loads(metadata["trajectory"])
-            names = sorted(name for name in tensors if name.startswith("output."))
-            return cls(
+            made = cls(
                 outputs=tuple(tensors[name] for name in names),
-                calls=tuple(map(int, told["calls"])),
-                timesteps=tuple(map(float, told["timesteps"])),
-                sample_shape=tuple(map(int, told["sample_shape"])),
-                rows_per_prompt=int(told["rows_per_prompt"]),
-                start=tuple(map(float, told["start"])),
+                calls=_numbers(told["calls"], int),
+                timesteps=_numbers(told["timesteps"], float),
+                sample_shape=_numbers(told["sample_shape"], int),
+                rows_per_prompt=_numbers([told["rows_per_prompt"]], int)[0],
+                start=_numbers(told["start"], float),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(f"not a trajectory: {error!r}") from error
+        if not made.outputs[0].is_floating_point() or not made.is_finite:
+            raise InputError(
+                "not a trajectory: it holds numbers that are not finite, or no numbers with a point"
+            )
+        return made
 
     def save(self, path: str | Path) -> None:
         """Write it as a safetensors file."""
@@ -141,14 +163,24 @@ class Trajectory:
         return cls.from_tensors(*read_file(path))
 
 
+def _numbers(found: Any, kind: type[Number]) -> tuple[Number, ...]:
+    """Raises TypeError for anything else than a list of numbers of that kind."""
+    allowed = (int, float) if kind is float else (int,)
+    if not isinstance(found, list) or not all(type(each) in allowed for each in found):
+        raise TypeError(f"expected numbers, got {str(found)[:40]}")
+    return tuple(map(kind, found))
+
+
 def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        InputError: the file is missing or broken.
+        InputError: the file is missing or broken, or no file.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is not a safetensors file: there is no such file")
     try:
         with safe_open(str(path), "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -6,18 +6,18 @@ The sampler, the server, Ray workers, tuning, benches and validation all run wav
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.micro_batch import MicroBatch
-from sagediff.errors import InputError
+from sagediff.errors import InputError, ModelError
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask
 from sagediff.sampling.context import shared_sampling
-from sagediff.sampling.decoding import decoding_in_parts
+from sagediff.sampling.decoding import decoded_rows, decoding_in_parts
 from sagediff.sampling.record_replay import Record
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.trajectory import Trajectory
@@ -45,7 +45,7 @@ def run_wave(
         guidance_scale: where the requests name none; None for the pipeline's own.
         group_condition, micro_batch_size, record, replay: as `shared_sampling` takes them.
         on_step: called where the pipeline has such a callback.
-        options: further keywords of the pipeline; a list has one entry per member.
+        options: further keywords of the pipeline, as it takes them for the members.
 
     Returns:
         PIL images in the order of the task's requests, and the finished run.
@@ -53,6 +53,7 @@ def run_wave(
     Raises:
         InputError: an option that the requests name as well.
         StoppedError: every member was dropped on the way.
+        ModelError: latents or images of some members are not finite; it holds the images of the others.
         Exception: whatever the pipeline raises.
     """
     given = _request_options(task, guidance_scale)
@@ -60,6 +61,7 @@ def run_wave(
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
     with (
         decoding_in_parts(pipe),
+        decoded_rows(pipe) as decoded,
         shared_sampling(
             pipe,
             task.plan,
@@ -81,7 +83,36 @@ def run_wave(
             **given,
             **options,
         ).images
-    return list(images), run
+    images = list(images)
+    bad = sorted((run.not_finite | decoded.not_finite(len(images))) - run.dropped)
+    if bad:
+        left = [None if row in bad else image for row, image in enumerate(images)]
+        prompts = {task.members[row]: task.requests[row].prompt for row in bad}
+        raise images_missing(prompts, bad, left)
+    return images, run
+
+
+def images_missing(
+    prompts: Mapping[int, str], bad: Sequence[int], images: Sequence[Any] | None = None
+) -> ModelError:
+    """The error that names prompts, by number and text, whose images are none.
+
+    Args:
+        bad, images: as `ModelError` has them.
+    """
+    named = ", ".join(f"{number} ({shortened(text)})" for number, text in list(prompts.items())[:3])
+    more = f" and {len(prompts) - 3} more" if len(prompts) > 3 else ""
+    return ModelError(
+        f"the model gave numbers that are not finite (NaN or infinite), so there is no image of prompt {named}{more}: "
+        f"look at the weights and LoRA files, and where they are in float16 try bfloat16 or float32",
+        bad,
+        images,
+    )
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text for a message: quoted, on one line, not too long."""
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
 
 
 def takes_callback(pipe: Any) -> bool:

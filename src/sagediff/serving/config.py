@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sagediff.errors import InputError
+from sagediff.files.json_input import MAX_BYTES
 from sagediff.serving.engine.batcher import BatchPolicy
 
 
@@ -28,6 +26,9 @@ class ServeConfig(BaseSettings):
     """Address to listen on; 127.0.0.1 is reachable from this machine only."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Further names by which clients may address the server, beside addresses and this machine's own name;
+    comma-separated in the environment, `*` for all. Others are refused, as a page elsewhere could have them."""
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
     """Keys that are accepted, each a tenant; comma-separated in the environment. None: no key is needed, and all
     clients are one tenant."""
@@ -75,8 +76,16 @@ class ServeConfig(BaseSettings):
     """Most characters of a prompt."""
     max_images: int = Field(64, ge=1)
     """Most images of a request with many prompts; never more than the queue holds."""
-    max_body_bytes: int = Field(1 << 20, ge=1)
+    max_body_bytes: int = Field(1 << 20, ge=1, le=MAX_BYTES)
     """Largest request body."""
+    receive_s: float = Field(20.0, gt=0, allow_inf_nan=False)
+    """Seconds in which a request's head must have arrived, and as many again for its body. Higher: slower clients are
+    accepted, and idle ones hold connections for longer."""
+    send_s: float = Field(20.0, gt=0, allow_inf_nan=False)
+    """Seconds after which the connection of a client that reads nothing of its answer is closed."""
+    max_connections: int = Field(1000, ge=4)
+    """Most connections at once, and never more than the open files that the system allows. Where they are used up,
+    those that have waited longest for their client make room."""
     deadline_s: float = Field(300.0, gt=0)
     """Seconds that a request may wait before its wave begins."""
     drain_s: float = Field(60.0, gt=0)
@@ -90,12 +99,26 @@ class ServeConfig(BaseSettings):
     log_prompts: bool = False
     """Whether a request's log line holds its prompts."""
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return (
-            tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
-        )
+        """A text that holds nothing but commas is a mistake: taken for "none", it would open the server to all."""
+        if not isinstance(value, str):
+            return value
+        found = tuple(each.strip() for each in value.split(",") if each.strip())
+        if not found:
+            raise ValueError("it is set and holds nothing; name one at least, or leave it out")
+        return found
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            if not key.strip():
+                raise ValueError("an API key is empty")
+            if any("\ud800" <= character <= "\udfff" for character in key):
+                raise ValueError("an API key is not UTF-8 text")
+        return value
 
     @classmethod
     def of(cls, **given: Any) -> ServeConfig:
@@ -122,35 +145,7 @@ class ServeConfig(BaseSettings):
             self.window_ms / 1000, self.max_batch, self.max_queue, sharing, self.share_across_keys
         )
 
-    def tenant_of(self, key: str | None) -> str | None:
-        """The tenant of an API key, from which the key cannot be derived; None if the key is not accepted."""
-        if not self.api_keys:
-            return ""
-        # digests, so that neither the length of a key nor how much of it is right can be told from the time taken
-        given, found = _digest(key or ""), False
-        for known in self.api_keys:  # all of them, for the same reason
-            found |= hmac.compare_digest(given, _digest(known))
-        return _label(key or "") if found else None
-
     @property
     def most_images(self) -> int:
         """Most images of a request with many prompts: all of them must fit into the queue."""
         return min(self.max_images, self.max_queue)
-
-    def label_of(self, tenant: str) -> str:
-        """A tenant's name in logs: the number of its key, from 1. No digest: it would give a weak key away."""
-        for number, key in enumerate(self.api_keys, 1):
-            if self.tenant_of(key) == tenant:
-                return f"key-{number}"
-        return "anyone"
-
-
-@cache  # of the operator's own keys only
-def _label(key: str) -> str:
-    """A key's tenant. Slow to compute, as it is written into the cache's files, and a weak key could be guessed from a
-    fast digest."""
-    return hashlib.scrypt(key.encode(), salt=b"sagediff tenant", n=2**14, r=8, p=1, dklen=8).hex()
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -1,6 +1,8 @@
 """Errors that a request may get instead of an image; `http.answers` translates them to HTTP.
 
 SagediffError
+|-- InputError
+|   `-- RefusedByPipeline    the pipeline says that it does not take such a request
 `-- ServingError             the server, not the request, is why there is no image
     |-- QueueFull            too many requests wait already; says when to try again
     |-- NotReady             the server is loading, draining or stopped
@@ -15,7 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagediff.errors import SagediffError
+from sagediff.errors import InputError, SagediffError
+
+
+class RefusedByPipeline(InputError):
+    """The pipeline's own check of its arguments refused the request; the message is its."""
 
 
 class ServingError(SagediffError):

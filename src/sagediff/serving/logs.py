@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-_LEVELS = {"sagediff": logging.INFO, "uvicorn": logging.WARNING}
+_LEVELS = {"sagediff": logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.WARNING}
+_BY_ANYONE = ("asyncio", "uvicorn", "sagediff.serving.http.listener")
+_MOST_ALIKE = 10  # lines of one message in a minute
+_MINUTE = 60.0
 
 
 class JsonLines(logging.Formatter):
@@ -44,13 +49,42 @@ class TextLines(logging.Formatter):
         return " ".join([super().formatMessage(record), *pairs])
 
 
+class RateBound(logging.Filter):
+    """Leaves out warnings and errors that repeat, of those that anyone who can connect may cause: they must not fill a
+    disk.
+
+    A message counts by its first line, before values are filled in. The first after a minute says how many were left
+    out.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._since = clock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or not record.name.startswith(_BY_ANYONE):
+            return True
+        now = self._clock()
+        if now - self._since > _MINUTE:
+            left_out = sum(max(0, count - _MOST_ALIKE) for count in self._counts.values())
+            self._counts, self._since = Counter(), now
+            if left_out:
+                record.msg = f"{record.msg} [{left_out} like earlier ones were left out]"
+        place = record.name, str(record.msg).split("\n", 1)[0][:80]
+        self._counts[place] += 1
+        return self._counts[place] <= _MOST_ALIKE
+
+
 @contextmanager
 def configured_logs(form: Literal["auto", "json", "text"]) -> Iterator[None]:
-    """Send the log of the server and of uvicorn to stderr; `auto` is text on a terminal, else JSON. The loggers are
-    restored at the end, for a program that goes on after the server."""
+    """Send the log of the server, of uvicorn and of asyncio to stderr; `auto` is text on a terminal, else JSON. The
+    loggers are restored at the end, for a program that goes on after the server."""
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextLines() if text else JsonLines())
+    handler.addFilter(RateBound())
     before = []
     for name, level in _LEVELS.items():
         logger = logging.getLogger(name)

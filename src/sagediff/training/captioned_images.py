@@ -5,6 +5,7 @@ What is wrong with a user's folder is said before anything is encoded, with the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, first_line
+from sagediff.files.image_input import to_rgb
 from sagediff.files.imagefolder import METADATA, open_images, read_imagefolder
+from sagediff.files.text_input import is_file, is_folder, shortened
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,10 @@ class CaptionedImages:
     def _row_image(self, index: int, size: tuple[int, int]) -> Tensor:
         """(3, height, width)."""
         try:
-            image = ImageOps.fit(
-                self.rows[index]["image"].convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS
-            )
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise InputError(f"cannot read image {index}: {error}") from error
+            upright = to_rgb(ImageOps.exif_transpose(self.rows[index]["image"]))
+            image = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)
+        except Exception as error:  # whatever a broken file makes `datasets` and a decoder raise
+            raise InputError(f"cannot read the image of row {index}: {first_line(error)}") from error
         return torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
@@ -62,28 +66,37 @@ def load_images(name: str) -> CaptionedImages:
         InputError: no such data, or a line, a caption or an image that is not there; the message names it.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() and (folder / METADATA).is_file():
+    if is_folder(folder) and is_file(folder / METADATA):
         found = read_imagefolder(folder)
         return CaptionedImages(found.captions, found.files)
     saved = any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
-    if folder.is_dir() and not saved:
+    if is_folder(folder) and not saved:
         raise InputError(
             f"{folder} holds no {METADATA}; training data is a folder of images with a {METADATA} "
             'of lines {"file_name": ..., "text": ...}, or a folder that `datasets` saved'
         )
-    if not folder.is_dir() and (folder.exists() or folder.is_absolute() or name.count("/") > 1):
-        raise InputError(f"no such data: {name}")
+    if not is_folder(folder) and (folder.exists() or not _HUB_NAME.fullmatch(name)):
+        raise InputError(
+            f"no such data: {shortened(name)} is no folder, and not named like a data set on the hub (ORG/NAME)"
+        )
     try:
         import datasets
     except ImportError as error:
-        raise InputError("a `datasets` folder or hub name needs: pip install 'sagediff[train]'") from error
-    if folder.is_dir():
-        rows = datasets.load_from_disk(str(folder))
+        raise InputError(
+            f"{name} is a folder that `datasets` saved: pip install 'sagediff[train]' to read it"
+            if saved
+            else f"there is no folder {name}; to take that name from the hub: pip install 'sagediff[train]'"
+        ) from error
+    if is_folder(folder):
+        try:
+            rows = datasets.load_from_disk(str(folder))
+        except Exception as error:  # whatever a folder that is not whole makes it raise
+            raise InputError(f"cannot read the data in {folder}: {first_line(error)}") from error
     else:
         try:
             rows = datasets.load_dataset(name)
         except Exception as error:  # whatever the hub's client raises for a name it does not find
-            raise InputError(f"cannot load the data set {name!r}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot load the data set {name!r}: {first_line(error)}") from error
     if isinstance(rows, datasets.DatasetDict):
         rows = rows["train"] if "train" in rows else next(iter(rows.values()))
     missing = {"image", "text"} - set(rows.column_names)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
 from sagediff.cli.job_options import ScaleOptions
+from sagediff.cli.terminal import print_json
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
+from sagediff.printable import printable
 from sagediff.prompts.prompt_files import gather_prompts
 
 if TYPE_CHECKING:
@@ -63,9 +64,12 @@ def plan(
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
-        print(json.dumps(figures, indent=2) if as_json else words)
+        if as_json:
+            print_json(figures, indent=2)
+        else:
+            print(printable(words))
     elif as_json:
-        print(json.dumps(plan_record(found, texts, chosen.threshold), ensure_ascii=False, indent=2))
+        print_json(plan_record(found, texts, chosen.threshold), indent=2)
     else:
         Console().print(plan_table(found, texts))
 
@@ -87,6 +91,7 @@ def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[s
 def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
     """A row for each group."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=plan.title, title_justify="left")
     table.add_column("group", justify="right")
@@ -94,5 +99,8 @@ def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
     table.add_column("prompts")
     for number, group in enumerate(plan.groups):
         branch = max(plan.branch_steps[i] for i in group)
-        table.add_row(str(number), f"{branch} of {plan.num_steps}", "\n".join(prompts[i] for i in group))
+        shown = Text(
+            "\n".join(printable(prompts[i]) for i in group)
+        )  # no markup: prompts may hold [brackets]
+        table.add_row(str(number), f"{branch} of {plan.num_steps}", shown)
     return table

@@ -122,11 +122,15 @@ class Batcher:
             self.take_out(request.id)
         return late
 
-    def next_wave(self) -> list[Waiting]:
-        """Take out the requests to run together now, oldest first; empty while every window is open."""
+    def next_wave(self, may: Callable[[QueuedRequest], bool] = lambda request: True) -> list[Waiting]:
+        """Take out the requests to run together now, oldest first; empty while every window is open.
+
+        Args:
+            may: whether a request's bucket may be taken; the same for all in a bucket.
+        """
         now = self._clock()
         for bucket in self._buckets():
-            if self._closes(bucket) <= now:
+            if self._closes(bucket) <= now and may(bucket[0].request):
                 wave = self._fill(bucket)
                 for waiting in bucket[: bucket.index(wave[-1])]:
                     self._passed[waiting.request.id] = self._passed.get(waiting.request.id, 0) + 1

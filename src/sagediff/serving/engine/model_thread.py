@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy, Waiting
 from sagediff.serving.engine.recovery import Groups, Recovery
+from sagediff.serving.engine.sizes import size_multiple
 from sagediff.serving.engine.ticket import Listener, MadeImage, Outcome, Ticket
 from sagediff.serving.engine.wave_runner import ModelSettings, WaveResult, WaveRunner
 from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady
@@ -178,13 +180,13 @@ class Engine:
     def _run(self) -> None:
         try:
             runner = WaveRunner(self._load(), self._settings)
-            self.size_multiple = int(getattr(runner.pipe, "vae_scale_factor", 1))
+            self.size_multiple = size_multiple(runner.pipe)
         except Exception as error:
             log.error("the model could not be loaded: %s", error)
             self._enter("failed")
             self._on_failed(error)
             return
-        recovery = Recovery(runner)
+        recovery = Recovery(runner, partial(self._run_smaller, Recovery(runner)))
         with self._changed:
             if self._state == "loading":
                 self._state = "ready"
@@ -221,7 +223,7 @@ class Engine:
                 late = [self._tickets.pop(request.id) for request in self._batcher.expire()]
                 wave = self._batcher.next_wave()
                 if wave:
-                    taken = [(self._tickets.pop(waiting.request.id), waiting) for waiting in wave]
+                    taken = self._taken(wave)
                     self._running = [ticket for ticket, _ in taken]
                 elif not late:
                     if self._state == "draining" and not len(self._batcher):
@@ -233,6 +235,23 @@ class Engine:
                 ticket.finish(DeadlineExpired("the request waited longer than its deadline allows"))
             if wave:
                 return taken
+
+    def _run_smaller(self, recovery: Recovery, large: QueuedRequest) -> None:
+        """Run what waits now and is of a smaller size than a request for which memory ran out, while that is running:
+        its next try may take long as well."""
+        most, running = len(self._batcher), self._running
+        while most > 0:
+            with self._changed:
+                taken = self._taken(self._batcher.next_wave(lambda request: _is_smaller(request, large)))
+                self._running = running + [ticket for ticket, _ in taken]
+            if not taken:
+                return
+            most -= len(taken)
+            self._run_wave(recovery, taken)
+            self._running = running
+
+    def _taken(self, wave: list[Waiting]) -> list[tuple[Ticket, Waiting]]:
+        return [(self._tickets.pop(waiting.request.id), waiting) for waiting in wave]
 
     def _run_wave(self, recovery: Recovery, wave: list[tuple[Ticket, Waiting]]) -> None:
         start = self.clock()
@@ -276,3 +295,11 @@ class Engine:
             self._observe(report)
         except Exception:  # a failing observer must not end the thread
             log.exception("a wave could not be reported")
+
+
+def _is_smaller(one: QueuedRequest, other: QueuedRequest) -> bool:
+    """Whether an image has fewer pixels than another; one of the model's own size is smaller than any other that did
+    not fit."""
+    if other.width is None or other.height is None:
+        return False
+    return one.width is None or one.height is None or one.width * one.height < other.width * other.height

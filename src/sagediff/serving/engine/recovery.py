@@ -9,16 +9,18 @@ from typing import TypeAlias
 
 import torch
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, ModelError
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.reuse import Arrangement
+from sagediff.serving.engine.sizes import refused_by_pipeline
 from sagediff.serving.engine.ticket import Outcome, Ticket
 from sagediff.serving.engine.wave_runner import WaveResult, WaveRunner
-from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory
+from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
 
 log = logging.getLogger(__name__)
 
 Groups: TypeAlias = list[list[int]]
+_NOT_FINITE = "the model gave numbers that are not finite, so there is no image"
 
 
 class Recovery:
@@ -27,11 +29,16 @@ class Recovery:
     A failed wave is bisected by whole requests, with groups kept together while there are several, until the request
     that fails is alone and gets the error. If that request replayed a cached trajectory, it is first tried without, and
     if that works the trajectory is removed. Out of memory halves the micro-batch first (the size that fits is
-    remembered for requests of that image size), then the wave.
+    remembered for requests of that image size), then the wave. Before that is tried again, others may go.
+
+    Args:
+        let_others_go: called after memory ran out, with a request whose run did not fit and will be tried again.
     """
 
-    def __init__(self, runner: WaveRunner) -> None:
-        self._runner = runner
+    def __init__(
+        self, runner: WaveRunner, let_others_go: Callable[[QueuedRequest], None] = lambda request: None
+    ) -> None:
+        self._runner, self._let_others_go = runner, let_others_go
         self._micro: dict[tuple[int | None, int | None], int] = {}
 
     def carry_out(
@@ -59,6 +66,8 @@ class Recovery:
                 suspect = None
                 continue
             arrangement, result = self._call(part, replay=suspect is None)
+            if isinstance(result, Exception) and is_out_of_memory(result) and not all(t.gone for t in part):
+                self._let_others_go(part[0].request)
             failed_replay, suspect = suspect, None
             if isinstance(result, WaveResult):
                 if failed_replay is not None:
@@ -74,7 +83,8 @@ class Recovery:
             elif len(part) == 1:
                 deliver(part[0], _own_error(result))
             else:
-                log.warning("wave of %d failed, tried again in two halves: %r", len(part), result)
+                what = _NOT_FINITE if isinstance(result, ModelError) else repr(result)
+                log.warning("wave of %d failed, tried again in two halves: %s", len(part), what)
                 pending += reversed(halves(part, arrangement.groups))
 
     def _call(self, part: list[Ticket], replay: bool) -> tuple[Arrangement, WaveResult | Exception]:
@@ -133,6 +143,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _own_error(error: Exception) -> Exception:
     if isinstance(error, Cancelled | InputError):
         return error
+    if isinstance(error, ModelError):  # without its message, which names the prompt
+        failed = ImageFailed(_NOT_FINITE)
+        failed.__cause__ = error.with_traceback(None)
+        return failed
+    if refused_by_pipeline(error):
+        refused = RefusedByPipeline(f"the model does not take this request: {str(error)[:500]}")
+        refused.__cause__ = error
+        return refused
     if is_out_of_memory(error):
         return OutOfMemory("the image does not fit into memory, even alone: ask for a smaller size")
     failed = ImageFailed("the pipeline failed on this request")

@@ -18,7 +18,8 @@ from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.plan_prompts import default_guidance
 from sagediff.sampling.trajectory import Trajectory
-from sagediff.serving.engine.trajectory_cache import CacheKey, Entry, TrajectoryCache, Vector, config_text
+from sagediff.serving.engine.cache_files import CacheKey, Entry, Vector
+from sagediff.serving.engine.trajectory_cache import TrajectoryCache, config_text
 
 log = logging.getLogger(__name__)
 

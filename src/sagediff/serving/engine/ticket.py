@@ -10,6 +10,10 @@ from typing import Any, TypeAlias
 
 from sagediff.prompts.requests import QueuedRequest
 
+EXACT_IN_JSON = (
+    2**53
+)  # whole numbers below it come back from a client whose numbers are all doubles (JavaScript)
+
 Listener: TypeAlias = Callable[["Ticket", "Preview"], None]
 Outcome: TypeAlias = "MadeImage | Exception"
 
@@ -64,7 +68,7 @@ class Ticket:
         self.request = request
         if request.seed is not None:
             seed = request.seed
-        self.seed = secrets.randbits(63) if seed is None else seed
+        self.seed = secrets.randbelow(EXACT_IN_JSON) if seed is None else seed
         self.future: Future[MadeImage] = Future()
         self.waited = self.ran = 0.0
         self._next_preview = 0

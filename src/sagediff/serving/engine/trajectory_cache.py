@@ -10,77 +10,28 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from sagediff.errors import InputError, OutputError
-from sagediff.files.atomic import sweep, writing
-from sagediff.files.digest import cache_name, number_of
-from sagediff.sampling.trajectory import Trajectory, read_file
+from sagediff.files.digest import number_of
+from sagediff.sampling.trajectory import Trajectory
+from sagediff.serving.engine.cache_files import (
+    CacheKey,
+    Entry,
+    Vector,
+    entry_name,
+    entry_path,
+    entry_paths,
+    read_entry,
+    remove_leftovers,
+    write_entry,
+)
 
-Vector = npt.NDArray[np.float32]
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CacheKey:
-    """Everything that changes a trajectory's numbers, or who may see it; only requests of an equal key replay it.
-
-    Attributes:
-        tenant: whose requests may replay; never a secret, since it is written into files.
-        model, lora: hashes of the weights; "" for no LoRA.
-        scheduler, scheduler_config: class name, and its configuration as text (`config_text`).
-        num_steps, branch_step: sampling steps, and how many of them are replayed.
-        guidance_scale: as the pipeline was given it.
-        sharing: every option of sharing, as JSON.
-        height, width: of the image, pixels.
-        dtype: of the denoiser's output.
-        other: anything else: negative prompt, group condition, the encoder of the embeddings.
-    """
-
-    tenant: str
-    model: str
-    lora: str
-    scheduler: str
-    scheduler_config: str
-    num_steps: int
-    branch_step: int
-    guidance_scale: float
-    sharing: str
-    height: int
-    width: int
-    dtype: str
-    other: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """A cached trajectory.
-
-    Attributes:
-        name: of the entry, from key, noise seed and centroid.
-        centroid: (D,) unit vector: the mean direction of the group's prompt embeddings.
-        noise_seed: seed of the group's initial noise; a request that replays must start from the same.
-        value: evaluations that one replay saves.
-    """
-
-    name: str
-    key: CacheKey
-    centroid: Vector
-    noise_seed: int
-    trajectory: Trajectory
-    value: float
-
-    @property
-    def nbytes(self) -> int:
-        return self.trajectory.nbytes + self.centroid.nbytes
 
 
 class TrajectoryCache:
@@ -113,6 +64,7 @@ class TrajectoryCache:
         self._uses: dict[str, int] = {}
         self._age = 0.0
         self._nbytes = 0
+        self._from_files: set[CacheKey] = set()  # keys of entries that no vector was compared to yet
         if self._folder is not None:
             self._load(self._folder)
 
@@ -144,16 +96,9 @@ class TrajectoryCache:
         Raises:
             InputError: an invalid vector, value or trajectory.
         """
-        if not (math.isfinite(evaluations_saved_value) and evaluations_saved_value >= 0):
-            raise InputError(f"evaluations_saved_value must be at least 0, got {evaluations_saved_value}")
-        if trajectory.num_steps < key.branch_step:
-            raise InputError(
-                f"the key says that {key.branch_step} steps are replayed, but the trajectory holds "
-                f"{trajectory.num_steps}"
-            )
         unit = _unit(centroid)
         entry = Entry(
-            _name(key, unit, noise_seed), key, unit, int(noise_seed), trajectory.to("cpu"),
+            entry_name(key, unit, noise_seed), key, unit, int(noise_seed), trajectory.to("cpu"),
             float(evaluations_saved_value),
         )  # fmt: skip
         with self._lock:
@@ -161,7 +106,10 @@ class TrajectoryCache:
             if not self._keep(entry):
                 return None
             if self._folder is not None:
-                _write(self._folder, entry)
+                try:
+                    write_entry(self._folder, entry)
+                except OutputError as error:
+                    _LOG.warning("the trajectory cache keeps an entry in memory only: %s", error)
         return entry
 
     def find(self, key: CacheKey, embedding: npt.ArrayLike, threshold: float) -> list[Entry]:
@@ -207,13 +155,22 @@ class TrajectoryCache:
     # -- called with the lock held
 
     def _check_length(self, key: CacheKey, unit: Vector) -> None:
-        for entry in self._entries.get(key, {}).values():
-            if entry.centroid.shape != unit.shape:
-                raise InputError(
-                    f"a vector has {len(unit)} entries, but those cached under its key have "
-                    f"{len(entry.centroid)}; name the encoder in the key"
-                )
-            return
+        """Entries that were put have their key's length; of those from files, the first vector to compare says it."""
+        held = list(self._entries.get(key, {}).values())
+        if key in self._from_files:
+            self._from_files.discard(key)
+            for entry in held:
+                if entry.centroid.shape != unit.shape:
+                    _LOG.warning(
+                        "a file of the trajectory cache is skipped: %s has a centroid of %d numbers, prompts have %d",
+                        entry.name, len(entry.centroid), len(unit),
+                    )  # fmt: skip
+                    self._forget(entry)
+        elif held and held[0].centroid.shape != unit.shape:
+            raise InputError(
+                f"a vector has {len(unit)} entries, but those cached under its key have "
+                f"{len(held[0].centroid)}; name the encoder in the key"
+            )
 
     def _rank(self, entry: Entry) -> float:
         return self._age + entry.value * (1 + self._uses.get(entry.name, 0)) / entry.nbytes
@@ -246,25 +203,31 @@ class TrajectoryCache:
         return True
 
     def _remove(self, entry: Entry) -> None:
+        self._forget(entry)
+        if self._folder is not None:
+            _unlink(entry_path(self._folder, entry.name))
+
+    def _forget(self, entry: Entry) -> None:
+        """Its file stays."""
         del self._entries[entry.key][entry.name], self._ranks[entry.name], self._uses[entry.name]
         if not self._entries[entry.key]:
             del self._entries[entry.key]
         self._nbytes -= entry.nbytes
-        if self._folder is not None:
-            _path(self._folder, entry.name).unlink(missing_ok=True)
 
     def _load(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sweep(folder)
-        for path in sorted(folder.glob("*.safetensors")):
+        remove_leftovers(folder)
+        for path in entry_paths(folder):
             try:
-                entry = _read(path)
-                self._check_length(entry.key, entry.centroid)
-            except InputError as error:
-                _LOG.warning("a broken file of the trajectory cache is skipped: %s", error)
+                entry = read_entry(path, self.max_bytes)
+            except Exception as error:  # of any kind: a file must not keep the server from starting
+                told = error if isinstance(error, InputError) else f"{path}: {error!r}"
+                _LOG.warning("a broken file of the trajectory cache is skipped: %s", told)
                 continue
-            if not self._keep(entry):  # the limit is lower than it was
-                path.unlink(missing_ok=True)
+            if self._keep(entry):
+                self._from_files.add(entry.key)
+            else:  # the limit is lower than it was
+                _unlink(path)
             self._age = 0.0  # files are not read in the order of their age
 
 
@@ -284,41 +247,8 @@ def _unit(vector: npt.ArrayLike) -> Vector:
     return np.asarray(flat / norm, dtype=np.float32)
 
 
-def _name(key: CacheKey, centroid: Vector, noise_seed: int) -> str:
-    text = json.dumps(asdict(key), sort_keys=True) + f"\0{int(noise_seed)}\0"
-    return cache_name(text.encode() + centroid.tobytes())
-
-
-# -- on disk
-
-
-def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.safetensors"
-
-
-def _write(folder: Path, entry: Entry) -> None:
-    """If the disk is full, the entry stays in memory only."""
-    header = json.dumps({"key": asdict(entry.key), "noise_seed": entry.noise_seed, "value": entry.value})
-    tensors = entry.trajectory.tensors() | {"centroid": torch.from_numpy(entry.centroid)}
-    target = _path(folder, entry.name)
+def _unlink(path: Path) -> None:
     try:
-        with writing(target) as partial:
-            save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": header})
-    except (OutputError, SafetensorError) as error:
-        _LOG.warning("the trajectory cache keeps an entry in memory only: %s", error)
-
-
-def _read(path: Path) -> Entry:
-    """Raises InputError for a file that holds no entry, or not the one that its name says."""
-    tensors, metadata = read_file(path)
-    trajectory = Trajectory.from_tensors(tensors, metadata)
-    try:
-        header = json.loads(metadata["entry"])
-        key, seed, value = CacheKey(**header["key"]), int(header["noise_seed"]), float(header["value"])
-        centroid = np.asarray(tensors["centroid"].numpy(), dtype=np.float32)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no entry of a trajectory cache: {error!r}") from error
-    name = _name(key, centroid, seed)
-    if path.stem != name or not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{path} does not hold the entry that its name says; remove it")
-    return Entry(name, key, centroid, seed, trajectory, value)
+        path.unlink(missing_ok=True)
+    except OSError as error:  # a folder under a file's name, or no right to
+        _LOG.warning("a file of the trajectory cache stays: %s: %s", path, error.strerror)

@@ -19,12 +19,15 @@ from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask, noise_seeds, repeats
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import QueuedRequest
+from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.wave import OnStep, run_wave
+from sagediff.serving.engine.cache_files import CacheKey, Entry
+from sagediff.serving.engine.interrupt import interruptible
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
+from sagediff.serving.engine.sizes import check_size
 from sagediff.serving.engine.ticket import MadeImage, Ticket
-from sagediff.serving.engine.trajectory_cache import CacheKey, Entry
 from sagediff.serving.failures import Cancelled
 
 
@@ -123,6 +126,7 @@ class WaveRunner:
             lambda texts: np.stack([by_prompt[text] for text in texts]),
             across_tenants=self.settings.across_tenants,
             repeats_may_share=sharing.fresh_noise > 0,
+            read=self._read([requests[i] for i in rest]),
         )
         return Arrangement(
             sorted([*([rest[i] for i in group] for group in groups), *([i] for i in found)]),
@@ -143,25 +147,29 @@ class WaveRunner:
         """Sample compatible tickets once, as arranged, and keep what they ran together.
 
         Raises:
-            Cancelled: every client has gone; the run ended at the step at which that was seen.
+            Cancelled: every client has gone; the run ended where that was seen.
+            RefusedByPipeline: the images are not of the size that was asked for.
             Exception: whatever the pipeline raises; then nothing is kept.
         """
         sharing, steps = self.sharing(tickets[0].request), tickets[0].request.num_inference_steps
         shared, left = sharing.shared_steps(steps), dict[int, int]()
         task = self._task(tickets, arrangement, sharing, steps)
         try:
-            images, run = run_wave(
-                self.pipe,
-                task,
-                sharing,
-                guidance_scale=self.settings.guidance_scale,
-                micro_batch_size=micro_batch_size,
-                record={group[0]: shared for group in task.plan.groups if group[0] in arrangement.kept},
-                replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
-                on_step=self._after_step(tickets, left),
-            )
+            with interruptible(self.pipe, lambda: not all(ticket.gone for ticket in tickets)):
+                images, run = run_wave(
+                    self.pipe,
+                    task,
+                    sharing,
+                    guidance_scale=self.settings.guidance_scale,
+                    micro_batch_size=micro_batch_size,
+                    record={group[0]: shared for group in task.plan.groups if group[0] in arrangement.kept},
+                    replay={i: entry.trajectory for i, entry in arrangement.replays.items()},
+                    on_step=self._after_step(tickets, left),
+                )
         except StoppedError as error:
             raise Cancelled("every client of the wave went away") from error
+        for ticket, image in zip(tickets, images, strict=True):
+            check_size((ticket.request.width, ticket.request.height), image)
         self._keep(tickets, arrangement, run, task.noise_seeds, shared)
         return WaveResult(
             self._images(tickets, images, run),
@@ -184,7 +192,7 @@ class WaveRunner:
         # do; unless everyone who leaves a group gets some.
         apart = [
             again or (i in arrangement.replays and not sharing.renews_all)
-            for i, again in enumerate(repeats(requests, plan.groups))
+            for i, again in enumerate(repeats(requests, plan.groups, self._read(requests)))
         ]
         return WaveTask(list(range(len(tickets))), list(requests), plan, noise, own, apart)
 
@@ -280,6 +288,10 @@ class WaveRunner:
                     tickets[i].show(tickets[i].previews.index(done), image)
 
         return step_done
+
+    def _read(self, requests: Sequence[QueuedRequest]) -> list[str]:
+        """What the model's text encoders read of each prompt; where it is the same, prompts are equal."""
+        return read_prompts(self.pipe, [request.prompt for request in requests]).keys
 
     def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
         """Prompts to unit vectors, (N, D), by which they are grouped."""

@@ -16,12 +16,14 @@ from sagediff.serving.failures import (
     NotReady,
     OutOfMemory,
     QueueFull,
+    RefusedByPipeline,
     ReplicaLost,
     ServingError,
 )
 from sagediff.serving.http.schema import OutputFormat, ParsedBody, RequestProblem
 
 _NO_RETRY = {"x-should-retry": "false"}
+_STATUS = {"model_not_found": 404, "unsupported_media_type": 415}
 _RETRY = {"Retry-After": "5"}  # seconds
 
 
@@ -51,9 +53,9 @@ def bad_request(
 def error_answer(error: Exception) -> ErrorAnswer:
     """The answer for an error. Errors of the server's own are answered without details."""
     if isinstance(error, RequestProblem):
-        return bad_request(
-            str(error), error.param, error.code, 404 if error.code == "model_not_found" else 400
-        )
+        return bad_request(str(error), error.param, error.code, _STATUS.get(error.code, 400))
+    if isinstance(error, RefusedByPipeline):
+        return bad_request(str(error))
     if isinstance(error, InputError):  # well-formed, but not for this model
         return bad_request(str(error), code="unprocessable", status=422)
     if isinstance(error, QueueFull):
@@ -87,12 +89,14 @@ def base64_text(data: bytes) -> str:
 
 
 def format_fields(body: ParsedBody) -> dict[str, Any]:
-    """The fields of the request that OpenAI repeats in every answer."""
+    """The fields of the request that OpenAI repeats in every answer, and what there is to say about others."""
+    warnings = {"warnings": body.warnings} if body.warnings else {}
     return {
         "background": "auto",
         "output_format": body.output_format,
         "quality": "auto",
         "size": body.size,
+        **warnings,
     }
 
 

@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from sagediff.serving.config import ServeConfig
+from sagediff.serving.http.schema import CONTROL, BatchBody, BodyFields, GenerationBody
 
 _GENERATIONS = "/v1/images/generations"
 _BATCHES = "/v1/images/batches"
@@ -35,6 +36,8 @@ _EVENT = {  # of a stream, one by one
         "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
     }
 }
+_BODIES: dict[str, type[BodyFields]] = {_GENERATIONS: GenerationBody, _BATCHES: BatchBody}
+_PROMPT = rf"^[^{CONTROL}]*[^{CONTROL}\s][^{CONTROL}]*$"
 _CONTENT: dict[str, dict[str, Any]] = {  # of answers that are not, or not only, JSON
     "/metrics": {"text/plain": _TEXT},
     "/v1/images/{name}": {"image/png": _FILE, "image/jpeg": _FILE, "image/webp": _FILE},
@@ -54,6 +57,13 @@ def complete_schema(schema: dict[str, Any], config: ServeConfig) -> dict[str, An
         "description": "Refused, or failed",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
+    for path, kind in _BODIES.items():
+        name = kind.__name__
+        parts[name] = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema["paths"][path]["post"]["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
+        }
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             answers = operation["responses"]
@@ -64,20 +74,18 @@ def complete_schema(schema: dict[str, Any], config: ServeConfig) -> dict[str, An
                 answers |= {"4XX": refused, "5XX": refused}
             if path in _CONTENT:
                 answers["200"]["content"] = _CONTENT[path]
-    for name in ("GenerationBody", "BatchBody"):
-        body = parts.get(name, {}).get("properties", {})
-        _limit(body, "prompt", minLength=1, maxLength=config.max_prompt_length, pattern=r"\S")
+    prompt = {"minLength": 1, "maxLength": config.max_prompt_length, "pattern": _PROMPT}
+    for kind in _BODIES.values():
+        body = parts[kind.__name__]["properties"]
+        _limit(body, "prompt", **prompt)
         _limit(body, "prompts", maxItems=config.most_images)
-        _limit(
-            body.get("prompts", {}), "items", minLength=1, maxLength=config.max_prompt_length, pattern=r"\S"
-        )
-        _limit(body, "negative_prompt", maxLength=config.max_prompt_length)
+        _limit(body.get("prompts", {}), "items", **prompt)
+        _limit(body, "negative_prompt", maxLength=config.max_prompt_length, pattern=rf"^[^{CONTROL}]*$")
         _limit(body, "model", enum=[config.model_name])
         _limit(body, "n", maximum=config.max_n)
         _limit(body, "num_inference_steps", maximum=config.max_steps)
         _limit(body, "size", pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
-    batch = parts.get("BatchBody", {}).get("properties", {})
-    _limit(batch, "stream", enum=[True])
+    _limit(parts["BatchBody"]["properties"], "stream", enum=[True])
     return schema
 
 

@@ -14,6 +14,7 @@ from sagediff.serving.config import ServeConfig
 from sagediff.serving.engine.ticket import Ticket
 from sagediff.serving.http.admission import App, Message, Receive, Scope, Send
 from sagediff.serving.metrics import Metrics
+from sagediff.serving.tenants import Tenants
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,15 @@ class RequestLog:
     """
 
     def __init__(
-        self, app: App, config: ServeConfig, metrics: Metrics, quiet: frozenset[str], timed: frozenset[str]
+        self,
+        app: App,
+        config: ServeConfig,
+        tenants: Tenants,
+        metrics: Metrics,
+        quiet: frozenset[str],
+        timed: frozenset[str],
     ) -> None:
-        self._app, self._config, self._metrics = app, config, metrics
+        self._app, self._config, self._tenants, self._metrics = app, config, tenants, metrics
         self._quiet, self._timed = quiet, timed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +111,7 @@ class RequestLog:
             "path": path[:_LONGEST_PATH],
             "status": status,
             "outcome": record.outcome,
-            "tenant": None if tenant is None else self._config.label_of(tenant),
+            "tenant": None if tenant is None else self._tenants.label(tenant),
             "seconds": round(seconds, 4),
             **record.image_figures(),
         }

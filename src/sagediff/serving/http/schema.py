@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -16,19 +16,23 @@ from sagediff.serving.config import ServeConfig
 OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 _SEEDS = 2**63
+_EXACT = 2**53  # from here on a number with a point may stand for another
+CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # characters that no prompt holds: all but tab and line ends
+_CONTROL = re.compile(f"[{CONTROL}]")
 
 
 class RequestProblem(InputError):
-    """A field that this server can never accept. `param` names it, `code` is for programs."""
+    """A request that this server can never accept. `param` names the field, `code` is for programs."""
 
-    def __init__(self, param: str, message: str, code: str = "invalid_value") -> None:
+    def __init__(self, param: str | None, message: str, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param, self.code = param, code
 
 
 def _whole(value: Any) -> Any:
     """JSON has one type of number: 1.0 is a whole number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    exact = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+    return int(value) if exact else value
 
 
 Whole = BeforeValidator(_whole)
@@ -37,7 +41,7 @@ Whole = BeforeValidator(_whole)
 class BodyFields(BaseModel):
     """Fields of both bodies."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
     n: Annotated[int, Field(ge=1), Whole] | None = None
@@ -56,7 +60,8 @@ class BodyFields(BaseModel):
 
 
 class GenerationBody(BodyFields):
-    """OpenAI's fields, and those that diffusion servers add. Unknown fields are ignored; null means left out."""
+    """OpenAI's fields, and those that diffusion servers add. Unknown fields are named in the answer; null means left
+    out."""
 
     prompt: str
 
@@ -78,6 +83,7 @@ class ParsedBody:
     stream: bool
     partial_images: int
     size: str
+    warnings: list[str] = field(default_factory=list)
 
 
 def parse_body(
@@ -111,16 +117,18 @@ def parse_body(
         if isinstance(body, BatchBody)
         else {"prompt": body.prompt}
     )
-    for field, text in {**prompts, "negative_prompt": body.negative_prompt or ""}.items():
+    for name, text in {**prompts, "negative_prompt": body.negative_prompt or ""}.items():
         if len(text) > config.max_prompt_length:
             raise RequestProblem(
-                field, f"{field} has {len(text)} characters; at most {config.max_prompt_length} are taken"
+                name, f"{name} has {len(text)} characters; at most {config.max_prompt_length} are taken"
             )
-        if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can hold it, UTF-8 cannot
-            raise RequestProblem(field, f"{field} holds half of a surrogate pair, which is no character")
-    for field, text in prompts.items():
+        if (found := _CONTROL.search(text)) is not None:
+            raise RequestProblem(
+                name, f"{name} holds the control character U+{ord(found[0]):04X} at place {found.start() + 1}"
+            )
+    for name, text in prompts.items():
         if not text.strip():
-            raise RequestProblem(field, f"{field} must not be empty")
+            raise RequestProblem(name, f"{name} must not be empty")
     count, steps = body.n or 1, body.num_inference_steps or num_steps
     if count > config.max_n:
         raise RequestProblem("n", f"n must be at most {config.max_n}, got {count}")
