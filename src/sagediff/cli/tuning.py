@@ -59,7 +59,7 @@ def run_tune(
 def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
     demo = settings.model.name == "demo"
     thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
-    if equal_prompts(prompts):
+    if equal_prompts(prompts) and settings.sharing.repeats_may_share:
         thresholds += (EQUAL,)
     return Search(
         settings.sharing,

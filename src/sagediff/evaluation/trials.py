@@ -21,9 +21,11 @@ from sagediff.evaluation.sampled_images import as_tensor, sampled
 from sagediff.evaluation.search import Measured
 from sagediff.files.atomic import output_errors
 from sagediff.files.digest import object_digest
+from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.sampling.plan_prompts import CostBasis, cost_basis, default_guidance
+from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.sampler import SharedSampler
 
 Metric = Literal["accuracy", "clip"]
@@ -60,9 +62,13 @@ class TrialRunner:
         """The numbers of every prompt that is there more than once."""
         return equal_prompts(self.prompts)
 
+    @cached_property
+    def _copy_numbers(self) -> list[int]:
+        return copy_numbers(read_prompts(self.pipe, self.prompts).keys)
+
     def plan(self, sharing: Sharing) -> SharePlan:
         """What a sharing makes of these prompts; runs nothing."""
-        return self._basis.of(sharing.plan(self.vectors, self.num_steps))
+        return self._basis.of(sharing.plan(self.vectors, self.num_steps, copies=self._copy_numbers))
 
     def saving(self, sharing: Sharing) -> float:
         """Its cost saving, guidance that is left out included."""

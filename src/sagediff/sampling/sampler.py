@@ -125,18 +125,19 @@ class SharedSampler:
         groups: Sequence[Sequence[int]] | None = None,
         has_negative: bool | None = None,
         starts: Sequence[Hashable] | None = None,
+        read: Sequence[Hashable] | None = None,
     ) -> SharePlan:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
 
         Args:
             prompts: texts or requests, in any list, column or generator.
-            true_cfg_scale, has_negative, starts: as `plan_prompts` has them.
+            true_cfg_scale, has_negative, starts, read: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts,
+            self.encoder, groups, has_negative, starts, read,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -193,6 +194,7 @@ class SharedSampler:
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
         scale = kwargs.get("true_cfg_scale")
+        reading = self.read(requests, kwargs.get("max_sequence_length"))
         plan = self.plan(
             requests,
             num_inference_steps,
@@ -200,10 +202,10 @@ class SharedSampler:
             None if scale is None else float(scale),
             has_negative=requests[0].negative_prompt is not None or _has_negative(kwargs),
             starts=per_prompt.starts(),
+            read=reading.keys,
         )
         images: list[Any] = [None] * len(requests)
         run = 0
-        reading = self.read(requests, kwargs.get("max_sequence_length"))
         try:
             for wave in self.waves(requests, plan, guidance_scale, seed, reading=reading, **kwargs):
                 run += wave.evaluations

@@ -40,9 +40,11 @@ def plan(
 
     from sagediff.distributed.cluster import usable_cores
     from sagediff.pipelines.loading import load_for_planning
+    from sagediff.plan.compatibility import copy_numbers
     from sagediff.progress import stage_bars
     from sagediff.prompts.embeddings import text_encoder
     from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
+    from sagediff.sampling.reading import read_prompts
     from sagediff.scale.cover import CoverOptions
     from sagediff.scale.disk_groups import GROUPS, groups_at_scale
 
@@ -53,14 +55,18 @@ def plan(
         settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
     )
     guidance = default_guidance(type(pipe)) if scale_named is None else scale_named
+    read = read_prompts(pipe, texts).keys
     if scale.work is not None:
+        copies = None if chosen.repeats_may_share else copy_numbers(read)
         cover = CoverOptions(chosen.threshold, chosen.max_group_size, jobs=scale.jobs or usable_cores())
         with stage_bars() as show:
             groups = groups_at_scale(
                 texts, text_encoder(pipe, encoder), scale.work, cover,
-                source=settings.embedded_by, on_progress=show,
+                source=settings.embedded_by, copies=copies, on_progress=show,
             )  # fmt: skip
-    found = plan_prompts(texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups)
+    found = plan_prompts(
+        texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups, read=read
+    )
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
