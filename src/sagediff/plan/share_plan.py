@@ -131,7 +131,7 @@ class SharePlan:
         check_groups(groups)
         _check_steps(num_steps)
         kept: float | tuple[float, ...]
-        if isinstance(share_ratio, Sequence | np.ndarray):
+        if not isinstance(share_ratio, int | float | np.number):  # a list, an array, a column of a table
             kept = ratios = tuple(map(float, share_ratio))
         else:
             kept = float(share_ratio)
@@ -359,14 +359,15 @@ class SharePlan:
         import torch
 
         first = {i: group[0] for group in self.groups for i in group}
-        if isinstance(seed, int):
+        if isinstance(seed, int | np.integer):
             seeds = [number_of(f"{seed}/{first[i]}") >> 1 for i in range(self.num_prompts)]
         else:
-            if len(seed) != self.num_prompts:
+            given = list(seed)  # by position, whatever index a column has
+            if len(given) != self.num_prompts:
                 raise PlanError(
-                    f"seed must be one number or one per prompt ({self.num_prompts}), got {len(seed)}"
+                    f"seed must be one number or one per prompt ({self.num_prompts}), got {len(given)}"
                 )
-            seeds = [int(seed[first[i]]) for i in range(self.num_prompts)]
+            seeds = [int(given[first[i]]) for i in range(self.num_prompts)]
         return [torch.Generator(device).manual_seed(s) for s in seeds]
 
     # -- in and out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
@@ -55,9 +56,9 @@ def plan(
         settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
     )
     guidance = default_guidance(type(pipe)) if scale_named is None else scale_named
-    read = read_prompts(pipe, texts).keys
+    reading = read_prompts(pipe, texts)
     if scale.work is not None:
-        copies = None if chosen.repeats_may_share else copy_numbers(read)
+        copies = None if chosen.repeats_may_share else copy_numbers(reading.keys)
         cover = CoverOptions(chosen.threshold, chosen.max_group_size, jobs=scale.jobs or usable_cores())
         with stage_bars() as show:
             groups = groups_at_scale(
@@ -65,8 +66,10 @@ def plan(
                 source=settings.embedded_by, copies=copies, on_progress=show,
             )  # fmt: skip
     found = plan_prompts(
-        texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups, read=read
+        texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups, read=reading.keys
     )
+    if warning := reading.warning():
+        print(f"warning: {warning}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
