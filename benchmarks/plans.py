@@ -121,7 +121,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in args.ways:
-        way = WAYS[name]
+        way = replace(WAYS[name], sharing=replace(WAYS[name].sharing, repeats="share"))
         pipe = open_pipeline(way.model)
         measured, others = split(
             args.captions // args.copies, args.tuning_captions // args.copies, args.tune_on

@@ -132,7 +132,7 @@ class TuneOptions:
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
         (),
         "Grid of minimum similarities, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else 0.6,0.7,0.8,0.9; "
-        "and 0.99 where prompts repeat].",
+        "and 0.99 where prompts repeat and their copies may share].",
     )
     share_ratio: tuple[str, ...] = option((), "Grid, with commas [default: 0.1 to 0.8].")
     max_group_size: tuple[str, ...] = option(
