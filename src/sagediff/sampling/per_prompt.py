@@ -192,6 +192,12 @@ class PerPrompt:
 
     def _check_adapters(self, name: str, value: Any) -> None:
         entries = value if isinstance(value, list | tuple) else [value]
+        adapters = _adapters(self._pipe)
+        if isinstance(value, list | tuple) and adapters is not None and len(value) != adapters:
+            raise InputError(
+                f"`{name}` holds {len(value)} entries, and the pipeline has {adapters} IP-Adapters: there is one for "
+                f"each adapter, which goes to all prompts, not one per prompt; sample prompts with other images apart"
+            )
         rows = [len(entry) for entry in entries if isinstance(entry, torch.Tensor) and entry.ndim > 1]
         if name.endswith("embeds") and self._count > 1 and any(count > 2 for count in rows):
             raise InputError(
@@ -238,6 +244,14 @@ def _is_pil(value: Any) -> bool:
     from PIL.Image import Image
 
     return isinstance(value, Image)
+
+
+def _adapters(pipe: Any) -> int | None:
+    """How many IP-Adapters a pipeline has; None where it does not tell."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    layers = getattr(projection, "image_projection_layers", None)
+    return None if layers is None else len(layers)
 
 
 def _is_one_image(value: Any, kind: Kind) -> bool:
