@@ -168,6 +168,7 @@ def test_a_policy_is_measured_as_its_file_says(
     policy = Sharing(
         threshold=0.1, share_ratio=0.25, max_group_size=3, shared_guidance=2.0, unguided=0.5,
         rungs=((0.4, 0.5),), parting="together", handover_noise=0.5, fresh_noise=0.25,
+        repeats="share",
     )  # fmt: skip
     assert all(getattr(policy, name) != value for name, value in vars(Sharing()).items())
     policy.save(tmp_path / "policy.json")

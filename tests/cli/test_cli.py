@@ -304,7 +304,7 @@ BOTH: list[tuple[list[str], str]] = [  # arguments, words of the message; for ge
     (["a cat", "--no-such-option"], "--no-such-option"),
 ]
 GENERATE: list[tuple[list[str], str]] = [
-    (["a cat", "a cat", "--scheduler", "pndm"], "fresh noise"),
+    (["a cat", "a cat", "--scheduler", "pndm", "--repeats", "share"], "fresh noise"),
     (["a cat", "--out", "in-use"], "is in use"),
     (["a cat", "--out", "in-use", "--resume"], "not by a run that can be resumed"),
     (["a cat", "--out", "good.txt"], "is a file"),

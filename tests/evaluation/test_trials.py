@@ -17,7 +17,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
 
     def measure(sharing: Sharing) -> Measured:
         asked.append(sharing)
-        return Measured((sharing.share_ratio, 0.5), (0.25,))
+        return Measured((sharing.share_ratio, 0.5), (0.25,), (0.5, 0.75))
 
     before = [file.remembered(measure)(sharing) for sharing in (ONE, TWO)]
     with file.path.open("a") as lines:

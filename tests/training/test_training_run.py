@@ -282,7 +282,7 @@ def test_the_models_own_threshold_is_taken_and_the_card_says_what_was_trained(
     assert trained_by_command(data, out, "--steps", "2", "--learning-rate", "1e-3") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["threshold"] == 0.45 and json.loads(said.out)["max_group_size"] == 2
-    assert "a step trains on 4 images and not on 16" in said.err
+    assert "a step trains on 4 images and not on 16" in said.err and "warms up over 0 of 2 steps" in said.err
     card = (out / "README.md").read_text()
     assert "2 steps of 4 images on average; 100% of the images in groups of two or more" in card
     assert "mean group size 2, largest 2" in card and '"lr_warmup_steps": 0' in card
@@ -295,7 +295,9 @@ def test_a_run_without_groups_is_warned_of_and_its_weights_say_so(
     assert trained_by_command(data, out, "--steps", "1", "--threshold", "0.99") == 0
     said = capsys.readouterr()
     assert (
-        "at threshold 0.99 no image is in a group of two or more" in said.err and "--threshold 0." in said.err
+        "at threshold 0.99 no image is in a group of two or more, so the weights do not learn to share"
+        in said.err
+        and "--threshold 0." in said.err
     )
     assert json.loads(said.out)["max_share_ratio"] == 0.0 == json.loads(said.out)["share_ratio"]
     card = (out / "README.md").read_text()
@@ -329,6 +331,18 @@ def test_a_pipeline_whose_solver_for_diffusion_is_set_to_flow_is_trained_at_its_
     times = torch.cat(seen)
     # the hand-over is rolled out from the first step's timestep on, told in whole numbers as the solver tells them
     assert not times.is_floating_point() and int(times.max()) == 999 and int(times.min()) >= 0
+
+
+def test_a_model_that_cannot_be_trained_is_refused_by_its_index(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "wan"
+    model.mkdir()
+    index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
+    (model / "model_index.json").write_text(json.dumps(index))
+    assert trained_by_command(data, tmp_path / "out", "--model", str(model)) == 2
+    assert "not with WanTransformer3DModel, which can be sampled only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sagediff.files.shards import ShardStore
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.waves import Waves, WaveTask
 from sagediff.progress import stage_bars, stderr_progress
@@ -42,18 +43,21 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     settings, sharing, prompts = job.settings, job.settings.sharing, job.prompts
     steps, source, seed = settings.sampling.num_inference_steps, settings.embedded_by, job.output.seed
     sampler, groups = _sampler(job), None
+    reading = sampler.read(prompts)
     if job.scale.work is not None:
         cover = CoverOptions(sharing.threshold, sharing.max_group_size, jobs=job.scale.jobs or usable_cores())
         used = text_encoder(sampler.pipe, settings.sampling.encoder)
         with stage_bars() as show:
-            groups = groups_at_scale(prompts, used, job.scale.work, cover, source=source, on_progress=show)
-    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups)
-    reading = sampler.read(prompts)
+            copies = None if sharing.repeats_may_share else copy_numbers(reading.keys)
+            groups = groups_at_scale(
+                prompts, used, job.scale.work, cover, source=source, copies=copies, on_progress=show
+            )
+    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups, read=reading.keys)
     sampler.check(prompts, plan, reading.keys)
     if words := reading.warning():
         print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
-    for words in sharing_warnings(settings.model.lora, ratio, largest):
+    for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(job.requests, plan, seed, job.output.wave_size, read=reading.keys)
     folder.begin(manifest, plan.to_json())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.figures import Figures, Seen
 from sagediff.evaluation.perception import Judging, Perception
 from sagediff.evaluation.reference import Reference
@@ -20,14 +21,15 @@ from sagediff.evaluation.sampled_images import as_tensor, sampled
 from sagediff.evaluation.search import Measured
 from sagediff.files.atomic import output_errors
 from sagediff.files.digest import object_digest
+from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.sampling.plan_prompts import CostBasis, cost_basis, default_guidance
+from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.sampler import SharedSampler
 
 Metric = Literal["accuracy", "clip"]
 EQUAL = 0.99  # a cosine that, but for rounding, none but equal prompts reach
-_FIGURES: dict[Metric, str] = {"accuracy": "accuracy_all", "clip": "clip_score"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,13 @@ class TrialRunner:
         """The numbers of every prompt that is there more than once."""
         return equal_prompts(self.prompts)
 
+    @cached_property
+    def _copy_numbers(self) -> list[int]:
+        return copy_numbers(read_prompts(self.pipe, self.prompts).keys)
+
     def plan(self, sharing: Sharing) -> SharePlan:
         """What a sharing makes of these prompts; runs nothing."""
-        return self._basis.of(sharing.plan(self.vectors, self.num_steps))
+        return self._basis.of(sharing.plan(self.vectors, self.num_steps, copies=self._copy_numbers))
 
     def saving(self, sharing: Sharing) -> float:
         """Its cost saving, guidance that is left out included."""
@@ -70,20 +76,27 @@ class TrialRunner:
 
     def figures(self, sharing: Sharing, reference: Reference | None = None) -> list[Figures]:
         """Every metric, one record per seed; diversity is that of equal prompts."""
-        out = []
+        return [seen.figures(self.copies, reference) for seen in self._seen(sharing)]
+
+    def _seen(self, sharing: Sharing) -> Iterator[Seen]:
+        """The images of each seed, looked at."""
         for seed in self.seeds:
             made = sampled(
                 self.pipe, self.prompts, self.vectors, sharing, self.num_steps, self.guidance_scale, seed
             )
-            seen = Seen.by(self.perception, as_tensor(made.images), self.prompts)
-            out.append(seen.figures(self.copies, reference))
-        return out
+            yield Seen.by(self.perception, as_tensor(made.images), self.prompts)
 
     def measure(self, sharing: Sharing) -> Measured:
         """The quality of a sharing's images, and how far apart those of equal prompts are."""
-        records = self.figures(sharing)
-        quality = tuple(record[_FIGURES[self.metric]] or 0.0 for record in records)
-        return Measured(quality, tuple(record["diversity"] or 0.0 for record in records if self.copies))
+        values, apart = [], []
+        for seen in self._seen(sharing):
+            found = seen.right["all"] if self.metric == "accuracy" else seen.aligned
+            values.append(found.double().numpy())
+            if self.copies:
+                apart.append(group_diversity(seen.features, self.copies) or 0.0)
+        over_seeds = np.mean(values, axis=0)  # (N,)
+        each = [float(over_seeds[same].mean()) for same in repetitions(self.prompts)]
+        return Measured(tuple(float(of_seed.mean()) for of_seed in values), tuple(apart), tuple(each))
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,9 @@ class TrialFile:
                     entry = json.loads(line)
                     if entry["about"] == self._about:
                         sharing = Sharing.merged(Sharing.layer(entry["policy"]))
-                        found[sharing] = Measured(tuple(entry["quality"]), tuple(entry["apart"]))
+                        found[sharing] = Measured(
+                            tuple(entry["quality"]), tuple(entry["apart"]), tuple(entry["each"])
+                        )
                 except (ValueError, KeyError, TypeError):
                     continue  # a line cut short by a kill
         return found
@@ -143,7 +158,12 @@ def judges(perception: Perception, prompts: Sequence[str]) -> bool:
 
 def equal_prompts(prompts: Sequence[str]) -> list[list[int]]:
     """The numbers of every prompt that is there more than once."""
+    return [numbers for numbers in repetitions(prompts) if len(numbers) > 1]
+
+
+def repetitions(prompts: Sequence[str]) -> list[list[int]]:
+    """For each different prompt its numbers."""
     places: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         places.setdefault(prompt, []).append(number)
-    return [numbers for numbers in places.values() if len(numbers) > 1]
+    return list(places.values())

@@ -31,7 +31,7 @@ from sagediff.training.card import model_card
 from sagediff.training.encoding import EncodedExamples
 from sagediff.training.forward_process import ForwardProcess
 from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
-from sagediff.training.train_config import TrainConfig
+from sagediff.training.train_config import WARMUP, TrainConfig
 from sagediff.training.trainable import TrainableDenoiser, check_trainable
 from sagediff.training.trained import NOT_TERMS, Trained, counts_record
 from sagediff.training.validation import draw_validation
@@ -107,6 +107,11 @@ class _Run:
         if self.accelerator.is_main_process:
             for words in schedule_warnings(self.schedule, config, len(data)):
                 print(f"warning: {words}", file=sys.stderr)
+            if config.lr_warmup_steps is None and config.warmup_steps < WARMUP:
+                print(
+                    f"the learning rate warms up over {config.warmup_steps} of {config.steps} steps",
+                    file=sys.stderr,
+                )
 
         torch.manual_seed(config.seed)
         if config.rank:
