@@ -39,6 +39,7 @@ def plan(
     from rich.console import Console
 
     from sagediff.distributed.cluster import usable_cores
+    from sagediff.pipelines.content import embedding_source
     from sagediff.pipelines.loading import load_for_planning
     from sagediff.progress import stage_bars
     from sagediff.prompts.embeddings import text_encoder
@@ -58,7 +59,7 @@ def plan(
         with stage_bars() as show:
             groups = groups_at_scale(
                 texts, text_encoder(pipe, encoder), scale.work, cover,
-                source=settings.embedded_by, on_progress=show,
+                source=embedding_source(settings), on_progress=show,
             )  # fmt: skip
     found = plan_prompts(texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
