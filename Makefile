@@ -31,9 +31,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# One process more than there are cores: those of Ray's and the server's tests wait more than they work.
+# As many processes as cores: each imports all libraries, and what Ray's tests start fills their waits.
 unit: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --dist loadgroup --no-loadscope-reorder --durations 15
+	$(BIN)/python -m pytest --numprocesses $$(nproc) --dist loadgroup --no-loadscope-reorder --durations 15
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

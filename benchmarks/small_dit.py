@@ -29,7 +29,8 @@ from world_eval import built_in, mean_spread
 from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
 from sagediff.builtin.scenes.training.scene_images import SceneImages
-from sagediff.builtin.scenes.training.stages import LATENT_CHANNELS, TEXT_DIM
+from sagediff.builtin.scenes.training.stages import TEXT_DIM
+from sagediff.builtin.training.architectures import LATENT_CHANNELS
 from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
 from sagediff.pipelines.placement import open_pipeline
 
@@ -150,8 +151,9 @@ def train_transformer(args: argparse.Namespace) -> Path:
         )[0]  # fmt: skip
         return {"velocity": F.mse_loss(predicted.float(), gone - clean)}
 
+    warmup = max(1, round(0.05 * args.steps))
     loop = LoopConfig(
-        "transformer", args.out, args.steps, args.learning_rate, args.seed, ema=0.998, save_every=100,
+        "transformer", args.out, args.steps, args.learning_rate, args.seed, warmup, args.steps - warmup, ema=0.998,
         resume=args.resume, bf16=bf16_pays("cpu"),
     )  # fmt: skip
     trained = train(loop, transformer, losses)

@@ -15,6 +15,7 @@ PACKAGE = Path(sagediff.__file__).parent
 NAMES = [
     "ImageRequest",
     "InputError",
+    "ModelError",
     "OutputError",
     "PlanError",
     "SagediffError",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sagediff.errors import InputError as InputError
+    from sagediff.errors import ModelError as ModelError
     from sagediff.errors import OutputError as OutputError
     from sagediff.errors import PlanError as PlanError
     from sagediff.errors import SagediffError as SagediffError
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ImageRequest": "prompts.requests",
     "InputError": "errors",
+    "ModelError": "errors",
     "OutputError": "errors",
     "PlanError": "errors",
     "SagediffError": "errors",

@@ -7,7 +7,7 @@
     |   `-- UnsupportedPipelineError     a pipeline, denoiser or scheduler that sharing does not know
     |-- OutputError                      the work itself failed: disk full, folder not writable
     |-- ModelError                       the model gave numbers that are not finite
-    `-- StoppedError                     nobody is left who wants the images of a run
+    `-- StoppedError                     nobody wants a run to go on; nothing is wrong
 
 The command line exits with 2 for an InputError and with 1 for any other SagediffError.
 """
@@ -54,7 +54,7 @@ class ModelError(SagediffError):
 
 
 class StoppedError(SagediffError):
-    """Every prompt of a shared run was dropped, so the pipeline's call was ended; nothing is wrong."""
+    """Nobody wants the run to go on: every prompt was dropped, or a signal came; nothing is wrong."""
 
 
 def first_line(error: BaseException) -> str:

@@ -104,11 +104,13 @@ def _broken_rule(cls: type, name: str, value: Any) -> str:
         return ""
     kinds = [kind for kind in _KINDS if kind in hints]
     if kinds and not any(_is_of(value, kind) for kind in kinds):
-        return f"must be {' or '.join(_KINDS[kind][1] for kind in kinds)}, got {value!r}"
+        return f"must be {' or '.join(_KINDS[kind][1] for kind in kinds)}, got {_shown(value)}"
     if metadata["choices"] and value not in metadata["choices"]:
         allowed = metadata["choices"]
         rule = " or ".join(map(repr, allowed)) if len(allowed) == 2 else f"one of {', '.join(allowed)}"
-        return f"must be {rule}, got {value!r}"
+        return f"must be {rule}, got {_shown(value)}"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"must be a whole number of 64 bits, got {_shown(value)}"
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high, above, below = (metadata[key] for key in ("low", "high", "above", "below"))
         inside = (
@@ -119,6 +121,14 @@ def _broken_rule(cls: type, name: str, value: Any) -> str:
             rule = _range(low, high, above, below) + (", or be None" if may_be_none else "")
             return f"must {rule}, got {value}"
     return ""
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "one of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:90]}… ({len(text)} characters)"
 
 
 def _is_of(value: Any, kind: type) -> bool:

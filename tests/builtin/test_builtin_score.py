@@ -24,7 +24,7 @@ needs_font = pytest.mark.skipif(
 def test_the_score_tower_trains_against_the_shipped_text_encoder_and_a_finished_one_stays(
     tmp_path: Path,
 ) -> None:
-    common = ["score", "--text-encoder", str(weights_dir()), "--batch-size", "8", "--save-every", "2"]
+    common = ["score", "--text-encoder", str(weights_dir()), "--batch-size", "8", "--save-seconds", "0"]
     common += ["--device", "cpu", "--steps", "3"]
     assert main([*common, "--out", str(tmp_path)]) == 0
     once = load_file(tmp_path / "score_tower.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from sagediff.builtin.scenes.render import FONT_FILES, Renderer
 from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions, reference_features
 from sagediff.builtin.scenes.world import held_out_scenes, parse_caption
 from sagediff.errors import InputError
-from sagediff.evaluation.feature_networks import InceptionFeatures
+from sagediff.evaluation.feature_networks import InceptionFeatures, open_features
 from sagediff.evaluation.perception import Judging, NetworkPerception
 from sagediff.evaluation.reference import file_features
 from sagediff.files.imagefolder import list_images, read_imagefolder
@@ -194,3 +195,20 @@ def test_a_broken_imagefolder_is_named(lines: str | None, words: str, tmp_path: 
         (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
     with pytest.raises(InputError, match=words):
         read_imagefolder(tmp_path)
+
+
+def test_efficientnet_lite_sees_what_is_drawn_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = open_features("efficientnet-lite0")
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, 0, 16:48, 16:48] = 1
+    large = torch.nn.functional.interpolate(image, scale_factor=2)
+    other = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    wide = torch.nn.functional.pad(large, (20, 20))
+    features = torch.cat([network(each) for each in (image, large, other, wide)])
+    assert features.shape == (4, 1280) and features.dtype == torch.float32
+    near, far = (features[0] - features[1]).norm(), (features[0] - features[2]).norm()
+    assert near < 0.3 * far
+    torch.testing.assert_close(features[3], features[1], rtol=1e-3, atol=1e-3)  # cut square at the centre
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(InputError, match=r"sagediff\[emoji-eval\]"):
+        open_features("efficientnet-lite0")

@@ -70,11 +70,11 @@ def test_anything_else_is_one_line(text: str | bytes) -> None:
     ],
 )
 def test_out_of_bounds(text: str | bytes, says: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError, match=says) as raised:
         parse(text, "here", max_bytes=100 if "longer" in says else 1 << 20)
     assert str(raised.value).startswith("here: ") and len(str(raised.value)) < 200
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"a"', "true"])

@@ -414,3 +414,35 @@ def test_another_seed_gives_other_noise_and_a_groups_is_its_first_members() -> N
     assert torch.equal(own[3], torch.randn(4, generator=torch.Generator().manual_seed(9)))
     with pytest.raises(PlanError, match=r"one per prompt \(6\), got 2"):
         plan.generators([1, 2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"levels": [[0, [0, 1.5]]]},
+        {"levels": [[0, [0, "1"]]]},
+        {"levels": [[0, [0, True]]]},
+        {"levels": [["0", [0, 1]]]},
+        {"shared_guidance": "high"},
+        {"shared_guidance": [1]},
+        {"share_ratio": "0.4"},
+        {"share_ratio": [0.4, None, {}]},
+        {"share_ratio": 7},
+        {"rows_per_prompt": True},
+        {"calls_per_step": [1.5] * 10},
+        {"calls_per_step": 3},
+        {"replayed_steps": ["1", "1"]},
+    ],
+)
+def test_a_plan_of_the_wrong_types_is_refused_and_not_rounded(changes: dict[str, Any]) -> None:
+    good = json.loads(SharePlan.from_groups([[0], [1]], 10).to_json())
+    with pytest.raises(PlanError) as raised:
+        SharePlan.from_json(json.dumps(good | changes))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_plan_out_of_bounds_is_one_line() -> None:
+    for text in ("[" * 100_000, '{"format": ' * 100_000, "9" * 5000, '{"a": NaN}', '{"a": "\\ud800"}'):
+        with pytest.raises(PlanError) as raised:
+            SharePlan.from_json(text)
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 300

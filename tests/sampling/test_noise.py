@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from tiny import tiny
 
+from sagediff.errors import UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
 
@@ -144,3 +146,68 @@ def test_noise_at_the_hand_over_of_a_tree_is_one_for_every_node(family: str, sch
     assert (noisy[1][0] - noisy[1][2]).abs().max() > 1e-2
     rows = noisy[-1].flatten(1)
     assert min(float((rows[i] - rows[j]).abs().max()) for i in range(4) for j in range(i)) > 1e-2
+
+
+# -- noise that no pipeline hands on ---------------------------------------------------------------
+
+
+class GlobalNoise(FlowMatchEulerDiscreteScheduler):
+    """Draws noise that it was not handed."""
+
+    def step(  # type: ignore[override]
+        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        (state,) = super().step(model_output, timestep, sample, generator=generator, return_dict=False)
+        return (state + torch.randn_like(state),)
+
+
+class DPMSolverSDEScheduler(EulerDiscreteScheduler):
+    """By its name alone: diffusers' own needs torchsde."""
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen-image", "lumina2"])
+@pytest.mark.parametrize(
+    "scheduler",
+    [FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), FlowMatchLCMScheduler()],
+    ids=["euler", "lcm"],
+)
+def test_a_seed_decides_stochastic_solvers_that_are_handed_no_generator(family: str, scheduler: Any) -> None:
+    """And each prompt's own: another wave around it changes nothing, members part with noise of their own."""
+    case = tiny(family)
+    case.pipe.scheduler = scheduler
+
+    def sample(plan: SharePlan, prompts: list[int], seeds: list[int], noise: list[int]) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with shared_sampling(case.pipe, plan, member_noise=noise):
+            return case(prompts, STEPS, generators)
+
+    plan = make_plan(0.4)
+    one, two = (sample(plan, [7, 8, 7, 7], [5, 6, 5, 5], [1, 2, 3, 4]) for _ in range(2))
+    assert torch.equal(one, two)
+    assert min((one[i] - one[j]).abs().max() for i, j in ((0, 2), (0, 3), (2, 3))) > 1e-2
+    alone = sample(SharePlan.from_groups([[0]], STEPS, 0.4), [8], [6], [2])
+    torch.testing.assert_close(one[1:2], alone, rtol=0, atol=1e-5)
+    assert "prepare_latents" not in vars(case.pipe)
+
+
+def test_a_solver_that_draws_its_own_noise_is_refused() -> None:
+    case = tiny("sd3")
+    case.pipe.scheduler = GlobalNoise()
+    plan = make_plan(0.4)
+    with (
+        pytest.raises(UnsupportedPipelineError, match="GlobalNoise draws noise"),
+        shared_sampling(case.pipe, plan),
+    ):
+        case([7, 8, 7, 7], STEPS, plan.generators(0))
+    with shared_sampling(case.pipe, plan):  # nobody asked for noise that can be had again
+        case([7, 8, 7, 7], STEPS, None, latents=torch.zeros(4, 4, 2, 2))
+
+
+def test_a_solver_with_one_seed_for_all_is_refused_before_anything_runs() -> None:
+    case = tiny("sd")
+    case.pipe.scheduler = DPMSolverSDEScheduler()
+    with (
+        pytest.raises(UnsupportedPipelineError, match=r"dpm\+\+-sde"),
+        shared_sampling(case.pipe, make_plan(0.4)),
+    ):
+        pass

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
-from tiny import tiny
+from tiny import RECIPES, tiny
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
 from sagediff.pipelines.loading import load_for_planning, load_pipeline
+from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
-from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
+from sagediff.prompts.requests import ImageRequest
+from sagediff.sampling.context import shared_sampling
+from sagediff.sampling.plan_prompts import cost_basis, default_guidance, plan_prompts
 from sagediff.sampling.sampler import SharedSampler
 
 CAPTIONS = [
@@ -149,3 +153,68 @@ def test_a_scheduler_that_does_not_fit_the_model_is_refused() -> None:
         pipe = load_pipeline("demo", scheduler=name, unet=None, vae=None, text_encoder=None)
         assert type(pipe.scheduler).__name__ == SCHEDULERS[name][0]
         assert pipe.scheduler.config.prediction_type == "v_prediction"
+
+
+# -- the pipelines' own defaults -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["alone", "with a negative prompt"])
+@pytest.mark.parametrize("family", sorted(RECIPES))
+def test_the_planned_cost_is_the_cost_run_with_the_pipelines_own_scales(family: str, negative: bool) -> None:
+    """Nobody names a scale: the plan must know what the pipeline then does."""
+    case = tiny(family)
+    takes = inspect.signature(type(case.pipe).__call__).parameters
+    # all but those guide by an empty prompt too, which the recipes have no embedding of
+    scales = ("guidance_scale", "true_cfg_scale")
+    inputs = case.recipe.inputs([7, 8], negative or "true_cfg_scale" not in takes)
+    inputs = {name: value for name, value in inputs.items() if name not in scales}
+    basis = cost_basis(
+        case.pipe, type(case.denoiser).__name__, 4, default_guidance(type(case.pipe)), has_negative=negative
+    )
+    plan = SharePlan.from_groups([[0], [1]], 4, 0.0)
+    with shared_sampling(case.pipe, plan) as run:
+        case.pipe(
+            **{"height": 16, "width": 16, "output_type": "latent", **inputs},
+            num_inference_steps=4, generator=plan.generators(0),
+        )  # fmt: skip
+    assert basis.of(plan).evaluations == run.evaluations
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_unet_that_takes_the_scale_as_an_input_has_no_second_row(tmp_path: Path, scale: float) -> None:
+    """LCM's; also where only its configuration is there."""
+    case = tiny("sd")
+    parts = {name: part for name, part in case.pipe.components.items() if name != "unet"}
+    config = {name: value for name, value in case.denoiser.config.items() if not name.startswith("_")}
+    unet = diffusers.UNet2DConditionModel(**config | {"time_cond_proj_dim": 8}).eval()
+    case.pipe = diffusers.StableDiffusionPipeline(**parts, unet=unet, requires_safety_checker=False)
+    plan = SharePlan.from_groups([[0, 1]], 4, 0.5, shared_guidance=1.0)
+    with shared_sampling(case.pipe, plan) as run:
+        case([7, 8], 4, plan.generators(0), guidance_scale=scale)
+    assert (
+        cost_basis(case.pipe, "UNet2DConditionModel", 4, scale).of(plan).evaluations == run.evaluations == 6
+    )
+    unet.save_config(tmp_path / "unet")
+    light = diffusers.StableDiffusionPipeline(**parts, unet=None, requires_safety_checker=False)
+    light.register_to_config(_name_or_path=str(tmp_path))
+    assert cost_basis(light, "UNet2DConditionModel", 4, scale).of(plan).evaluations == 6
+
+
+def test_a_negative_prompt_is_what_guides_by_a_true_scale() -> None:
+    pipe = tiny("qwen-image").pipe
+    for given, rows in (
+        ({}, 1),
+        ({"has_negative": True}, 2),
+        ({"true_cfg_scale": 1.0, "has_negative": True}, 1),
+    ):
+        plan = plan_prompts(
+            ["a", "b"], POLICY, pipe, "QwenImageTransformer2DModel", 4, 1.0, encoder=letters, **given
+        )
+        assert plan.rows_per_prompt == rows
+    asked = [ImageRequest("a", negative_prompt="c"), ImageRequest("b", negative_prompt="c")]
+    assert (
+        plan_prompts(
+            asked, POLICY, pipe, "QwenImageTransformer2DModel", 4, 1.0, encoder=letters
+        ).rows_per_prompt
+        == 2
+    )

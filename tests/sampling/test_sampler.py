@@ -13,7 +13,7 @@ import torch
 
 from sagediff.builtin.scenes.world import POSITIONS, parse_caption
 from sagediff.errors import InputError, UnsupportedPipelineError
-from sagediff.plan.waves import own_seeds, wave_members
+from sagediff.plan.waves import noise_seeds, own_seeds, wave_members
 from sagediff.prompts.requests import as_requests
 from sagediff.sampling.sampler import SharedSampler
 
@@ -77,7 +77,7 @@ def test_the_counted_cost_is_the_plans(whole: Any) -> None:
     assert len(whole.images) == report["num_prompts"] == 6
     assert report["seconds"] > 0
     assert report["images_per_second"] == pytest.approx(6 / report["seconds"])
-    assert whole.seeds == seeds_of(CAPTIONS) and len(set(whole.seeds)) == 6
+    assert whole.seeds == noise_seeds(as_requests(CAPTIONS), seeds_of(CAPTIONS), whole.plan.groups)
 
 
 @pytest.mark.parametrize("shared_guidance", [None, 2.0])

@@ -17,7 +17,7 @@ from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import TextEncoder
 from sagediff.prompts.prompt_files import read_prompts
 from sagediff.scale.cover import CoverOptions, group_on_disk
-from sagediff.scale.disk_groups import GROUPS, groups_at_scale
+from sagediff.scale.disk_groups import GROUPS, groups_at_scale, load_groups, save_groups
 from sagediff.scale.disk_vectors import DATA, STATE, DiskVectors, embed_to_disk
 from sagediff.scale.partition import cut_cells
 
@@ -213,3 +213,44 @@ def test_generate_in_a_folder_makes_the_images_of_generate_in_memory(tmp_path: P
         for name in ("memory", "disk")
     )
     assert one == two and len(one) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"done": "20"}, {"done": -1}, {"done": True}, {"dim": 2.5}, {"dim": None}, {"rounding": "small"},
+        {"rounding": -1}, {"rounding": [0]}, {"done": 10**12},
+    ],
+)  # fmt: skip
+def test_vectors_whose_state_is_damaged_are_refused(tmp_path: Path, changed: dict[str, object]) -> None:
+    rows = clustered(9, 20)
+    on_disk(rows, tmp_path)
+    state = json.loads((tmp_path / STATE).read_text(encoding="utf-8"))
+    (tmp_path / STATE).write_text(json.dumps(state | changed), encoding="utf-8")
+    with pytest.raises(InputError, match="remove"):
+        on_disk(rows, tmp_path)
+
+
+def test_groups_that_are_not_whole_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "groups.npz"
+    save_groups(path, "key", [[0, 2], [1]])
+    assert load_groups(path, "key") == [[0, 2], [1]]
+    content = path.read_bytes()
+    for damaged in (
+        b"",
+        content[:-30],
+        content[:40],
+        b"PK\x03\x04" + content[30:],
+        b"\x93NUMPY" + b"\xff" * 40,
+    ):
+        path.write_bytes(damaged)
+        assert load_groups(path, "key") is None
+    for members, ends in (
+        ([0, 0, 1], [2, 3]),
+        ([0, 2, 1], [2, 5]),
+        ([0, 2, 1], [3, 2]),
+        ([0, 2], [2, 2]),
+        ([0.0], [1]),
+    ):
+        np.savez(path, key=np.array("key"), members=np.array(members), ends=np.array(ends))
+        assert load_groups(path, "key") is None

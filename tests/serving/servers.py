@@ -23,6 +23,8 @@ SHARED = Sharing(threshold=0.35, share_ratio=0.5, unguided=1.0, handover_noise=1
 GUIDED = Sharing(threshold=0.35, share_ratio=0.5)
 SETTINGS = ModelSettings(SHARED, GUIDED, guidance_scale=4.0)
 
+LEAVES = httpx.Timeout(300, read=0.3)  # a client that has asked, and does not wait for the answer
+
 
 class Address:
     """A server that runs: its URL, its engine, its metrics, and a client."""
@@ -31,11 +33,11 @@ class Address:
         self.url, self.engine, self.server, self.metrics = url, engine, server, metrics
 
     def client(self, key: str = "any", retries: int = 0) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=retries, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=retries, timeout=300)
 
     def post(self, key: str | None = None, **body: Any) -> httpx.Response:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.post(f"{self.url}/v1/images/generations", json=body, headers=headers, timeout=60)
+        return httpx.post(f"{self.url}/v1/images/generations", json=body, headers=headers, timeout=300)
 
 
 @contextmanager
@@ -49,12 +51,12 @@ def serving(load: Any, settings: ModelSettings = SETTINGS, **config: Any) -> Ite
         port = listening.getsockname()[1]
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 300
         while not server.started and time.monotonic() < give_up:
             time.sleep(0.01)
         try:
             yield Address(f"http://127.0.0.1:{port}", engine, server, metrics)
         finally:
             server.should_exit = True
-            thread.join(60)
+            thread.join(300)
             assert not thread.is_alive()

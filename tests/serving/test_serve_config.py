@@ -39,6 +39,23 @@ def test_a_setting_that_cannot_work_is_named_and_no_key_is_told() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("value", ["", " ", ", ,", ",,,"])
+@pytest.mark.parametrize("name", ["SAGEDIFF_API_KEYS", "SAGEDIFF_ALLOWED_HOSTS"])
+def test_a_variable_that_is_set_and_holds_nothing_is_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for "none", it would open the server to everyone."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=name.removeprefix("SAGEDIFF_").lower()):
+        ServeConfig.of()
+
+
+def test_keys_that_nobody_could_mean_are_refused() -> None:
+    for keys in (("",), ("good", " "), ("\udc80",)):
+        with pytest.raises(InputError, match="api_keys"):
+            ServeConfig.of(api_keys=keys)
+
+
 def test_tenants_are_told_apart_by_key_and_do_not_tell_it() -> None:
     keys = ServeConfig.of(api_keys="one,two,schlüssel").api_keys
     for on_disk in (False, True):

@@ -277,7 +277,7 @@ def test_many_requests_with_faults_are_each_answered_once_and_rightly(demo: Any)
     prompts = [CAT, DOG, LION, STAR]
     with faulty(demo, fault), running(demo, policy=BatchPolicy(0.01, 8, 256)) as (engine, reports):
         tickets: list[Ticket] = []
-        for i in range(60):
+        for i in range(40):
             prompt = prompts[int(chance.integers(4))]
             seed = i if chance.random() < 0.3 else None
             tickets += engine.submit([wanted(str(i), prompt, tenant=str(i % 3), seed=seed)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engines import CAT, DOG, STAR, close, condition_of, faulty, results, wanted
-from fleets import LocalFleet, fleet_of, until
+from fleets import PATIENCE, LocalFleet, fleet_of, until
 
 from sagediff import load_pipeline
 from sagediff.distributed.affinity import AffinityPolicy
@@ -29,8 +30,6 @@ from sagediff.serving.failures import (
 )
 from sagediff.serving.fleet.messages import Finished, cause_of, portable
 
-SLOW = {"num_inference_steps": 60}
-
 
 @pytest.fixture(scope="module")
 def pipes() -> list[Any]:
@@ -45,6 +44,33 @@ def pipes() -> list[Any]:
 def local(pipes: list[Any]) -> Iterator[LocalFleet]:
     with fleet_of(pipes) as running:
         yield running
+
+
+class Held:
+    """Denoisers that wait at every call until they are released: a wave has begun and does not end meanwhile."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._lock, self._released = threading.Lock(), threading.Event()
+
+    def __call__(self, rows: torch.Tensor) -> None:
+        with self._lock:
+            self.waiting += 1
+        assert self._released.wait(PATIENCE)
+        with self._lock:
+            self.waiting -= 1
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def held(pipes: list[Any]) -> Iterator[Held]:
+    """Of both pipelines; asked for before the fleet, so that the fleet ends first."""
+    both = Held()
+    with faulty(pipes[0], both), faulty(pipes[1], both):
+        yield both
+        both.release()
 
 
 def home_of(local: LocalFleet) -> int:
@@ -84,10 +110,11 @@ def test_previews_come_through_and_none_twice(local: LocalFleet) -> None:
     assert seen == [0, 1, 2]
 
 
-def test_who_leaves_is_forgotten_and_others_stay(local: LocalFleet) -> None:
-    leaves, stays = local.fleet.submit([wanted("leaves", **SLOW), wanted("stays", **SLOW)])
-    until(lambda: sum(local.dispatcher.loads().values()) == 2)
+def test_who_leaves_is_forgotten_and_others_stay(held: Held, local: LocalFleet) -> None:
+    leaves, stays = local.fleet.submit([wanted("leaves"), wanted("stays")])
+    until(lambda: sum(local.dispatcher.loads().values()) == 2 and held.waiting)
     local.fleet.cancel([leaves])
+    held.release()
     gone, made = results([leaves, stays])
     assert isinstance(gone, Cancelled) and hasattr(made, "image")
 
@@ -105,15 +132,16 @@ def test_the_error_of_one_request_is_its_own_with_its_cause(local: LocalFleet, p
     assert hasattr(made, "image")
 
 
-def test_deadlines_hold_in_replicas_too(local: LocalFleet) -> None:
+def test_deadlines_hold_in_replicas_too(held: Held, local: LocalFleet) -> None:
     (late,) = results(local.fleet.submit([wanted("a", deadline=local.fleet.clock() - 1)]))
     assert isinstance(late, DeadlineExpired)
-    running = local.fleet.submit([wanted(f"runs {i}", seed=i, **SLOW) for i in range(2)])
-    until(lambda: min(local.dispatcher.loads().values()) == 1)
-    time.sleep(0.3)  # both have begun
+    running = local.fleet.submit([wanted(f"runs {i}", seed=i) for i in range(2)])
+    until(lambda: held.waiting == 2)  # both have begun
     (waits,) = local.fleet.submit([wanted("waits", deadline=local.fleet.clock() + 0.05)])
+    time.sleep(0.1)  # past it
+    held.release()
     assert isinstance(results([waits])[0], DeadlineExpired)
-    results(running)
+    assert all(hasattr(made, "image") for made in results(running))
 
 
 def test_a_full_fleet_refuses_all_of_a_submission(pipes: list[Any]) -> None:
@@ -158,21 +186,25 @@ def test_stopping_gives_up_on_what_takes_too_long(pipes: list[Any]) -> None:
 # -- death
 
 
-def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(local: LocalFleet) -> None:
-    tickets = local.fleet.submit([wanted("a", **SLOW), wanted("b", STAR, seed=5, share=True, **SLOW)])
-    until(lambda: sum(local.dispatcher.loads().values()) == 2 and local.replicas.all_heard())
+def test_what_a_dead_replica_had_in_hand_is_made_elsewhere_from_the_same_seeds(
+    held: Held, local: LocalFleet
+) -> None:
+    tickets = local.fleet.submit([wanted("a"), wanted("b", STAR, seed=5, share=True)])
+    until(lambda: sum(local.dispatcher.loads().values()) == 2 and local.replicas.all_heard() and held.waiting)
     seeds = [ticket.seed for ticket in tickets]
     victim = home_of(local)
     local.replicas.kill(victim)
+    held.release()
     assert [image.seed for image in results(tickets)] == seeds
     assert set(local.watch.broken) == {victim}
     assert hasattr(results(local.fleet.submit([wanted("after")]))[0], "image")
 
 
-def test_others_do_not_notice_a_death(local: LocalFleet) -> None:
-    tickets = local.fleet.submit([wanted(str(i), seed=i, **SLOW) for i in range(2)])  # one at each
-    until(lambda: set(local.dispatcher.loads().values()) == {1} and local.replicas.all_heard())
+def test_others_do_not_notice_a_death(held: Held, local: LocalFleet) -> None:
+    tickets = local.fleet.submit([wanted(str(i), seed=i) for i in range(2)])  # one at each
+    until(lambda: held.waiting == 2 and local.replicas.all_heard())
     local.replicas.kill(0)
+    held.release()
     assert all(hasattr(made, "image") for made in results(tickets))
     assert local.watch.broken == [0]
 
@@ -187,15 +219,15 @@ def test_who_dies_twice_with_a_request_gives_it_up(local: LocalFleet) -> None:
 
 
 def test_without_replicas_what_comes_is_refused_and_what_was_taken_waits_for_the_next_one(
-    pipes: list[Any],
+    held: Held, pipes: list[Any]
 ) -> None:
     with fleet_of(pipes[:1]) as local:
         waits, late = local.fleet.submit(
-            [wanted("a", seed=1, **SLOW), wanted("b", seed=2, deadline=local.fleet.clock() + 0.5, **SLOW)]
+            [wanted("a", seed=1), wanted("b", seed=2, deadline=local.fleet.clock() + 3)]
         )
-        until(lambda: sum(local.dispatcher.loads().values()) == 2)
-        time.sleep(0.2)  # begun
+        until(lambda: sum(local.dispatcher.loads().values()) == 2 and held.waiting)
         local.replicas.kill(0)
+        held.release()
         assert local.fleet.state == "loading"
         with pytest.raises(NotReady, match="loading"):
             local.fleet.submit([wanted("c")])
@@ -222,7 +254,7 @@ def test_a_fleet_that_cannot_load_fails_with_the_reason(pipes: list[Any]) -> Non
     assert local.fleet.state == "failed" and str(local.failures[0]) == "no such weights"
     with pytest.raises(NotReady, match="failed"):
         local.fleet.submit([wanted("a")])
-    local.fleet.stop(60)
+    local.fleet.stop(PATIENCE)
 
 
 def test_every_wave_is_reported_once(local: LocalFleet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import sys
 import threading
@@ -17,12 +18,12 @@ import httpx
 import pytest
 from engines import faulty
 from prometheus_client.parser import text_string_to_metric_families
-from servers import Address, serving
+from servers import LEAVES, Address, serving
 from test_serving_server import CAT, DOG
 
 from sagediff.serving.engine.model_thread import WaveReport
 from sagediff.serving.fleet.fleet_metrics import FleetMetrics
-from sagediff.serving.logs import configured_logs
+from sagediff.serving.logs import RateBound, configured_logs
 from sagediff.serving.metrics import Metrics
 from sagediff.serving.tenants import Tenants
 
@@ -71,7 +72,7 @@ def lines(stderr: io.StringIO) -> Lines:
 
 def after(lines: Lines, count: int) -> list[dict[str, Any]]:
     """A request's line comes after its answer, so its client may have to wait for it."""
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 300
     while len(lines()) < count and time.monotonic() < give_up:
         time.sleep(0.01)
     assert len(lines()) == count
@@ -128,7 +129,7 @@ def test_a_client_that_leaves_is_told_apart_from_one_that_was_answered(demo: Any
             ("generations", {"prompt": CAT, "stream": True}),
             ("batches", {"prompts": [CAT]}),
         ):
-            with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.3) as client:
+            with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=LEAVES) as client:
                 client.post(f"{slow.url}/v1/images/{path}", json=body)
         found = after(lines, 3)
     assert {line["outcome"] for line in found} == {"client_gone"}
@@ -185,11 +186,34 @@ def test_plain_text_is_one_line_a_request_whatever_the_path_holds(
 ) -> None:
     stderr = stderr_of("text")
     httpx.get(server.url + "/no%0Awhere", headers={"Authorization": f"Bearer {KEYS[0]}"})
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 300
     while "request" not in stderr.getvalue() and time.monotonic() < give_up:
         time.sleep(0.01)
     (line,) = stderr.getvalue().splitlines()
     assert 'path="/no\\nwhere" status=404 outcome="not_found" tenant="key-1"' in line
+
+
+def test_warnings_that_anyone_may_cause_are_counted_rather_than_repeated() -> None:
+    now = [0.0]
+    bound = RateBound(lambda: now[0])
+
+    def passed(logger: str, message: str, count: int = 1000) -> int:
+        records = [logging.LogRecord(logger, logging.WARNING, "", 0, message, (), None) for _ in range(count)]
+        return sum(map(bound.filter, records))
+
+    assert passed("asyncio", "socket.accept() out of system resource\nsocket: 7") == 10
+    assert passed("asyncio", "socket.accept() out of system resource\nsocket: 8") == 0
+    assert passed("uvicorn.error", "Invalid HTTP request received.") == 10
+    assert passed("sagediff.serving.engine.trajectory_cache", "a broken file") == 1000
+    now[0] = 61.0
+    later = logging.LogRecord("asyncio", logging.ERROR, "", 0, "another", (), None)
+    assert bound.filter(later) and later.getMessage() == "another [2980 like earlier ones were left out]"
+
+
+def test_asyncios_warnings_are_lines_like_ours(stderr: io.StringIO) -> None:
+    logging.getLogger("asyncio").error("one\ntwo", extra={})
+    (line,) = stderr.getvalue().splitlines()
+    assert json.loads(line)["logger"] == "asyncio"
 
 
 def test_labels_of_tenants_name_the_key_by_its_place() -> None:
@@ -208,7 +232,7 @@ def samples(server: Address) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
 
 
 def test_the_figures_cover_a_request_from_the_queue_to_the_file(demo: Any) -> None:
-    with serving(lambda: demo, api_keys=KEYS, window_ms=300.0) as server:
+    with serving(lambda: demo, api_keys=KEYS, window_ms=2000.0) as server:
         server.engine.wait_until_loaded(60)
         asking = threading.Thread(target=server.post, args=(KEYS[0],), kwargs={"prompt": CAT, "n": 4})
         asking.start()

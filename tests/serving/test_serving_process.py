@@ -46,23 +46,18 @@ def test_the_server_starts_answers_and_drains_when_told_to_end() -> None:
 
     def ask() -> None:
         answers.append(
-            httpx.post(f"{url}/v1/images/generations", json={"prompt": CAT}, headers=headers, timeout=60)
+            httpx.post(f"{url}/v1/images/generations", json={"prompt": CAT}, headers=headers, timeout=300)
         )
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            # certificates are not asked for here, and to read them takes longer than the answer
-            until(lambda: httpx.get(f"{url}/ready", timeout=5, verify=False).status_code == 200)
+            until(lambda: httpx.get(f"{url}/ready", timeout=5).status_code == 200)
             asking = threading.Thread(target=ask)
             asking.start()
-            until(
-                lambda: (
-                    "sagediff_waiting 1.0" in httpx.get(f"{url}/metrics", headers=headers, verify=False).text
-                )
-            )
+            until(lambda: "sagediff_waiting 1.0" in httpx.get(f"{url}/metrics", headers=headers).text)
             process.send_signal(signal.SIGTERM)
-            asking.join(60)
-            assert process.wait(60) == 0
+            asking.join(300)
+            assert process.wait(300) == 0
         finally:
             process.kill()
         assert process.stderr is not None
@@ -79,16 +74,16 @@ def test_the_server_starts_answers_and_drains_when_told_to_end() -> None:
 
 
 def until(happened: object) -> None:
-    """Waits for it, a minute at most."""
-    give_up = time.monotonic() + 60
+    """Waits for it, five minutes at most."""
+    give_up = time.monotonic() + 300
     while time.monotonic() < give_up:
         try:
             if callable(happened) and happened():
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.05)
-    raise AssertionError("it did not happen within a minute")
+        time.sleep(0.1)
+    raise AssertionError("it did not happen within five minutes")
 
 
 @pytest.mark.parametrize(

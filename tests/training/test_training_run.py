@@ -385,3 +385,25 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("sagediff:") and words in error[-1]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("denoiser", ["WanTransformer3DModel", "PixArtTransformer2DModel"])
+def test_a_model_that_cannot_be_trained_is_refused_before_it_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], denoiser: str
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "data"
+    model.mkdir()
+    index = {
+        "_class_name": "WanPipeline",
+        "transformer": ["diffusers", denoiser],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    (model / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    data.mkdir()
+    Image.new("RGB", (8, 8)).save(data / "1.png")
+    (data / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a cat"}', encoding="utf-8")
+    command = ["train", "--data", str(data), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main([*command, "--report-to", "none"]) == 2
+    shown = capsys.readouterr().err
+    assert f"not with {denoiser}, which can be sampled only" in shown and shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -90,7 +90,8 @@ def run_bench_command(
         pipelines(weights)
     perception = measuring.perception(model, device)
     vectors = embeddings_of(bench, base)
-    reference = _reference(material, perception, base, measuring.world_judges(model))
+    world = model.name if measuring.world_judges(model) else None
+    reference = _reference(material, perception, base, world)
     measure_by = yardstick(bench, vectors, perception, reference)
     if reference is None:
         print(
@@ -151,10 +152,10 @@ def _material(
     return Material(measuring.prompts(prompts, settings.model, 256, instead), real, paired=False)
 
 
-def _reference(material: Material, perception: Perception, pipe: Any, of_world: bool) -> Reference | None:
+def _reference(material: Material, perception: Perception, pipe: Any, world: str | None) -> Reference | None:
     """Features of the real images, scaled to the size that the model makes; else of the world's renders."""
     if material.real is None:
-        return _world_reference(material.prompts) if of_world else None
+        return None if world is None else _world_reference(material.prompts, world)
     size = made_size(pipe, material.prompts[0])
     with stderr_progress("real images") as progress:
         task = progress.add_task("", total=len(material.real))
@@ -164,13 +165,14 @@ def _reference(material: Material, perception: Perception, pipe: Any, of_world: 
     return Reference(features, material.paired)
 
 
-def _world_reference(prompts: list[str]) -> Reference:
-    from sagediff.builtin.scenes.scene_perception import reference_features
+def _world_reference(prompts: list[str], world: str) -> Reference:
+    from sagediff.builtin.world_judges import judge_of
 
+    reference_features = judge_of(world).reference_features
     try:
         return Reference(reference_features(prompts), paired=True)
-    except InputError:  # prompts of the user's own: all renders are the reference
-        return Reference(reference_features(), paired=False)
+    except InputError:  # prompts of the user's own: all real images are the reference
+        return Reference(reference_features(None), paired=False)
 
 
 def _manifest(

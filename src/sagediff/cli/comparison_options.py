@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from sagediff.errors import InputError
 from sagediff.options import option
+from sagediff.pipelines.loading import BUILT_IN
 from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.prompts.prompt_files import read_prompts
 
@@ -26,11 +27,11 @@ class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
     captions: int | None = option(
-        None, "Prompts to use [default: all; of the demo's held-out ones 256 in bench, 128 in tune]."
+        None, "Prompts to use [default: all; of a built-in model's held-out ones 256 in bench, 128 in tune]."
     )
     seeds: tuple[str, ...] = option((), "Seeds, with commas [default: 0,1,2 in bench, 0 in tune].")
     features: str | None = option(
-        None, "'inception', or a DINOv2 or CLIP model [default: facebook/dinov2-base]."
+        None, "'inception', 'efficientnet-lite0', or a DINOv2 or CLIP model [default: facebook/dinov2-base]."
     )
     clip: str | None = option(None, "CLIP model of the score [default: openai/clip-vit-base-patch16].")
 
@@ -65,22 +66,22 @@ class MeasuringOptions:
         """
         if file is not None:
             return self.first_of(read_prompts(file))
-        if model.name != "demo":
+        if model.name not in BUILT_IN:
             raise InputError(f"--model of your own needs --prompts FILE{instead}")
-        from sagediff.builtin.scenes.scene_perception import held_out_captions
+        from sagediff.builtin.world_judges import judge_of
 
-        return held_out_captions(held_out if self.captions is None else self.captions)
+        return judge_of(model.name).held_out_captions(held_out if self.captions is None else self.captions)
 
     def world_judges(self, model: ModelOptions) -> bool:
         """Whether the built-in judge looks at the images: at those of its world, unless networks are named."""
-        return model.name == "demo" and self.features is None and self.clip is None
+        return model.name in BUILT_IN and self.features is None and self.clip is None
 
     def perception(self, model: ModelOptions, device: str) -> Perception:
         """What looks at the images."""
         if self.world_judges(model):
-            from sagediff.builtin.scenes.scene_perception import WorldPerception
+            from sagediff.builtin.world_judges import judge_of
 
-            return WorldPerception()
+            return judge_of(model.name).perception(device)
         from sagediff.evaluation.perception import DEFAULT_CLIP, DEFAULT_FEATURES, NetworkPerception
 
         return NetworkPerception(self.features or DEFAULT_FEATURES, self.clip or DEFAULT_CLIP, device)
@@ -125,7 +126,7 @@ class TuneOptions:
         "are.",
     )
     metric: Literal["accuracy", "clip"] | None = option(
-        None, "'accuracy' (built-in world) or 'clip' [default: accuracy where it can be judged]."
+        None, "'accuracy' (built-in models) or 'clip' [default: accuracy where it can be judged]."
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
         (),

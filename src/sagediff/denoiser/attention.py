@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sagediff.errors import UnsupportedPipelineError
@@ -40,3 +41,17 @@ def check_perturbed_attention(pipe: Any, keywords: Mapping[str, Any]) -> None:
     scale = keywords.get("pag_scale", getattr(parameter, "default", None))
     if parameter is not None and isinstance(scale, int | float) and scale > 0:
         raise UnsupportedPipelineError(f"{type(pipe).__name__} cannot share steps: {_ACROSS_ROWS['PAG']}")
+
+
+@contextmanager
+def attention_kept(denoiser: Any) -> Iterator[None]:
+    """After an error inside the context the denoiser has the attention that it had before: pipelines that change it
+    for a call put it back at that call's end only."""
+    before = dict(getattr(denoiser, "attn_processors", {}))
+    try:
+        yield
+    except BaseException:
+        after = getattr(denoiser, "attn_processors", {})
+        if before.keys() == after.keys() and any(after[name] is not before[name] for name in before):
+            denoiser.set_attn_processor(dict(before))
+        raise

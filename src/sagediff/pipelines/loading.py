@@ -1,8 +1,9 @@
-"""Pipelines by name: the built-in model, a local diffusers folder, or a hub id. Safetensors only."""
+"""Pipelines by name: a built-in model, a local diffusers folder, or a hub id. Safetensors only."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,59 @@ from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import read_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
+from sagediff.pipelines.sentence_encoder import encoder_archive, load_encoder, load_tokenizer
 
-BUILT_IN = {"demo": "builtin/scenes"}  # below the package; read as data, their code is not imported here
+
+@dataclass(frozen=True)
+class BuiltInModel:
+    """A model that comes along. Its folder is read as data; its code is not imported here.
+
+    Attributes:
+        folder: below the package.
+        training: the command that makes its weights.
+        sentence_encoder: whether tokenizer and text encoder come from a package of their own (`sentence_encoder`).
+        channels_last: whether its U-Net is faster with channels last on CPUs; equal but for rounding.
+    """
+
+    folder: str
+    training: str
+    sentence_encoder: bool = False
+    channels_last: bool = False
+
+
+BUILT_IN = {
+    "demo": BuiltInModel(
+        "builtin/scenes", "python -m sagediff.builtin.scenes.training all", channels_last=True
+    ),
+    "emoji": BuiltInModel(
+        "builtin/emoji", "python -m sagediff.builtin.emoji.training all", sentence_encoder=True
+    ),
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def built_in_folder(name: str) -> Path:
     """Where a model that comes along has its files: `weights/`, and `lora/` where one goes with it."""
-    return Path(str(files("sagediff"))) / BUILT_IN[name]
+    return Path(str(files("sagediff"))) / BUILT_IN[name].folder
 
 
 def model_folder(name: str | Path) -> Path | None:
     """The local folder behind a model's name; None for a hub id.
 
     Raises:
-        InputError: neither "demo", nor a folder with a model_index.json, nor of a hub id's form.
+        InputError: neither built in, nor a folder with a model_index.json, nor of a hub id's form; or a built-in
+            model whose weights or whose text encoder's package is not installed.
     """
-    if str(name) in BUILT_IN:
+    built_in = BUILT_IN.get(str(name))
+    if built_in is not None:
         folder = built_in_folder(str(name)) / "weights" / "pipeline"
         if not (folder / "model_index.json").is_file():
             raise InputError(
-                f"the built-in model's weights are missing from {folder}; install sagediff from a whole checkout, "
-                "or train them: python -m sagediff.builtin.scenes.training all"
+                f"this installation holds no weights of the built-in model {str(name)!r} ({folder}); install sagediff "
+                f"from a checkout that has them, or train them: {built_in.training}"
             )
+        if built_in.sentence_encoder:
+            encoder_archive()
         return folder
     try:
         folder = Path(name).expanduser()
@@ -48,7 +79,8 @@ def model_folder(name: str | Path) -> Path | None:
         return folder
     if stat_of(folder) is not None or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
         raise InputError(
-            f"no model {shortened(str(name))!r}: expected 'demo', a local diffusers folder, or a hub id like 'org/name'"
+            f"no model {shortened(str(name))!r}: expected {' or '.join(map(repr, BUILT_IN))}, a local diffusers folder "
+            "or a hub id like 'org/name'"
         )
     return None
 
@@ -110,15 +142,17 @@ def load_pipeline(
     """A diffusers pipeline, in float32 unless `dtype` (or its old name `torch_dtype`) says otherwise.
 
     Args:
-        name_or_path: "demo" for the built-in model, a local diffusers folder, or a hub id (the only case that
+        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder, or a hub id (the only case that
             uses the network).
         scheduler: one of `denoiser.scheduler.SCHEDULERS` in place of the model's own; its configuration is taken over.
         kwargs: passed to `DiffusionPipeline.from_pretrained`.
 
     Raises:
-        InputError: no such model or scheduler, or weights that are not safetensors.
+        InputError: no such model or scheduler, weights that are not safetensors, or a built-in model's that are not
+            installed.
     """
     folder = model_folder(name_or_path)
+    built_in = BUILT_IN.get(str(name_or_path))
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise InputError(f"unknown scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
     import diffusers
@@ -126,6 +160,11 @@ def load_pipeline(
 
     dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
     options = {"dtype": dtype, **kwargs, "use_safetensors": True, "trust_remote_code": False}
+    if built_in is not None and built_in.sentence_encoder:
+        if "tokenizer" not in options:
+            options["tokenizer"] = load_tokenizer()
+        if "text_encoder" not in options:
+            options["text_encoder"] = load_encoder(dtype if isinstance(dtype, torch.dtype) else None)
     try:
         if folder is None:  # into the hub's cache first, so that what is loaded has been looked at
             folder = Path(diffusers.DiffusionPipeline.download(str(name_or_path), **options))
@@ -137,8 +176,8 @@ def load_pipeline(
         raise
     except Exception as error:  # whatever a wrong folder makes diffusers and transformers raise
         raise _cannot_load(name_or_path, error) from error
-    if str(name_or_path) == "demo" and getattr(pipe, "unet", None) is not None:
-        pipe.unet.to(memory_format=torch.channels_last)  # a fifth faster on CPUs, equal but for rounding
+    if built_in is not None and built_in.channels_last and getattr(pipe, "unet", None) is not None:
+        pipe.unet.to(memory_format=torch.channels_last)
     if scheduler is not None:
         pipe.scheduler = scheduler_like(pipe.scheduler, scheduler, name_or_path)
     return pipe

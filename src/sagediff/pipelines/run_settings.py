@@ -22,7 +22,9 @@ DEFAULTS_FILE = "sagediff.json"  # in a model's or a LoRA's folder: how it is be
 class ModelOptions:
     """Which model runs, and on what."""
 
-    name: str = option("demo", "'demo' (built in), a local diffusers folder, or a hub id.", flag="model")
+    name: str = option(
+        "demo", "'demo' or 'emoji' (built in), a local diffusers folder, or a hub id.", flag="model"
+    )
     lora: Path | None = option(
         None, "LoRA weights: a .safetensors file or a folder that holds one [default: the demo's own]."
     )
@@ -55,7 +57,7 @@ class ModelOptions:
 class SamplingOptions:
     """How images are sampled, whatever is shared."""
 
-    num_inference_steps: int = option(30, "Sampling steps.", low=1, flag="steps")
+    num_inference_steps: int = option(30, "Sampling steps.", low=1, high=10_000, flag="steps")
     guidance_scale: float | None = option(
         None, "Guidance scale [default: the model's own].", low=0, flag="guidance"
     )

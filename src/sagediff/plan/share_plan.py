@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.errors import PlanError
+from sagediff.errors import InputError, PlanError
 from sagediff.files.digest import number_of
+from sagediff.files.json_input import parse
 from sagediff.plan.levels import (
     Level,
     branching_levels,
@@ -131,7 +132,7 @@ class SharePlan:
         check_groups(groups)
         _check_steps(num_steps)
         kept: float | tuple[float, ...]
-        if isinstance(share_ratio, Sequence | np.ndarray):
+        if not isinstance(share_ratio, int | float | np.number):  # a list, an array, a column of a table
             kept = ratios = tuple(map(float, share_ratio))
         else:
             kept = float(share_ratio)
@@ -359,14 +360,15 @@ class SharePlan:
         import torch
 
         first = {i: group[0] for group in self.groups for i in group}
-        if isinstance(seed, int):
+        if isinstance(seed, int | np.integer):
             seeds = [number_of(f"{seed}/{first[i]}") >> 1 for i in range(self.num_prompts)]
         else:
-            if len(seed) != self.num_prompts:
+            given = list(seed)  # by position, whatever index a column has
+            if len(given) != self.num_prompts:
                 raise PlanError(
-                    f"seed must be one number or one per prompt ({self.num_prompts}), got {len(seed)}"
+                    f"seed must be one number or one per prompt ({self.num_prompts}), got {len(given)}"
                 )
-            seeds = [int(seed[first[i]]) for i in range(self.num_prompts)]
+            seeds = [int(given[first[i]]) for i in range(self.num_prompts)]
         return [torch.Generator(device).manual_seed(s) for s in seeds]
 
     # -- in and out
@@ -393,7 +395,7 @@ class SharePlan:
     def from_json(cls, text: str) -> SharePlan:
         """Raises PlanError for text that is no plan, or a plan that is not valid."""
         try:
-            data = json.loads(text)
+            data = parse(text, "the share plan")
             if not isinstance(data, dict) or data.get("format") != "sagediff.SharePlan":
                 raise PlanError("not a share plan: expected JSON with format 'sagediff.SharePlan'")
             if data.get("version") != 1:
@@ -404,17 +406,17 @@ class SharePlan:
             replayed = data.get("replayed_steps")  # not in plans that were written before there was replay
             return cls(
                 num_steps=data["num_steps"],
-                levels=tuple((int(start), tuple(map(int, nodes))) for start, nodes in data["levels"]),
-                shared_guidance=data["shared_guidance"],
+                levels=tuple((_whole(start), tuple(map(_whole, nodes))) for start, nodes in data["levels"]),
+                shared_guidance=_number(data["shared_guidance"]),
                 unguided_steps=data["unguided_steps"],
-                rows_per_prompt=data["rows_per_prompt"],
-                calls_per_step=None if calls is None else tuple(map(int, calls)),
-                share_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
-                replayed_steps=None if replayed is None else tuple(map(int, replayed)),
+                rows_per_prompt=_whole(data["rows_per_prompt"]),
+                calls_per_step=None if calls is None else tuple(map(_whole, calls)),
+                share_ratio=tuple(map(_ratio, ratio)) if isinstance(ratio, list) else _ratio(ratio),
+                replayed_steps=None if replayed is None else tuple(map(_whole, replayed)),
             )
         except PlanError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (InputError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a share plan: {error}") from error
 
     def __str__(self) -> str:
@@ -430,6 +432,25 @@ class SharePlan:
         if len(self.groups) > 20:
             lines.append(f"  ... and {len(self.groups) - 20} more groups")
         return "\n".join(lines)
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"not a share plan: {value!r} should be a whole number")
+    return value
+
+
+def _number(value: object) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise PlanError(f"not a share plan: {value!r} should be a number or null")
+    return value
+
+
+def _ratio(value: object) -> Any:
+    ratio = _number(value)
+    if ratio is not None:
+        _check_ratios([ratio])
+    return ratio
 
 
 def _saving(run: int, instead_of: int) -> float:

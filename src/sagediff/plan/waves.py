@@ -83,16 +83,13 @@ class Waves:
     def seeds(self, sharing: Sharing) -> list[int]:
         """The seed of each image's noise, (N,), for those who want to know what made it.
 
-        Its own where it has noise of its own: where it shares nothing, or gets fresh noise when it leaves its group,
-        as copies of a prompt do.  Else that of the noise that its group starts from.
+        That of the noise that its group starts from; for copies of a prompt, which get noise of their own when they
+        leave the group, their own.  Where copies get none their images are equal, and so are their seeds.
         """
-        noise = sharing.noise(self._plan, self._repeats)
-        steps = self._plan.num_steps
+        own, steps = sharing.sets_members_apart, self._plan.num_steps
         return [
-            own
-            if 0 < branch < steps and (noise["handover_noise"] > 0 or (again and noise["fresh_noise"] > 0))
-            else start
-            for own, start, again, branch in zip(
+            mine if again and own and 0 < branch < steps else start
+            for mine, start, again, branch in zip(
                 self._own, self.noise_seeds, self._repeats, self._plan.branch_steps, strict=True
             )
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.errors import InputError, UnsupportedPipelineError
+from sagediff.prompts.requests import in_order
 
 Encoder: TypeAlias = str | Callable[[list[str]], Any]
 
@@ -67,20 +68,23 @@ def unit_rows(rows: Any, count: int, name: str) -> npt.NDArray[np.float32]:
 
 
 def embed_prompts(
-    prompts: Sequence[str], pipe: Any = None, encoder: Encoder | None = None, batch_size: int = 256
+    prompts: Iterable[str], pipe: Any = None, encoder: Encoder | None = None, batch_size: int = 256
 ) -> Embeddings:
     """One unit vector per prompt; equal prompts are encoded once.
 
     Args:
+        prompts: anything that has an order; it is gone through once.
         pipe: a diffusers pipeline whose own text encoder is used when `encoder` is None.
         encoder: name or folder of a sentence-transformers model (needs the `embed` extra), or a callable from
             a list of strings to an (N, D) array or tensor.
         batch_size: prompts encoded at once; changes no result beyond rounding.
 
     Raises:
-        InputError: neither a pipe nor an encoder, or an encoder that returns another shape.
+        InputError: one string in place of a list; neither a pipe nor an encoder; or an encoder that returns another
+            shape.
         UnsupportedPipelineError: the pipeline holds no text encoder of a known kind.
     """
+    prompts = in_order(prompts, "prompts")
     found = text_encoder(pipe, encoder)
     unique = list(dict.fromkeys(prompts))
     parts = [

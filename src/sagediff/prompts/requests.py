@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from sagediff.errors import InputError
+from sagediff.files.prompt_text import text_fault
 
 # What must agree (`plan.compatibility` decides by it): "call" for one call of the pipeline, "group" to share steps.
 _CALL, _GROUP = {"agree": "call"}, {"agree": "group"}
@@ -40,11 +42,22 @@ class ImageRequest:
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError(f"prompt must be a text that is not empty, got {self.prompt!r}")
+        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
+            raise InputError(f"negative_prompt must be a text, got {self.negative_prompt!r}")
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if text and (fault := text_fault(text)):
+                raise InputError(f"{name} {fault}")
+        for name in ("seed", "width", "height"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise InputError(f"{name} must be a whole number, got {value!r}")
         if (self.width is None) != (self.height is None):
             raise InputError(f"width and height must be given together, got {self.width} and {self.height}")
         if self.width is not None and self.height is not None and min(self.width, self.height) < 1:
             raise InputError(f"width and height must be at least 1, got {self.width}x{self.height}")
         scale = self.guidance_scale
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
+            raise InputError(f"guidance_scale must be a number, got {scale!r}")
         if scale is not None and not (math.isfinite(scale) and scale >= 0):
             raise InputError(f"guidance_scale must be at least 0, got {scale}")
         if self.seed is not None and not 0 <= self.seed < 2**63:

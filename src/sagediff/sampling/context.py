@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from sagediff.denoiser.attention import attention_kept
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import check_noise_source
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
@@ -93,6 +95,7 @@ def shared_sampling(
     hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):
+            stack.enter_context(attention_kept(unwrapped(module)))
             stack.enter_context(hook_installed(module, hook))
         stack.enter_context(start_seen(pipe, noise))
         stack.enter_context(wrapped_scheduler(scheduler, run, family.guidance, noise))

@@ -81,11 +81,6 @@ class MemberNoise:
             self._generators[prompt] = torch.Generator().manual_seed(int(self._seeds[prompt]))
         return self._generators[prompt]
 
-    @property
-    def is_seeded(self) -> bool:
-        """Whether somebody asked for noise that can be had again."""
-        return self._seeds is not None or self.start is not None
-
     def generators(self, run: SharedRun, given: Generators) -> Generators:
         """What the solver's call draws from: prompts past their branch point from generators of their own, prompts
         that never shared from the pipeline's.

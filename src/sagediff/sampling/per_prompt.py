@@ -102,11 +102,18 @@ class PerPrompt:
         return [tuple(_digest(self._cuts[name]([i])) for name in names) for i in range(self._count)]
 
     def _check_names(self, keywords: Mapping[str, Any]) -> None:
-        parameters = inspect.signature(type(self._pipe).__call__).parameters
+        kind = type(self._pipe)
+        parameters = inspect.signature(kind.__call__).parameters
+        known: set[str] = set(parameters)
         if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-            return
-        if unknown := [name for name in keywords if name not in parameters]:
-            raise InputError(f"{type(self._pipe).__name__} takes no {', '.join(unknown)}; leave it out")
+            if not kind.__module__.startswith("diffusers."):
+                return  # somebody's own, which may take anything
+            known |= {
+                "callback",
+                "callback_steps",
+            }  # all that diffusers takes so; the rest it ignores without a word
+        if unknown := [name for name in keywords if name not in known]:
+            raise InputError(f"{kind.__name__} takes no {', '.join(unknown)}; leave it out")
 
     def _cut(self, name: str, value: Any) -> Cut:
         kind = PER_PROMPT.get(name)
@@ -185,6 +192,12 @@ class PerPrompt:
 
     def _check_adapters(self, name: str, value: Any) -> None:
         entries = value if isinstance(value, list | tuple) else [value]
+        adapters = _adapters(self._pipe)
+        if isinstance(value, list | tuple) and adapters is not None and len(value) != adapters:
+            raise InputError(
+                f"`{name}` holds {len(value)} entries, and the pipeline has {adapters} IP-Adapters: there is one for "
+                f"each adapter, which goes to all prompts, not one per prompt; sample prompts with other images apart"
+            )
         rows = [len(entry) for entry in entries if isinstance(entry, torch.Tensor) and entry.ndim > 1]
         if name.endswith("embeds") and self._count > 1 and any(count > 2 for count in rows):
             raise InputError(
@@ -195,10 +208,9 @@ class PerPrompt:
 
     def _check_for_all(self, name: str, value: Any) -> None:
         """A keyword that the call does not hold for each prompt must not look as if it did."""
-        if self._count == 1 or _is_plain(value, name in FOR_ALL):
+        if self._count == 1 or _is_plain(value, with_lists=name in FOR_ALL):
             return
-        length = _length(value)
-        if isinstance(value, list | tuple) and _is_plain(value, True) and length != self._count:
+        if isinstance(value, list | tuple) and len(value) != self._count and all(map(_is_single, value)):
             return
         raise InputError(
             f"`{name}` is {_words(value)}, and it is not known whether that is one entry for each of the "
@@ -217,25 +229,29 @@ def _is_single(value: Any) -> bool:
     ) or _is_pil(value)
 
 
-def _is_plain(value: Any, lists: bool) -> bool:
-    """Whether a value is made up of single ones.
-
-    Args:
-        lists: whether it may hold lists and arrays of numbers; mappings are looked into either way.
-    """
+def _is_plain(value: Any, with_lists: bool) -> bool:
+    """Whether a value is made up of single ones, in mappings or, where they may be, in lists and arrays of numbers."""
     if value is None or _is_single(value):
         return True
     if isinstance(value, Mapping):
-        return all(_is_plain(entry, lists) for entry in value.values())
+        return all(_is_plain(entry, with_lists) for entry in value.values())
     if isinstance(value, torch.Tensor | np.ndarray):
-        return not value.ndim or (lists and value.ndim == 1 and value.dtype != object)
-    return lists and isinstance(value, list | tuple) and all(_is_plain(entry, True) for entry in value)
+        return not value.ndim or (with_lists and value.ndim == 1 and value.dtype != object)
+    return with_lists and isinstance(value, list | tuple) and all(_is_plain(entry, True) for entry in value)
 
 
 def _is_pil(value: Any) -> bool:
     from PIL.Image import Image
 
     return isinstance(value, Image)
+
+
+def _adapters(pipe: Any) -> int | None:
+    """How many IP-Adapters a pipeline has; None where it does not tell."""
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    projection = getattr(denoiser, "encoder_hid_proj", None)
+    layers = getattr(projection, "image_projection_layers", None)
+    return None if layers is None else len(layers)
 
 
 def _is_one_image(value: Any, kind: Kind) -> bool:

@@ -56,8 +56,8 @@ def plan_prompts(
         true_cfg_scale: classifier-free guidance of the families whose `guidance_scale` is an input of the
             model (FLUX, Qwen-Image); None for the pipeline's own default.
         groups: prompt numbers, where they were grouped elsewhere.
-        has_negative: whether negative prompts go with them, without which those families do not guide; None: if a
-            request has one, or if `true_cfg_scale` is given.
+        has_negative: whether a negative prompt goes with every one of them, without which those families do not guide,
+            unless a request has one of its own; None: if `true_cfg_scale` is given.
         starts: for each prompt what its image is begun from; only prompts with equal ones share.
 
     Raises:
@@ -65,11 +65,17 @@ def plan_prompts(
     """
     requests = as_requests(prompts)
     if has_negative is None:
-        has_negative = true_cfg_scale is not None or requests[0].negative_prompt is not None
-    scales = [guidance_scale if each.guidance_scale is None else each.guidance_scale for each in requests]
+        has_negative = true_cfg_scale is not None
+    guidance = dict.fromkeys(
+        (
+            guidance_scale if each.guidance_scale is None else each.guidance_scale,
+            has_negative or each.negative_prompt is not None,
+        )
+        for each in requests
+    )
     bases = {
-        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, has_negative)
-        for scale in dict.fromkeys(scales)
+        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, is_negative)
+        for scale, is_negative in guidance
     }
     if len(bases) > 1:
         raise InputError(

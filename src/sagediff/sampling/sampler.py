@@ -198,14 +198,16 @@ class SharedSampler:
             num_inference_steps,
             guidance_scale,
             None if scale is None else float(scale),
-            has_negative=requests[0].negative_prompt is not None or _has_negative(kwargs),
+            has_negative=_has_negative(kwargs),
             starts=per_prompt.starts(),
         )
         images: list[Any] = [None] * len(requests)
         run = 0
         reading = self.read(requests, kwargs.get("max_sequence_length"))
+        self.check(requests, plan, reading.keys)
+        waves = Waves(requests, plan, seed, self.wave_size, read=reading.keys)
         try:
-            for wave in self.waves(requests, plan, guidance_scale, seed, reading=reading, **kwargs):
+            for wave in self._waves(waves, requests, per_prompt, guidance_scale, None):
                 run += wave.evaluations
                 for index, image in zip(wave.prompts, wave.images, strict=True):
                     images[index] = image
@@ -219,8 +221,7 @@ class SharedSampler:
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        seeds = Waves(requests, plan, seed, self.wave_size, read=reading.keys).seeds(self.sharing)
-        return SharedResult(images, plan, report, seeds)
+        return SharedResult(images, plan, report, waves.seeds(self.sharing))
 
     def waves(
         self,
@@ -231,7 +232,6 @@ class SharedSampler:
         *,
         skip: Sequence[int] = (),
         on_step: Callable[[int], None] | None = None,
-        reading: Reading | None = None,
         **kwargs: Any,
     ) -> Iterator[Wave]:
         """Sample wave by wave, so that a caller can save what is finished.
@@ -239,7 +239,6 @@ class SharedSampler:
         Args:
             skip: prompts that are finished already; a group all of whose members are is left out.
             on_step: called after every step with the number of prompts that took it.
-            reading: what was `read` of the prompts; None reads them here.
             kwargs: passed to the pipeline; what is given for each prompt (negative prompts, say, in a list, an array
                 or a tensor) is cut to the wave's.  `per_prompt.PER_PROMPT` says which those are.
 
@@ -249,9 +248,19 @@ class SharedSampler:
         """
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
-        read = (reading or self.read(requests, kwargs.get("max_sequence_length"))).keys
+        read = self.read(requests, kwargs.get("max_sequence_length")).keys
         self.check(requests, plan, read)
         waves = Waves(requests, plan, seed, self.wave_size, skip, read)
+        yield from self._waves(waves, requests, per_prompt, guidance_scale, on_step)
+
+    def _waves(
+        self,
+        waves: Waves,
+        requests: Sequence[ImageRequest],
+        per_prompt: PerPrompt,
+        guidance_scale: float | None,
+        on_step: Callable[[int], None] | None,
+    ) -> Iterator[Wave]:
         bad: list[int] = []
         for task in map(waves.task, range(len(waves))):
             try:
@@ -307,7 +316,19 @@ class SharedSampler:
         if taken := sorted(_OWN & set(kwargs)):
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
         check_perturbed_attention(self.pipe, kwargs)
+        self._check_strength(kwargs)
         return PerPrompt(self.pipe, kwargs, count)
+
+    def _check_strength(self, kwargs: Mapping[str, Any]) -> None:
+        """Image to image: all planned steps must be taken."""
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("strength")
+        strength = kwargs.get("strength", getattr(parameter, "default", None))
+        if parameter is not None and isinstance(strength, int | float) and strength < 1:
+            raise InputError(
+                f"strength is {strength:g}, with which {type(self.pipe).__name__} skips steps that SharedSampler "
+                f"plans: give strength=1.0, or plan the steps that are left and run the pipeline inside "
+                f"shared_sampling"
+            )
 
 
 def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:

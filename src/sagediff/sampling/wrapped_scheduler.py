@@ -71,11 +71,12 @@ def wrapped_scheduler(
         _check_rows(given.get("sample"), run)
         if run.solver_call == 0:
             check_first_timestep(scheduler, given.get("timestep"), run.schedule.first)
+        generators = noise.generators(run, given.get("generator"))
         if "generator" in signature.parameters:
-            given["generator"] = noise.generators(run, given.get("generator"))
+            given["generator"] = generators
         before = global_noise(given.get("sample"))
         output = step(*bound.args, **bound.kwargs)
-        if noise.is_seeded and global_noise(given.get("sample")) != before:
+        if generators is not None and global_noise(given.get("sample")) != before:
             raise UnsupportedPipelineError(
                 f"{type(scheduler).__name__} draws noise from torch's own generator, so that the same seed would give "
                 f"other images; take a solver that draws from generators that it is handed, or none"

@@ -17,6 +17,7 @@ import numpy as np
 from sagediff.files.atomic import sweep, writing
 from sagediff.files.claim import claimed_output
 from sagediff.files.digest import texts_digest
+from sagediff.files.text_input import is_file
 from sagediff.prompts.embeddings import TextEncoder
 from sagediff.scale.cover import CoverOptions, OnProgress, group_on_disk
 from sagediff.scale.disk_vectors import Ints, embed_to_disk
@@ -88,12 +89,18 @@ def save_groups(path: Path, key: str, groups: Sequence[Sequence[int]]) -> None:
 
 
 def load_groups(path: Path, key: str) -> list[list[int]] | None:
-    """The groups of an earlier run with the same key; None if there are none."""
+    """The groups of an earlier run with the same key; None if there are none, or the file is not whole."""
+    if not is_file(path):
+        return None
     try:
         with np.load(path, allow_pickle=False) as found:
             held: dict[str, Any] = {name: found[name] for name in ("key", "members", "ends")}
-    except (OSError, ValueError, KeyError, EOFError):
+    except Exception:  # whatever a file that is not whole makes numpy, zipfile and zlib raise
         return None
-    if str(held["key"]) != key:
+    members, ends = held["members"], held["ends"]
+    if str(held["key"]) != key or members.dtype != np.int64 or ends.dtype != np.int64 or not len(ends):
         return None
-    return [part.tolist() for part in np.split(held["members"], held["ends"][:-1])]
+    whole = np.array_equal(np.sort(members.reshape(-1)), np.arange(members.size))
+    if not whole or ends[-1] != len(members) or (np.diff(ends, prepend=0) < 1).any():
+        return None
+    return [part.tolist() for part in np.split(members, ends[:-1])]

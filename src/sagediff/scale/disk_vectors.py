@@ -19,6 +19,8 @@ import numpy.typing as npt
 from sagediff.errors import InputError
 from sagediff.files.atomic import output_errors, sweep, write_text
 from sagediff.files.digest import texts_digest
+from sagediff.files.json_input import read_object
+from sagediff.files.text_input import is_file, stat_of
 from sagediff.prompts.embeddings import TextEncoder, unit_rows
 
 Floats = npt.NDArray[np.float32]
@@ -123,22 +125,30 @@ def _window(
 def _state(folder: Path, wanted: dict[str, Any]) -> tuple[int, int, float]:
     """What an earlier call has done: rows, their length and rounding; refuses vectors of other texts."""
     path = folder / STATE
-    if not path.exists():
+    if stat_of(path) is None:
         return 0, 0, 0.0
+    remedy = "it was not written by sagediff; use another folder or remove it"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(key for key, value in wanted.items() if state[key] != value)
-        done, dim, rounding = int(state["done"]), int(state["dim"]), float(state["rounding"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} was not written by sagediff; use another folder or remove it") from error
+        state = read_object(path)
+    except InputError as error:
+        raise InputError(f"{error}; {remedy}") from error
+    found: Any = [state.get(name) for name in ("done", "dim", "rounding")]
+    done, dim, rounding = found
+    if (
+        not (type(done) is int and done >= 0 and type(dim) is int and dim >= 0)
+        or not (type(rounding) in (int, float) and 0 <= rounding <= 1)
+        or wanted.keys() - state.keys()
+    ):
+        raise InputError(f"{path} holds other entries than vectors do; {remedy}")
+    other = sorted(key for key, value in wanted.items() if state[key] != value)
     if other:
         raise InputError(
             f"{folder} holds embeddings of other prompts or another encoder ({', '.join(other)} differ); "
             "use another folder or remove it"
         )
-    if not (folder / DATA).is_file() or (folder / DATA).stat().st_size < done * dim * 2:
+    if not is_file(folder / DATA) or (folder / DATA).stat().st_size < done * dim * 2:
         raise InputError(f"{folder / DATA} is shorter than {path} says; remove both to embed again")
-    return done, dim, rounding
+    return done, dim, float(rounding)
 
 
 def _unit(rows: Floats) -> Floats:

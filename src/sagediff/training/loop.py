@@ -19,7 +19,7 @@ from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError, ModelError
 from sagediff.files.atomic import at_work, output_errors, sweep, write_text, writing
 from sagediff.options import OptionError
-from sagediff.pipelines.loading import load_for_planning
+from sagediff.pipelines.loading import load_for_planning, supported_parts
 from sagediff.pipelines.run_settings import own_sharing
 from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
@@ -368,8 +368,8 @@ def check_model(name: str, config: TrainConfig) -> None:
         InputError: no such model. UnsupportedPipelineError: a denoiser, a prediction or a weighting that training does
             not know.
     """
-    pipe, denoiser = load_for_planning(name, text_encoders=False)
-    check_trainable(denoiser)
+    check_trainable(supported_parts(name)[1])
+    pipe, _ = load_for_planning(name, text_encoders=False)
     process = ForwardProcess.of(pipe.scheduler, image_tokens=4096)
     if config.snr_gamma is not None:
         process.min_snr_weights(process.timesteps(torch.tensor([0.5])), config.snr_gamma)

@@ -1,65 +1,20 @@
-"""The networks that are not diffusers' own: a convolutional tower, the image encoder and the judge on it."""
+"""The judge of the scenes, and the shipped towers of this world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from sagediff.builtin.image_towers import ConvTower, ImageEncoder
 from sagediff.builtin.scenes.world import ATTRIBUTES, VALUES
 
 IMAGE_TOWER_WIDTHS = (32, 64, 96, 128)
 SCORE_TOWER_WIDTHS = (16, 32, 64, 96)
 JUDGE_WIDTHS = (24, 48, 96, 160)
-
-
-class ConvTower(nn.Module):
-    """Strided residual convolutions. (N, 3, 64, 64) in [-1, 1] -> list of feature maps, finest first."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(_Stage(*sizes) for sizes in pairwise((3, *widths)))
-        self.width = widths[-1]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps, x = [], images
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-
-class _Stage(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.down = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.down(x)
-        out: Tensor = x + self.body(x)
-        return out
-
-
-class ImageEncoder(nn.Module):
-    """The contrastive stage's image tower. (N, 3, 64, 64) in [-1, 1] -> (N, D), not normalised."""
-
-    def __init__(self, dim: int, widths: Sequence[int] = IMAGE_TOWER_WIDTHS) -> None:
-        super().__init__()
-        self.tower = ConvTower(widths)
-        self.head = nn.Linear(
-            self.tower.width * 16, dim
-        )  # the last map is 4 x 4, kept because positions matter
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.head(self.tower(images)[-1].flatten(1))
-        return out
 
 
 class Judge(nn.Module):
@@ -110,6 +65,6 @@ def load_score_tower(folder: Path, dim: int) -> ImageEncoder:
 
 def load_image_encoder(folder: Path, dim: int) -> ImageEncoder:
     """The contrastive image tower, in eval mode, float32."""
-    encoder = ImageEncoder(dim)
+    encoder = ImageEncoder(dim, IMAGE_TOWER_WIDTHS)
     load_model(encoder, folder / "image_encoder.safetensors")
     return encoder.eval()

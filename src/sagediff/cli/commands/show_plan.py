@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
@@ -44,6 +45,7 @@ def plan(
     from sagediff.progress import stage_bars
     from sagediff.prompts.embeddings import text_encoder
     from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
+    from sagediff.sampling.reading import read_prompts
     from sagediff.scale.cover import CoverOptions
     from sagediff.scale.disk_groups import GROUPS, groups_at_scale
 
@@ -62,6 +64,8 @@ def plan(
                 source=embedding_source(settings), on_progress=show,
             )  # fmt: skip
     found = plan_prompts(texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups)
+    if warning := read_prompts(pipe, texts).warning():
+        print(f"warning: {warning}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"

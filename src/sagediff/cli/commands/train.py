@@ -33,7 +33,10 @@ def train(
         ),
     ],
     model: Annotated[
-        str, options.of("Model", "--model", help="'demo' (built in), a local diffusers folder, or a hub id.")
+        str,
+        options.of(
+            "Model", "--model", help="'demo' or 'emoji' (built in), a local diffusers folder, or a hub id."
+        ),
     ] = "demo",
     full: Annotated[bool, options.of("Training", help="Train all weights, not a LoRA.")] = False,
     max_group_size: Annotated[

@@ -97,6 +97,8 @@ class Admission:
         if scope["method"] in _NO_BODY:
             return None
         length = headers.get(b"content-length", b"")
+        if not length and b"transfer-encoding" not in headers and scope["method"] != "POST":
+            return None  # it has no body
         if not length.isdigit():
             return bad_request("the body must come with a Content-Length", None, "length_required", 411)
         if len(length) > 20 or int(length) > self._config.max_body_bytes:

@@ -60,6 +60,9 @@ def complete_schema(schema: dict[str, Any], config: ServeConfig) -> dict[str, An
     for path, kind in _BODIES.items():
         name = kind.__name__
         parts[name] = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        del parts[name][
+            "additionalProperties"
+        ]  # others are read and named, within bounds that no schema can say
         schema["paths"][path]["post"]["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
@@ -17,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
 from sagediff.builtin.scenes.training.stages import PREDICTION, SCHEDULE
-from sagediff.files.atomic import writing
+from sagediff.builtin.training.pipeline_folder import write_pipeline
 
 # the command line's defaults for this model, measured by benchmarks/sharing.py. The scheduler spends more of its
 # steps at high noise, where sharing costs no quality, but needs enough of them
@@ -44,12 +42,7 @@ def assemble(stages: Path, weights: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    for module in (pipe.vae, pipe.text_encoder, pipe.unet):
-        module.to(dtype=torch.float16)
-    folder = weights / "pipeline"
-    with writing(folder) as partial:
-        pipe.save_pretrained(partial, safe_serialization=True)
-        (partial / "sagediff.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
+    folder = write_pipeline(pipe, weights / "pipeline", DEFAULTS)
     judge = weights / "judge"
     judge.mkdir(parents=True, exist_ok=True)
     for name in ("judge", "score_tower", "reference"):

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sagediff.builtin.scenes.networks import SCORE_TOWER_WIDTHS, ImageEncoder, load_judge
+from sagediff.builtin.image_towers import ImageEncoder
+from sagediff.builtin.scenes.networks import SCORE_TOWER_WIDTHS, load_judge
 from sagediff.builtin.scenes.render import Renderer
 from sagediff.builtin.scenes.training.scene_images import SceneImages
-from sagediff.builtin.scenes.training.stages import TEXT_DIM, StageConfig, encode_texts, require
+from sagediff.builtin.scenes.training.stages import TEXT_DIM, SceneStageConfig, encode_texts
 from sagediff.builtin.scenes.world import held_out_scenes
 from sagediff.builtin.training.contrast import contrastive_terms
+from sagediff.builtin.training.stage_command import require
 from sagediff.builtin.training.stage_loop import train, write_tensors
 
 SEED = 4211  # unlike that of any other stage
@@ -31,7 +33,7 @@ class _Score(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
 
-def train_score(config: StageConfig) -> Path:
+def train_score(config: SceneStageConfig) -> Path:
     """An image tower against the frozen text tower's pooled state, with neighbours as hard negatives."""
     batch_size = config.batch_size or 128
     torch.manual_seed(SEED if config.seed is None else config.seed)
@@ -58,7 +60,7 @@ def train_score(config: StageConfig) -> Path:
     return path
 
 
-def make_reference(config: StageConfig) -> Path:
+def make_reference(config: SceneStageConfig) -> Path:
     """The judge's features of one render of every held-out caption, so that distances need no font."""
     require(config.out, ("judge.safetensors",), "train the stage `judge` into the same --out")
     judge = load_judge(config.out).to(config.device)

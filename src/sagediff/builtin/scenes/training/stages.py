@@ -7,27 +7,27 @@ any stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sagediff.builtin.scenes.networks import ImageEncoder, Judge, load_image_encoder
+from sagediff.builtin.image_towers import ImageEncoder
+from sagediff.builtin.scenes.networks import IMAGE_TOWER_WIDTHS, Judge, load_image_encoder
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH, build_tokenizer
 from sagediff.builtin.scenes.training.scene_images import SceneImages
 from sagediff.builtin.scenes.world import ATTRIBUTES
+from sagediff.builtin.training.architectures import new_autoencoder, new_unet
 from sagediff.builtin.training.contrast import contrastive_terms
-from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays, train, write_tensors
-from sagediff.errors import InputError
+from sagediff.builtin.training.stage_command import StageConfig, require
+from sagediff.builtin.training.stage_loop import train, write_tensors
 
 TEXT_DIM = 128
-LATENT_CHANNELS = 8
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -38,34 +38,13 @@ PREDICTION = "v_prediction"
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class SceneStageConfig(StageConfig):
     """Options of the command line; None takes the stage's own default."""
 
-    out: Path
-    steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    seed: int | None = None
-    device: str = "cpu"
-    save_every: int = 250
-    resume: bool = False
-    bf16: bool | None = None  # None: where it pays
     text_encoder: Path | None = None  # `score`: a folder with tokenizer/ and text_encoder/; None takes `out`
 
-    @property
-    def uses_bf16(self) -> bool:
-        return bf16_pays(self.device) if self.bf16 is None else self.bf16
 
-    def loop(self, name: str, steps: int, learning_rate: float, seed: int, ema: float = 0.0) -> LoopConfig:
-        config = LoopConfig(
-            name, self.out, steps, learning_rate, seed, ema=ema, device=self.device,
-            save_every=self.save_every, resume=self.resume, bf16=self.uses_bf16,
-        )  # fmt: skip
-        chosen = {"steps": self.steps, "learning_rate": self.learning_rate, "seed": self.seed}
-        return replace(config, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
-
-
-def train_judge(config: StageConfig) -> Path:
+def train_judge(config: SceneStageConfig) -> Path:
     """The judge: cross-entropy on the four attributes of renders under slight noise."""
     batch_size = config.batch_size or 256
     torch.manual_seed(1234)
@@ -101,7 +80,7 @@ class _Contrast(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
 
-def train_encoder(config: StageConfig) -> Path:
+def train_encoder(config: SceneStageConfig) -> Path:
     """Text and image tower by contrast (CLIP, arXiv 2103.00020), with neighbours as hard negatives.
 
     A quarter of each batch is drawn freely; the rest changes one word of it. The contrast is between the
@@ -111,7 +90,9 @@ def train_encoder(config: StageConfig) -> Path:
     batch_size = config.batch_size or 256
     torch.manual_seed(config.seed or 0)
     tokenizer = build_tokenizer(config.out / "tokenizer")
-    model = _Contrast(CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM))
+    model = _Contrast(
+        CLIPTextModel(text_encoder_config(tokenizer)), ImageEncoder(TEXT_DIM, IMAGE_TOWER_WIDTHS)
+    )
     scene_images = SceneImages(config.device)
 
     def losses(step: int, rng: np.random.Generator, noise: torch.Generator) -> dict[str, Tensor]:
@@ -128,15 +109,7 @@ def train_encoder(config: StageConfig) -> Path:
     return path
 
 
-def new_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(24, 48, 96), layers_per_block=1,
-        latent_channels=LATENT_CHANNELS, norm_num_groups=12, sample_size=64, mid_block_add_attention=False,
-    )  # fmt: skip
-
-
-def train_autoencoder(config: StageConfig) -> Path:
+def train_autoencoder(config: SceneStageConfig) -> Path:
     """KL autoencoder: absolute error, a perceptual term from the image tower's maps, a small KL term."""
     batch_size = config.batch_size or 24
     torch.manual_seed(config.seed or 0)
@@ -179,22 +152,13 @@ def train_autoencoder(config: StageConfig) -> Path:
     return config.out / "vae"
 
 
-def new_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
-        block_out_channels=(64, 128, 256), attention_head_dim=4, cross_attention_dim=TEXT_DIM,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-
-
-def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
+def train_unet(config: SceneStageConfig, renders_per_caption: int = 12) -> Path:
     """The denoiser: v-prediction on latents encoded beforehand, a tenth of the captions dropped for guidance."""
     remedy = "train the stages before `unet` into the same --out"
     require(config.out, ("tokenizer", "text_encoder", "vae"), remedy)
     batch_size = config.batch_size or 64
     torch.manual_seed(config.seed or 0)
-    unet, scene_images = new_unet(), SceneImages(config.device)
+    unet, scene_images = new_unet(TEXT_DIM), SceneImages(config.device)
     captions = len(scene_images.scenes)
     texts = [scene.caption for scene in scene_images.scenes] + [""]
     hidden = encode_texts(config.out, texts, config.device, "last_hidden_state")
@@ -220,13 +184,6 @@ def train_unet(config: StageConfig, renders_per_caption: int = 12) -> Path:
     return config.out / "unet"
 
 
-def require(folder: Path, names: Sequence[str], remedy: str) -> None:
-    """Raises InputError if a file or folder that a stage needs is not there."""
-    for path in (folder / name for name in names):
-        if not path.exists():
-            raise InputError(f"{path} is missing; {remedy}")
-
-
 @torch.no_grad()
 def encode_texts(folder: Path, texts: list[str], device: str, output: str) -> Tensor:
     """That output of the text tower in `folder`, a row per text, float32."""
@@ -237,7 +194,7 @@ def encode_texts(folder: Path, texts: list[str], device: str, output: str) -> Te
 
 
 @torch.no_grad()
-def _encode_images(config: StageConfig, scene_images: SceneImages, renders: int) -> Tensor:
+def _encode_images(config: SceneStageConfig, scene_images: SceneImages, renders: int) -> Tensor:
     vae = AutoencoderKL.from_pretrained(config.out / "vae").to(config.device).eval()
     rng = np.random.default_rng([config.seed or 0, 5])
     rows = []

@@ -1,0 +1,170 @@
+"""What the engine refuses, gives up, or puts off: sizes, requests that the pipeline refuses, images that are none, and
+large requests that memory does not suffice for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from engines import CAT, DOG, STAR, faulty, results, running, wanted
+from tiny import RECIPES
+from tiny.parts import SCHEDULERS
+
+from sagediff.errors import ModelError
+from sagediff.serving.engine import recovery
+from sagediff.serving.engine.sizes import check_size, refused_by_pipeline, size_multiple
+from sagediff.serving.engine.ticket import MadeImage
+from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
+
+MULTIPLES = {
+    "sd": 8, "sdxl": 8, "sd3": 4, "flux": 4, "flux2": 16, "sana": 32, "pixart-sigma": 8, "auraflow": 16,
+    "lumina2": 16, "qwen-image": 16, "chroma": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MULTIPLES)
+def test_sizes_are_multiples_of_what_the_pipelines_own_check_says(name: str) -> None:
+    recipe = RECIPES[name]
+    pipe = recipe.build(SCHEDULERS[recipe.schedulers[0]]())
+    before = dict(vars(pipe))
+    assert size_multiple(pipe) == MULTIPLES[name]
+    assert vars(pipe).keys() == before.keys()
+
+
+def test_a_pipeline_that_checks_nothing_takes_its_autoencoders_factor() -> None:
+    class Bare:
+        vae_scale_factor = 8
+
+        def __call__(self, prompt: Any) -> None: ...
+
+    assert size_multiple(Bare()) == 8
+
+
+class Image:
+    def __init__(self, *size: int) -> None:
+        self.size = size
+
+
+def test_an_image_of_another_size_than_asked_for_is_none() -> None:
+    check_size((None, None), Image(64, 48))
+    check_size((64, 48), Image(64, 48))
+    with pytest.raises(RefusedByPipeline, match="makes 64x48 of the size 65x48"):
+        check_size((65, 48), Image(64, 48))
+
+
+def test_what_the_pipeline_refuses_is_the_clients_to_mend(demo: Any) -> None:
+    with running(demo) as (engine, _):
+        fine = engine.submit([wanted("fine", DOG)])
+        bad = engine.submit([wanted("12", width=12, height=12)])
+        (refused,) = results(bad)
+        assert isinstance(refused, RefusedByPipeline) and "divisible by 8 but are 12 and 12" in str(refused)
+        assert isinstance(results(fine)[0], MadeImage)
+
+
+def test_a_value_error_from_elsewhere_is_no_refusal(demo: Any) -> None:
+    def fault(rows: torch.Tensor) -> None:
+        raise ValueError("of a bug: /a/path")
+
+    with faulty(demo, fault), running(demo) as (engine, _):
+        (failed,) = results(engine.submit([wanted("a")]))
+    assert isinstance(failed, ImageFailed) and "/a/path" not in str(failed)
+    assert not refused_by_pipeline(ValueError("never raised"))
+
+
+def test_images_that_are_none_get_an_error_and_their_neighbours_an_image(
+    demo: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = recovery.WaveRunner.run
+
+    def watched(self: Any, tickets: Any, arrangement: Any, micro: Any) -> Any:
+        bad = [i for i, ticket in enumerate(tickets) if ticket.request.prompt == STAR]
+        if bad:
+            raise ModelError(f"no image of {STAR!r}: the model gave numbers that are not finite", bad)
+        return run(self, tickets, arrangement, micro)
+
+    monkeypatch.setattr(recovery.WaveRunner, "run", watched)
+    with running(demo) as (engine, _):
+        cat, star, dog = results(engine.submit([wanted("1", CAT), wanted("2", STAR), wanted("3", DOG)]))
+    assert isinstance(cat, MadeImage) and isinstance(dog, MadeImage)
+    assert isinstance(star, ImageFailed) and "not finite" in str(star)
+    assert STAR not in caplog.text  # prompts are not logged unless the operator says so
+
+
+def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
+    """A step of a large image may take minutes."""
+    reached, parts = threading.Event(), 0
+
+    def slow(module: Any, args: Any) -> None:
+        nonlocal parts
+        parts += 1
+        reached.set()
+        time.sleep(0.2)
+
+    hooks = [block.register_forward_pre_hook(slow) for block in demo.unet.up_blocks]
+    inner = [part.register_forward_pre_hook(slow) for block in demo.unet.up_blocks for part in block.resnets]
+    try:
+        with running(demo) as (engine, _):
+            tickets = engine.submit([wanted("a"), wanted("b", DOG)])
+            assert reached.wait(60)
+            engine.cancel(tickets)
+            seen = parts
+            assert [type(outcome) for outcome in results(tickets)] == [Cancelled, Cancelled]
+            assert parts <= seen + 2
+            assert isinstance(results(engine.submit([wanted("c")]))[0], MadeImage)
+    finally:
+        for hook in hooks + inner:
+            hook.remove()
+    assert not any(module._forward_pre_hooks for module in demo.unet.modules())
+
+
+class Large:
+    """Memory runs out for every image of 128 pixels, after a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.tries = seconds, 0
+        self.reached = threading.Event()
+
+    def __call__(self, module: Any, args: Any) -> None:
+        if args[0].shape[-1] == 32:
+            self.tries += 1
+            self.reached.set()
+            time.sleep(self.seconds)
+            raise torch.OutOfMemoryError("out of memory")
+
+
+def test_smaller_requests_go_before_the_next_try_of_one_that_did_not_fit(demo: Any) -> None:
+    large, order = Large(0.3), list[str]()
+    hook = demo.unet.conv_in.register_forward_pre_hook(large)
+    try:
+        with running(demo) as (engine, reports):
+            tall = engine.submit([wanted("large", width=128, height=128, seed=1)])
+            assert large.reached.wait(60)
+            small = engine.submit([wanted("small", seed=1)])
+            same = engine.submit([wanted("same size", width=128, height=128, seed=1, guidance_scale=3.0)])
+            for ticket in (*tall, *small, *same):
+                ticket.future.add_done_callback(lambda _, ticket=ticket: order.append(ticket.request.id))
+            found = results([*tall, *small, *same])
+        assert [type(outcome) for outcome in found] == [OutOfMemory, MadeImage, OutOfMemory]
+        assert order == ["small", "large", "same size"] and large.tries > 1
+        assert sum(len(report.waited) for report in reports) == 3
+    finally:
+        hook.remove()
+
+
+def test_what_did_not_fit_is_given_up_once_its_client_has_left(demo: Any) -> None:
+    large = Large(0.2)
+    hook = demo.unet.conv_in.register_forward_pre_hook(large)
+    try:
+        with running(demo) as (engine, _):
+            gone = engine.submit([wanted("large", width=128, height=128, seed=1)])
+            assert large.reached.wait(60)
+            engine.cancel(gone)
+            small = engine.submit([wanted("small", seed=1)])
+            start = time.monotonic()
+            assert isinstance(results(small)[0], MadeImage) and time.monotonic() - start < 10
+            assert isinstance(results(gone)[0], Cancelled) and large.tries == 1
+    finally:
+        hook.remove()
