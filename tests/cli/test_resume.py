@@ -91,7 +91,9 @@ def test_planning_folders_are_one_runs_at_a_time(tmp_path: Path, capsys: pytest.
 
 
 def test_a_servers_cache_is_one_servers_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("uvicorn", reason="the server's extra is not installed: pip install 'sagediff[serve]'")
+    pytest.importorskip(
+        "uvicorn", reason="the server's extra is not installed: pip install 'sagediff[serve]'"
+    )
     cache = tmp_path / "cache"
     with claimed_output(cache):
         assert main(["serve", "--cache-dir", str(cache), "--port", "0"]) == 2
