@@ -174,6 +174,8 @@ class SharedSampler:
         num_inference_steps: int = 30,
         guidance_scale: float | None = None,
         seed: int = 0,
+        *,
+        on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> SharedResult:
         """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
@@ -182,6 +184,7 @@ class SharedSampler:
             prompts: texts, or requests that say more than a text, in any list, column or generator.
             guidance_scale: where a request names none; None takes the pipeline's own default.
             seed: every prompt's seed is derived from it, unless its request names one.
+            on_step: called after every step with the number of prompts that took it.
             kwargs: passed to the pipeline (`waves`).
 
         Raises:
@@ -207,7 +210,7 @@ class SharedSampler:
         self.check(requests, plan, reading.keys)
         waves = Waves(requests, plan, seed, self.wave_size, read=reading.keys)
         try:
-            for wave in self._waves(waves, requests, per_prompt, guidance_scale, None):
+            for wave in self._waves(waves, requests, per_prompt, guidance_scale, on_step):
                 run += wave.evaluations
                 for index, image in zip(wave.prompts, wave.images, strict=True):
                     images[index] = image
