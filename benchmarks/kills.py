@@ -20,16 +20,19 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sagediff.cli import main as sagediff_main
@@ -40,6 +43,11 @@ COLORS = ("red", "blue", "green", "white")
 THINGS = ("cat", "star", "cake", "heart")
 PROMPTS = [f"a large {thing} at the top on a {color} background" for color in COLORS for thing in THINGS]
 TIMES = {"report.json", "log.jsonl", "table.json", "table.md", "table.csv", "frontier.png"}  # hold seconds
+WARM = (
+    "sagediff.cli.generation", "sagediff.cli.comparing", "sagediff.cli.tuning", "sagediff.training.loop", "accelerate",
+    "diffusers.optimization", "diffusers.training_utils", "matplotlib.image", "peft", "pyarrow.parquet",
+    "sagediff.builtin.scenes.scene_perception", "sagediff.evaluation.plots",
+)  # fmt: skip
 KEPT_BETWEEN = {"checkpoints", "cells", "logs"}  # for going on, not what the run is for
 
 
@@ -104,21 +112,28 @@ def _data(home: Path) -> Path:
     return folder
 
 
-def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sagediff", *command],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+def start(command: Sequence[str]) -> BaseProcess:
+    """A run in a process of its own, forked from this one, which has imported what takes seconds."""
+    process = get_context("fork").Process(target=_run, args=(list(command),))
+    process.start()
+    return process
+
+
+def _run(command: list[str]) -> None:
+    said = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os._exit(sagediff_main(command))
 
 
 def finish(command: Sequence[str]) -> float:
     """Run to the end; seconds."""
     began = time.monotonic()
-    with start(command) as process:
-        _, words = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}\n{words.decode()}")
+    process = start(command)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"sagediff {' '.join(command)}: exit code {process.exitcode}")
     return time.monotonic() - began
 
 
@@ -146,22 +161,25 @@ def _locks(home: Path) -> list[Path]:
 
 def kill_at(command: Sequence[str], seconds: float) -> bool:
     """Kill after so many seconds; False if the run had ended."""
-    with start(command) as process:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        process.send_signal(signal.SIGKILL)
-    return process.returncode == -signal.SIGKILL
+    process = start(command)
+    process.join(seconds)
+    return _killed(process)
 
 
 def kill_in_a_write(command: Sequence[str], place: Path, skip: int) -> bool:
     """Kill at a write, after `skip` that are let pass; False if the run ended before one was met."""
-    with start(command) as process:
-        seen: set[Path] = set()
-        while process.poll() is None and len(seen) <= skip:
-            seen.update(leftovers(place))
-            time.sleep(0.0002)
-        process.send_signal(signal.SIGKILL)
-    return process.returncode == -signal.SIGKILL
+    process = start(command)
+    seen: set[Path] = set()
+    while process.is_alive() and len(seen) <= skip:
+        seen.update(leftovers(place))
+        time.sleep(0.0002)
+    return _killed(process)
+
+
+def _killed(process: BaseProcess) -> bool:
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 @dataclass
@@ -214,21 +232,22 @@ def second_runs(
     home.mkdir(parents=True)
     place = home / "place"
     codes: Counter[str] = Counter()
-    with start(job.command(place)) as process:
-        while not _locks(home):
-            time.sleep(0.001)
-        while _locks(home):  # again and again, from the first moment to the last
-            for other in others:
-                for resume in (False, True):
-                    said = io.StringIO()
-                    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                        code = sagediff_main(other.command(place, resume))
-                    if not _locks(home):
-                        break  # it may have ended before the other began
-                    refused = code == 2 and said.getvalue().count("\n") == 1
-                    codes["refused" if refused else f"{other.name}: {code} {said.getvalue()[-200:]}"] += 1
-            time.sleep(0.3)
-    return codes, process.returncode == 0 and content(place) == whole
+    process = start(job.command(place))
+    while not _locks(home):
+        time.sleep(0.001)
+    while _locks(home):  # again and again, from the first moment to the last
+        for other in others:
+            for resume in (False, True):
+                said = io.StringIO()
+                with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                    code = sagediff_main(other.command(place, resume))
+                if not _locks(home):
+                    break  # it may have ended before the other began
+                refused = code == 2 and said.getvalue().count("\n") == 1
+                codes["refused" if refused else f"{other.name}: {code} {said.getvalue()[-200:]}"] += 1
+        time.sleep(0.1)
+    process.join()
+    return codes, process.exitcode == 0 and content(place) == whole
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -244,6 +263,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("kills", "pairs"), help="half of it")
     args = parser.parse_args()
+    for name in WARM:
+        import_module(name)
+    torch.set_num_threads(1)  # what several threads leave behind does not survive a fork
     rng, home = random.Random(args.seed), Path(tempfile.mkdtemp(prefix="kills-"))
     every = jobs(home)
     whole: dict[str, dict[str, str]] = {}
