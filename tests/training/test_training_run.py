@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from tiny import TOKENS, embeddings, tiny
 
@@ -165,6 +166,8 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
         torch.testing.assert_close(resumed[name].float(), tensor.float(), rtol=0, atol=1e-6)
     logs = [(tmp_path / name / "log.jsonl").read_text(encoding="utf-8") for name in ("whole", "cut")]
     assert logs[0] == logs[1] and len(logs[0].splitlines()) == 6
+    files = [(tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
     assert not list(tmp_path.rglob("*.partial"))
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 2
     with pytest.raises(InputError, match=r"other settings \(learning_rate\)"):
@@ -172,6 +175,17 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
             fresh_pipeline(), load_images(str(data)),
             TrainConfig(tmp_path / "whole", objective, steps=6, resume=True, **SMALL | {"learning_rate": 1e-3}),
         )  # fmt: skip
+    again = TrainConfig(tmp_path / "whole", objective, steps=6, resume=True, **SMALL)
+    other = shutil.copytree(data, tmp_path / "data")
+    with Image.open(other / "3.png") as image:
+        ImageOps.mirror(image).save(other / "3.png")
+    with pytest.raises(InputError, match=r"other settings \(data\)"):
+        train(fresh_pipeline(), load_images(str(other)), again)
+    pipe = fresh_pipeline()
+    with torch.no_grad():
+        next(pipe.unet.parameters()).mul_(1.05)
+    with pytest.raises(InputError, match=r"other settings \(model\)"):
+        train(pipe, load_images(str(data)), again)
 
 
 def test_the_command_line_trains_a_lora_that_generate_takes(

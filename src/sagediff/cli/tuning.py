@@ -15,8 +15,9 @@ from sagediff.evaluation.certainty import prompts_needed
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
-from sagediff.files.atomic import write_text
+from sagediff.files.atomic import at_work, sweep, write_text
 from sagediff.files.digest import file_digest, texts_digest
+from sagediff.pipelines.content import named_content, run_content
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -41,10 +42,6 @@ def run_tune(
     search = _search(settings, options, texts)
     seeds = measuring.seeds_or((0,))
     device = working_device(model.device)
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; name the policy file")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}")
     perception = measuring.perception(model, device)
     metric = _metric(options, perception, texts)
     pipe = open_pipeline(model)
@@ -52,8 +49,10 @@ def run_tune(
     vectors = embed_prompts(texts, pipe, settings.sampling.encoder).vectors
     runner = TrialRunner(pipe, texts, vectors, perception, steps, scale, seeds, metric)
     kept = TrialFile(out.with_name(out.name + ".trials.jsonl"), _about(settings, measuring, runner))
-    found = _shown(search, runner, kept)
-    _write(settings, options, runner, found)
+    sweep(out.parent, f"{out.name}.")
+    with at_work():
+        found = _shown(search, runner, kept)
+        _write(settings, options, runner, found)
 
 
 def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
@@ -94,6 +93,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
         "metric": runner.metric,
         "features": measuring.features,
         "clip": measuring.clip,
+        "content": run_content(settings) | named_content(features=measuring.features, clip=measuring.clip),
     }
 
 

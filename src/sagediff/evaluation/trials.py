@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sagediff.errors import InputError
 from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.figures import Figures, Seen
 from sagediff.evaluation.perception import Judging, Perception
@@ -21,6 +24,7 @@ from sagediff.evaluation.sampled_images import as_tensor, sampled
 from sagediff.evaluation.search import Measured
 from sagediff.files.atomic import output_errors
 from sagediff.files.digest import object_digest
+from sagediff.files.json_input import parse_object
 from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
@@ -115,19 +119,20 @@ class TrialFile:
         return object_digest(self.about, size=8)
 
     def read(self) -> dict[Sharing, Measured]:
-        """What came out, by sharing."""
+        """What came out, by sharing; lines that are not whole are passed over, and run again."""
         found: dict[Sharing, Measured] = {}
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    if entry["about"] == self._about:
-                        sharing = Sharing.merged(Sharing.layer(entry["policy"]))
-                        found[sharing] = Measured(
-                            tuple(entry["quality"]), tuple(entry["apart"]), tuple(entry["each"])
-                        )
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut short by a kill
+        with output_errors(self.path):
+            content = self.path.read_bytes() if self.path.is_file() else b""
+        for number, line in enumerate(content.split(b"\n"), 1):
+            with suppress(InputError, KeyError):  # a line cut short by a kill, or written by somebody else
+                entry = parse_object(line, f"{self.path}, line {number}")
+                if entry["about"] == self._about:
+                    measured = Measured(
+                        _figures(entry["quality"]), _figures(entry["apart"]), _figures(entry["each"])
+                    )
+                    if not measured.quality:
+                        continue
+                    found[Sharing.merged(Sharing.layer(entry["policy"]))] = measured
         return found
 
     def remembered(self, measure: Callable[[Sharing], Measured]) -> Callable[[Sharing], Measured]:
@@ -145,8 +150,20 @@ class TrialFile:
     def add(self, sharing: Sharing, measured: Measured) -> None:
         """Raises OutputError if the disk refuses."""
         line = json.dumps({"about": self._about, "policy": sharing.record()} | asdict(measured))
-        with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with output_errors(self.path), self.path.open("a+b") as file:
+            if file.tell():  # behind a line that a kill cut short, begin another
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _figures(found: Any) -> tuple[float, ...]:
+    """Raises InputError: not a list of numbers."""
+    if not isinstance(found, list) or not all(type(each) in (int, float) for each in found):
+        raise InputError(f"expected a list of numbers, got {str(found)[:80]}")
+    return tuple(map(float, found))
 
 
 def judges(perception: Perception, prompts: Sequence[str]) -> bool:

@@ -86,11 +86,6 @@ class RunSettings:
     sharing: Sharing
     measured: bool = False
 
-    @property
-    def embedded_by(self) -> str:
-        """What prompt embeddings depend on beside the encoder's name."""
-        return "" if self.sampling.encoder else f"{self.model.name}, {self.model.lora}"
-
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
         lora = None if self.model.lora is None else str(self.model.lora)

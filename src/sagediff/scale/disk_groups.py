@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sagediff.files.atomic import sweep, writing
+from sagediff.files.claim import claimed_output
 from sagediff.files.digest import texts_digest
 from sagediff.files.text_input import is_file
 from sagediff.prompts.embeddings import TextEncoder
@@ -45,8 +46,22 @@ def groups_at_scale(
         Groups of prompt numbers, every prompt once; each ascending, groups by their first prompt.
 
     Raises:
-        InputError: the folder belongs to other prompts or another encoder. OutputError: it cannot be written to.
+        InputError: the folder belongs to other prompts or another encoder, or another run is writing there.
+        OutputError: it cannot be written to.
     """
+    with claimed_output(folder, "--work"):
+        return _groups(prompts, encoder, folder, options, source, copies, on_progress)
+
+
+def _groups(
+    prompts: Sequence[str],
+    encoder: TextEncoder,
+    folder: Path,
+    options: CoverOptions,
+    source: str,
+    copies: Sequence[int] | None,
+    on_progress: OnProgress | None,
+) -> list[list[int]]:
     report = on_progress or (lambda stage, done, total: None)
     texts, inverse = distinct(prompts)
     vectors = embed_to_disk(

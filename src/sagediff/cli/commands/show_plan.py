@@ -40,6 +40,7 @@ def plan(
     from rich.console import Console
 
     from sagediff.distributed.cluster import usable_cores
+    from sagediff.pipelines.content import embedding_source
     from sagediff.pipelines.loading import load_for_planning
     from sagediff.plan.compatibility import copy_numbers
     from sagediff.progress import stage_bars
@@ -63,7 +64,7 @@ def plan(
         with stage_bars() as show:
             groups = groups_at_scale(
                 texts, text_encoder(pipe, encoder), scale.work, cover,
-                source=settings.embedded_by, copies=copies, on_progress=show,
+                source=embedding_source(settings), copies=copies, on_progress=show,
             )  # fmt: skip
     found = plan_prompts(
         texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups, read=reading.keys
