@@ -125,18 +125,19 @@ class SharedSampler:
         groups: Sequence[Sequence[int]] | None = None,
         has_negative: bool | None = None,
         starts: Sequence[Hashable] | None = None,
+        read: Sequence[Hashable] | None = None,
     ) -> SharePlan:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
 
         Args:
             prompts: texts or requests, in any list, column or generator.
-            true_cfg_scale, has_negative, starts: as `plan_prompts` has them.
+            true_cfg_scale, has_negative, starts, read: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts,
+            self.encoder, groups, has_negative, starts, read,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -174,6 +175,8 @@ class SharedSampler:
         num_inference_steps: int = 30,
         guidance_scale: float | None = None,
         seed: int = 0,
+        *,
+        on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> SharedResult:
         """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
@@ -182,6 +185,7 @@ class SharedSampler:
             prompts: texts, or requests that say more than a text, in any list, column or generator.
             guidance_scale: where a request names none; None takes the pipeline's own default.
             seed: every prompt's seed is derived from it, unless its request names one.
+            on_step: called after every step with the number of prompts that took it.
             kwargs: passed to the pipeline (`waves`).
 
         Raises:
@@ -193,6 +197,7 @@ class SharedSampler:
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
         scale = kwargs.get("true_cfg_scale")
+        reading = self.read(requests, kwargs.get("max_sequence_length"))
         plan = self.plan(
             requests,
             num_inference_steps,
@@ -200,14 +205,14 @@ class SharedSampler:
             None if scale is None else float(scale),
             has_negative=_has_negative(self.pipe, kwargs),
             starts=per_prompt.starts(),
+            read=reading.keys,
         )
         images: list[Any] = [None] * len(requests)
         run = 0
-        reading = self.read(requests, kwargs.get("max_sequence_length"))
         self.check(requests, plan, reading.keys)
         waves = Waves(requests, plan, seed, self.wave_size, read=reading.keys)
         try:
-            for wave in self._waves(waves, requests, per_prompt, guidance_scale, None):
+            for wave in self._waves(waves, requests, per_prompt, guidance_scale, on_step):
                 run += wave.evaluations
                 for index, image in zip(wave.prompts, wave.images, strict=True):
                     images[index] = image
