@@ -88,14 +88,14 @@ def model_folder(name: str | Path) -> Path | None:
 def load_for_planning(
     name_or_path: str | Path, *, scheduler: str | None = None, text_encoders: bool = True
 ) -> tuple[Any, str]:
-    """A pipeline with its text encoders and scheduler alone, and the class name of the denoiser it leaves out.
+    """A pipeline with its tokenizers, text encoders and scheduler alone, and the class name of the denoiser left out.
 
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
     quiet_libraries()
     parts, denoiser = supported_parts(name_or_path)
-    kept = ("scheduler", "tokenizer", "text_encoder") if text_encoders else ("scheduler",)
+    kept = ("scheduler", "tokenizer", *(("text_encoder",) if text_encoders else ()))
     left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
     return load_pipeline(name_or_path, scheduler=scheduler, **left_out), denoiser
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
+from sagediff.files.digest import file_digest
 from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
@@ -77,16 +78,13 @@ class RunSettings:
     Attributes:
         model: with the solver and the LoRA's file that are really used.
         sampling: guidance_scale None is the pipeline's own default.
+        measured: whether `sagediff tune` measured this sharing with this LoRA and as many steps.
     """
 
     model: ModelOptions
     sampling: SamplingOptions
     sharing: Sharing
-
-    @property
-    def embedded_by(self) -> str:
-        """What prompt embeddings depend on beside the encoder's name."""
-        return "" if self.sampling.encoder else f"{self.model.name}, {self.model.lora}"
+    measured: bool = False
 
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
@@ -141,7 +139,18 @@ def resolve(
         replace(model, name=name, lora=lora, no_lora=lora is None, scheduler=scheduler),
         replace(sampling, guidance_scale=scale),
         sharing,
+        policy is not None and _measured(policy, sharing, lora, sampling.num_inference_steps),
     )
+
+
+def _measured(policy: Path, sharing: Sharing, lora: Path | None, steps: int) -> bool:
+    found = read_object(policy)
+    tuned = found.get("tuned")
+    if not isinstance(tuned, dict) or tuned.get("num_steps") != steps:
+        return False
+    if sharing != Sharing.merged(Sharing.layer(found, str(policy))):  # options named beside it
+        return False
+    return bool(tuned.get("lora") == (None if lora is None else file_digest(lora)))
 
 
 def own_sharing(folder: Path | None) -> Sharing:
