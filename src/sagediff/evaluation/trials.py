@@ -124,6 +124,8 @@ class TrialFile:
         with output_errors(self.path):
             content = self.path.read_bytes() if self.path.is_file() else b""
         for number, line in enumerate(content.split(b"\n"), 1):
+            if not line.strip():
+                continue
             with suppress(InputError, KeyError):  # a line cut short by a kill, or written by somebody else
                 entry = parse_object(line, f"{self.path}, line {number}")
                 if entry["about"] == self._about:
