@@ -18,6 +18,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import struct
 import sys
 import tempfile
@@ -36,6 +37,8 @@ from safetensors.torch import load_file, save
 
 from sagediff.builtin.scenes import lora_dir, weights_dir
 from sagediff.errors import InputError
+from sagediff.evaluation.search import Measured
+from sagediff.evaluation.trials import TrialFile
 from sagediff.files.image_input import open_rgb
 from sagediff.files.imagefolder import read_imagefolder
 from sagediff.files.output_folder import OutputFolder
@@ -57,6 +60,7 @@ from sagediff.serving.engine.cache_files import (
     read_entry,
     write_entry,
 )
+from sagediff.training import checkpoint
 
 # -- files of every kind, and their readers
 
@@ -110,6 +114,8 @@ def kinds() -> dict[str, Kind]:
         "WebP": Kind("a.webp", _image("WEBP"), open_rgb),
         "groups": Kind("groups.npz", _groups(), lambda file: load_groups(file, "key")),
         "cache entry": Kind(*_entry(), lambda file: read_entry(file, 1 << 20)),
+        "checkpoint": Kind("state.safetensors", _checkpoint(), _newest),
+        "trials": Kind("policy.json.trials.jsonl", _trials(), lambda file: TrialFile(file, {"seeds": [0]}).read()),
     }  # fmt: skip
 
 
@@ -170,6 +176,33 @@ def _groups() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         save_groups(Path(folder) / "groups.npz", "key", [[0, 2], [1]])
         return (Path(folder) / "groups.npz").read_bytes()
+
+
+def _checkpoint() -> bytes:
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(
+            Path(folder), 1, {"parameter.w": weight}, optimizer, {"rank": 2, "data": "0123"}, limit=1
+        )
+        return next(Path(folder).rglob("*.safetensors")).read_bytes()
+
+
+def _newest(file: Path) -> object:
+    home = file.parent / "step-0000001"
+    home.mkdir(exist_ok=True)
+    shutil.copy(file, home)
+    return checkpoint.newest_whole(file.parent)
+
+
+def _trials() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        trials = TrialFile(Path(folder) / "trials.jsonl", {"seeds": [0]})
+        for ratio in (0.25, 0.5):
+            trials.add(Sharing(share_ratio=ratio), Measured((0.9,), (0.4,)))
+        return trials.path.read_bytes()
 
 
 def _entry() -> tuple[str, bytes]:
