@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from sagediff.denoiser.private_names import is_compiled_in_place, unwrapped
 from sagediff.errors import StoppedError
 
 _AT_ONCE = 1 << 27  # pairs of query and key, over all heads and rows: some seconds of one core
@@ -103,4 +104,4 @@ def _parts(pipe: Any) -> list[nn.Module]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+    return unwrapped(module) is not module or is_compiled_in_place(module)

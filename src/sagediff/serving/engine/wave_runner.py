@@ -127,7 +127,8 @@ class WaveRunner:
             sharing,
             lambda texts: np.stack([by_prompt[text] for text in texts]),
             across_tenants=self.settings.across_tenants,
-            repeats_may_share=sharing.fresh_noise > 0,
+            # without fresh noise, which this solver may not take, they would come out as one image
+            repeats_may_share=sharing.repeats_may_share and sharing.fresh_noise > 0,
             read=self._read([requests[i] for i in rest]),
         )
         return Arrangement(

@@ -30,6 +30,7 @@ from sagediff.builtin.training.stage_loop import train, write_tensors
 from sagediff.evaluation.feature_networks import open_features
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
+from sagediff.progress import stderr_track
 
 SEED = 4211  # unlike that of any other stage
 LATENT_NOISE = 0.1  # on latents before they are decoded
@@ -116,13 +117,17 @@ def _kept(
             if (file.metadata() or {}).get("images") == images:
                 return load_file(path)
     vae = AutoencoderKL.from_pretrained(config.out / "vae").eval()
+    on_white = pixels[[i for i, row in enumerate(rows) if row.background == "white"]]
+    noise = torch.Generator().manual_seed(SEED)
+    made = []
     with torch.autocast("cpu", torch.bfloat16, enabled=config.uses_bf16):
-        on_white = pixels[[i for i, row in enumerate(rows) if row.background == "white"]]
-        latents = encode(vae, on_white).float()
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(SEED))
-        made = decode(vae, latents + LATENT_NOISE * noise)
-        vectors = sentences(load_tokenizer(), load_encoder(), [row.text for row in white])
-    kept = {"reconstructions": made, "sentences": vectors}
+        for part in stderr_track(torch.split(on_white, 128), "reconstructions"):
+            latents = encode(vae, part).float()
+            made.append(decode(vae, latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise)))
+    text = load_tokenizer(), load_encoder()
+    starts = stderr_track(range(0, len(white), 256), "captions")
+    vectors = torch.cat([sentences(*text, [row.text for row in white[i : i + 256]]) for i in starts])
+    kept = {"reconstructions": torch.cat(made), "sentences": vectors}
     write_tensors(path, kept, {"images": images})
     return kept
 
