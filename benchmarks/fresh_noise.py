@@ -41,7 +41,12 @@ def sample(
 ) -> tuple[Tensor, float]:  # fmt: skip
     """Images in the order of the prompts, and the part of the evaluations that was saved."""
     sampler = sagediff.SharedSampler(
-        pipe, threshold=0.99, share_ratio=ratio, max_group_size=args.copies, fresh_noise=strength
+        pipe,
+        threshold=0.99,
+        share_ratio=ratio,
+        max_group_size=args.copies,
+        fresh_noise=strength,
+        repeats="share",
     )
     result = sampler(prompts, num_inference_steps=args.steps, guidance_scale=args.guidance, seed=seed)
     if ratio > 0 and result.plan.groups != groups:

@@ -95,7 +95,7 @@ def measured(
 
     bench = Bench(captions, list(compared), seeds, 4.0, pipelines)
     store = CellStore(args.out)
-    store.begin({"captions": len(captions), "seeds": list(seeds)})
+    store.begin({"captions": len(captions), "seeds": list(seeds)}, {})
     vectors = embeddings_of(bench, pipelines("base"))
     reference = Reference(reference_features(captions), paired=True)
     measure_by = yardstick(bench, vectors, WorldPerception(), reference)

@@ -168,6 +168,7 @@ def test_a_policy_is_measured_as_its_file_says(
     policy = Sharing(
         threshold=0.1, share_ratio=0.25, max_group_size=3, shared_guidance=2.0, unguided=0.5,
         rungs=((0.4, 0.5),), parting="together", handover_noise=0.5, fresh_noise=0.25,
+        repeats="share",
     )  # fmt: skip
     assert all(getattr(policy, name) != value for name, value in vars(Sharing()).items())
     policy.save(tmp_path / "policy.json")
@@ -288,6 +289,15 @@ def test_a_killed_bench_goes_on_to_the_same_table(
     assert main([*command, "--resume"]) == 0
     assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
     assert _figures(out) == _figures(whole)
+    cells, strips = sorted((out / "cells").iterdir()), sorted((out / "images").rglob("*.png"))
+    cells[0].write_bytes(b"")
+    changed = json.loads(cells[1].read_text())
+    changed["figures"]["clip_score"] = 1.0
+    cells[1].write_text(json.dumps(changed))
+    strips[-1].write_bytes(strips[-1].read_bytes()[:100])
+    assert main([*command, "--resume"]) == 0  # made again
+    assert _figures(out) == _figures(whole)
+    assert strips[-1].read_bytes() == (whole / strips[-1].relative_to(out)).read_bytes()
 
 
 def test_stdout_is_json_and_words_go_to_stderr(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

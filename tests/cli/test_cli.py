@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     finished = {file: file.stat().st_mtime_ns for file in out.glob("images/*.png")}
     assert 0 < len(finished) < len(prompts)
     assert not (out / "report.json").exists()
-    (out / "images" / "000006.png.partial").write_bytes(b"half an image")
+    (out / "images" / "000006.png.0123456789ab.partial").write_bytes(b"half an image")
 
     assert main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
@@ -304,7 +304,7 @@ BOTH: list[tuple[list[str], str]] = [  # arguments, words of the message; for ge
     (["a cat", "--no-such-option"], "--no-such-option"),
 ]
 GENERATE: list[tuple[list[str], str]] = [
-    (["a cat", "a cat", "--scheduler", "pndm"], "fresh noise"),
+    (["a cat", "a cat", "--scheduler", "pndm", "--repeats", "share"], "fresh noise"),
     (["a cat", "--out", "in-use"], "is in use"),
     (["a cat", "--out", "in-use", "--resume"], "not by a run that can be resumed"),
     (["a cat", "--out", "good.txt"], "is a file"),

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from sagediff.builtin.scenes import lora_dir
 from sagediff.cli import main
 from sagediff.evaluation import trials
-from sagediff.pipelines.run_settings import ModelOptions, resolve
+from sagediff.files.digest import file_digest
+from sagediff.pipelines.lora import lora_file, sharing_warnings
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.sharing import Sharing
 
 
@@ -40,6 +43,48 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
     report = json.loads(capsys.readouterr().out)
     assert report["evaluations"] == planned["evaluations"] == report["evaluations_run"]
     assert main([*generate, "--resume"]) == 0
+
+
+def test_four_prompts_cannot_show_a_loss_of_one_percent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "policy.json"
+    command = ["tune", "--out", str(out), "--captions", "4", "--steps", "2", "--seeds", "0"]
+    assert main([*command, "--threshold", "-1", "--share-ratio", "0.7", "--max-group-size", "32"]) == 0
+    said = capsys.readouterr()
+    assert "4 different prompts cannot show a loss of at most 0.01" in said.err
+    assert "at least 183 are needed" in said.err and "shares nothing" in said.err
+    record = json.loads(said.out)
+    assert record["share_ratio"] == 0 and record["rungs"] == [] and record["tuned"]["trials"] == 1
+    assert Sharing.load(out).share_ratio == 0
+
+
+def tuned_policy(folder: Path, **changes: Any) -> Path:
+    """As tune writes it after it measured more than the demo's LoRA was trained for."""
+    file = folder / "policy.json"
+    tuned = {"num_steps": 2, "lora": file_digest(lora_file(lora_dir()))} | changes
+    record = Sharing(-1.0, 1.0, 32, unguided=1.0, handover_noise=1.0).record()
+    file.write_text(json.dumps(record | {"tuned": tuned}))
+    return file
+
+
+@pytest.mark.parametrize(
+    "changes, options, warned",
+    [
+        ({}, [], False),
+        ({"lora": "of another LoRA"}, [], True),
+        ({"num_steps": 3}, [], True),
+        ({}, ["--max-group-size", "16"], True),
+    ],
+)
+def test_generate_does_not_warn_of_what_tune_measured(
+    changes: dict[str, Any], options: list[str], warned: bool, tmp_path: Path
+) -> None:
+    settings = resolve(
+        ModelOptions(), SamplingOptions(2), {"max_group_size": 16} if options else {}, tuned_policy(tmp_path, **changes)
+    )  # fmt: skip
+    assert settings.measured is not warned
+    assert sharing_warnings(settings.model.lora, 1.0, 2)  # what it would be
 
 
 @pytest.mark.parametrize(
@@ -78,6 +123,7 @@ def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.Cap
     prompts.write_text("a dream of the sea\nthe sea of a dream\n")
     for options, words in (
         (["--budget", "2"], "budget"),
+        (["--confidence", "1.5"], "confidence"),
         (["--families", "forest"], "families"),
         (["--max-group-size", "1"], "sizes"),
         (["--max-group-size", "many"], "--max-group-size"),

@@ -123,6 +123,52 @@ def test_independent_sampling_is_the_answer_when_nothing_else_holds() -> None:
     assert found.best.cost_saving == 0 and tuple(told) == found.trials
 
 
+class Prompts:
+    """So many prompts, each right alone; sharing spoils every image whose number is a multiple of `spoils`."""
+
+    def __init__(self, count: int, spoils: int | None = None, right: float = 1.0) -> None:
+        self.alone = (right,) * count
+        self.shared = tuple(0.0 if spoils and i % spoils == 0 else right for i in range(count))
+
+    def quality(self, policy: Sharing) -> Measured:
+        each = self.shared if policy.share_ratio else self.alone
+        return Measured((sum(each) / len(each),), (), each)
+
+
+BOLD = {"sizes": (8, 32), "families": ("fixed", "together", "tree")}
+
+
+@pytest.mark.parametrize("count", [1, 4, 30, 99, 150])
+@pytest.mark.parametrize("budget", [0.0, 0.001, 0.005])
+def test_prompts_that_cannot_show_the_budget_are_not_asked(count: int, budget: float) -> None:
+    """Not one image went wrong, and still nothing is known of one in a hundred."""
+    world = World(0, (0.0, 0.0, 0.0))
+    found = tune(search(budget=budget, **BOLD), world.saving, Prompts(count).quality)
+    assert not found.can_show and found.best is found.alone and found.trials == (found.alone,)
+
+
+def test_enough_prompts_show_it_and_what_they_do_not_show_is_not_taken() -> None:
+    world = World(0, (0.0, 0.0, 0.0))
+
+    def best(prompts: Prompts, **options: Any) -> float:
+        found = tune(search(**BOLD | options), world.saving, prompts.quality)
+        assert found.can_show and (found.best is found.alone or found.keeps(found.best))
+        return found.best.cost_saving
+
+    assert best(Prompts(256)) > 0.2
+    assert best(Prompts(256, spoils=128)) == 0  # two of 256 are 0.8 %, and may as well be 2 %
+    assert best(Prompts(2560, spoils=1280)) > 0.2
+    assert best(Prompts(256), confidence=0.95, budget=0.02) > 0.2
+    found = tune(search(confidence=0.95, **BOLD), world.saving, Prompts(256).quality)
+    assert not found.can_show
+
+
+def test_nothing_can_be_lost_where_nothing_is_right() -> None:
+    world = World(0, (0.0, 0.0, 0.0))
+    found = tune(search(**BOLD), world.saving, Prompts(1000, right=0.0).quality)
+    assert not found.can_show and found.best.cost_saving == 0
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -133,6 +179,8 @@ def test_independent_sampling_is_the_answer_when_nothing_else_holds() -> None:
         {"families": ("all",)},
         {"sizes": (8, 4)},
         {"sizes": (1, 4)},
+        {"confidence": 0.4},
+        {"confidence": 1.0},
     ],
 )
 def test_searches_that_cannot_be(wrong: dict[str, Any]) -> None:

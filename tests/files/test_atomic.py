@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from sagediff.errors import OutputError
-from sagediff.files.atomic import is_leftover, sweep, write_bytes, write_json_lines, write_text, writing
+from sagediff.errors import InputError, OutputError
+from sagediff.files.atomic import (
+    at_work,
+    is_leftover,
+    sweep,
+    write_bytes,
+    write_json_lines,
+    write_text,
+    writing,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -76,12 +88,66 @@ def test_leftovers_of_killed_runs_are_swept(tmp_path: Path) -> None:
         killed = partial.with_name(partial.name.replace("other", "killed"))
         partial.write_text("")
     killed.write_text("half")
-    (tmp_path / "folder.partial").mkdir()
-    (tmp_path / "folder.partial" / "half").write_text("half")
-    assert [path.name for path in sorted(tmp_path.iterdir()) if is_leftover(path)] == [
-        "folder.partial", killed.name,
-    ]  # fmt: skip
+    folder = "folder.0123456789ab.partial"
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "half").write_text("half")
+    assert [path.name for path in sorted(tmp_path.iterdir()) if is_leftover(path)] == [folder, killed.name]
     sweep(tmp_path, "killed")
-    assert names(tmp_path) == ["file", "folder.partial", "other"]
+    assert names(tmp_path) == ["file", folder, "other"]
     sweep(tmp_path)
     assert names(tmp_path) == ["file", "other"]
+    sweep(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "name", ["film.mkv.partial", "a.0123456789ABCDEF.partial", ".partial", "a.0123456789ab.part"]
+)
+def test_files_of_other_programs_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("somebody's download")
+    sweep(tmp_path)
+    assert names(tmp_path) == [name] and not is_leftover(tmp_path / name)
+
+
+def test_a_name_is_given_to_what_is_on_the_disk_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the renaming finds the content: it was synced before, a folder's files one by one."""
+    calls: list[str] = []
+    synced, renamed = os.fsync, os.replace
+
+    def fsync(opened: int) -> None:
+        calls.append(Path(f"/proc/self/fd/{opened}").resolve().name)
+        synced(opened)
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(f"rename to {target.name}")
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(tmp_path / "file", "text")
+    assert [call.split(".")[0] for call in calls] == ["file", "rename to file"]
+    calls.clear()
+    with writing(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "weights").write_text("1")
+    assert [call.split(".")[0] for call in calls] == ["weights", "folder", "rename to folder"]
+
+
+def test_a_full_disk_and_what_safetensors_makes_of_it_are_failures_of_the_work(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, kept[1]))
+        with pytest.raises(OutputError, match=r"cannot write .*file: .*what was finished before is kept"):
+            write_bytes(tmp_path / "file", bytes(5000))
+        with pytest.raises(OutputError, match="cannot write"), writing(tmp_path / "tensors") as partial:
+            save_file({"a": np.zeros(5000, np.float32)}, partial)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_once_something_is_written_a_wrong_input_is_a_failure_of_the_work() -> None:
+    with pytest.raises(OutputError, match="that will not do; what was finished is kept"), at_work():
+        raise InputError("that will not do")

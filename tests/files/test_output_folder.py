@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sagediff.errors import InputError, OutputError
 from sagediff.files.output_folder import OutputFolder, png_bytes
 
 SETTINGS: dict[str, Any] = {"model": "demo", "steps": 5, "ratio": 0.4, "lora": None}
 PLAN = '{"levels": []}'
+CONTENT = {"model": "0123", "lora": "4567"}
+TEXTS = [{"prompt": f"prompt {number}", "seed": str(number)} for number in range(6)]
 
 
 def begun(path: Path) -> OutputFolder:
     folder = OutputFolder(path)
     folder.check(SETTINGS, resume=False)
-    folder.begin(SETTINGS, PLAN)
+    folder.begin(SETTINGS, CONTENT, PLAN)
     return folder
 
 
@@ -64,27 +69,77 @@ def test_an_image_cut_off_while_written_does_not_count_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begun(tmp_path / "run")
-    folder.save_png(0, png_bytes(image(), {}))
+    folder.save_png(0, png_bytes(image(), TEXTS[0]))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", _write_half)
         with pytest.raises(_Killed):
             folder.save_png(1, png_bytes(image(), {}))
     assert list(folder.path.glob("images/000001.png.*.partial"))
-    assert folder.finished(3) == [0]
+    assert folder.finished(TEXTS[:3]) == [0]
     again = OutputFolder(folder.path)
     again.check(SETTINGS, resume=True)
-    again.begin(SETTINGS, PLAN)
+    again.begin(SETTINGS, CONTENT, PLAN)
     assert files(folder.path) == {"run.json", "images/000000.png"}
-    assert again.finished(3) == [0]
+    assert again.finished(TEXTS[:3]) == [0]
 
 
 def test_only_images_of_the_runs_own_prompts_are_finished(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     for index in (0, 2, 5):
-        folder.save_png(index, png_bytes(image(), {}))
-    assert folder.finished(4) == [0, 2]
+        folder.save_png(index, png_bytes(image(), TEXTS[index]))
+    assert folder.finished(TEXTS[:4]) == [0, 2]
     folder.image_path(1).mkdir()
-    assert folder.finished(4) == [0, 2]
+    assert folder.finished(TEXTS[:4]) == [0, 2]
+
+
+def _cut(size: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[:size])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.write_bytes(data)
+
+
+def _link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("elsewhere.png")))
+
+
+def _scaled(path: Path) -> None:
+    with Image.open(path) as found:
+        smaller, texts = found.resize((4, 4)), dict(found.info)
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_itxt(key, value)
+    smaller.save(path, pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        *map(_cut, (0, 1, 40, -1, -12, -13)), _flip, _link, _scaled, Path.unlink,
+        lambda path: path.write_bytes(path.read_bytes() + b"more"),
+        lambda path: path.write_bytes(b"no image"),
+        lambda path: image().save(path),
+        lambda path: image().save(path, format="JPEG"),
+        lambda path: path.write_bytes(png_bytes(image(), TEXTS[2])),
+        lambda path: path.write_bytes(png_bytes(image(), TEXTS[1] | {"seed": "7"})),
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+    ],
+)  # fmt: skip
+def test_an_image_that_is_not_as_it_was_written_is_made_again(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    folder = begun(tmp_path / "run")
+    data = png_bytes(image(), TEXTS[1])
+    for index in (0, 1):
+        folder.save_png(index, png_bytes(image(), TEXTS[index]))
+    harm(folder.image_path(1))
+    assert folder.finished(TEXTS) == [0]
+    folder.save_png(1, data)
+    assert folder.finished(TEXTS) == [0, 1] and not folder.image_path(1).is_symlink()
 
 
 def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -93,7 +148,7 @@ def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:
         folder.save_png(0, png_bytes(image(shade), {"n": str(shade)}))
     with Image.open(folder.image_path(0)) as found:
         assert found.getpixel((0, 0)) == (200, 0, 0)
-        assert found.text == {"n": "200"}  # type: ignore[attr-defined]
+        assert found.text == {"n": "200", "size": "8x8"}  # type: ignore[attr-defined]
 
 
 def test_texts_are_read_back_from_the_image(tmp_path: Path) -> None:
@@ -101,7 +156,7 @@ def test_texts_are_read_back_from_the_image(tmp_path: Path) -> None:
     texts = {"prompt": "ein Löwe, 東京 🦁\nsecond line", "seed": str(2**63 - 1), "plan": '{"group": 0}'}
     folder.save_png(0, png_bytes(image(), texts))
     with Image.open(folder.image_path(0)) as found:
-        assert found.text == texts  # type: ignore[attr-defined]
+        assert found.text == texts | {"size": "8x8"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "images/000000.png", "run.json"])
@@ -126,9 +181,11 @@ def test_an_empty_folder_and_one_of_a_run_killed_at_its_birth_can_be_used(
     tmp_path: Path, resume: bool
 ) -> None:
     OutputFolder(tmp_path).check(SETTINGS, resume)
-    (tmp_path / "run.json.partial").write_text("{")
+    (tmp_path / "run.json.0123456789ab.partial").write_text("{")
+    (tmp_path / ".sagediff.lock").touch()
     OutputFolder(tmp_path).check(SETTINGS, resume)
-    OutputFolder(tmp_path).begin(SETTINGS, PLAN)
+    (tmp_path / ".sagediff.lock").unlink()
+    OutputFolder(tmp_path).begin(SETTINGS, CONTENT, PLAN)
     assert files(tmp_path) == {"run.json"}
 
 
@@ -150,7 +207,40 @@ def test_resuming_with_other_settings_is_refused_and_they_are_named(
     OutputFolder(tmp_path / "run").check(SETTINGS, resume=True)
 
 
+def test_going_on_with_other_files_under_the_same_names_is_refused_and_they_are_named(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.check_content(CONTENT)
+    OutputFolder(tmp_path / "free").check_content(CONTENT)
+    for other, named in (
+        (CONTENT | {"lora": "89ab"}, "lora"),
+        ({"model": "89ab", "lora": "89ab"}, "lora, model"),
+        ({"model": "0123"}, "lora"),
+        (CONTENT | {"encoder": "89ab"}, "encoder"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"made with other content \({named}\); put the same files there"
+        ):
+            folder.check_content(other)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"settings": [1]}', b'{"settings": 1e999}', b"[" * 100_000, b"{}"],
+)
+def test_a_manifest_that_is_none_is_refused_in_words(tmp_path: Path, manifest: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(manifest)
+    with pytest.raises(InputError, match=r"run\.json"):
+        OutputFolder(tmp_path).check(SETTINGS, resume=True)
+
+
+def test_a_run_of_before_content_was_recorded_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"settings": SETTINGS, "plan": {}}))
+    OutputFolder(tmp_path).check(SETTINGS, resume=True)
+    with pytest.raises(InputError, match=r"holds no content, it is damaged or of an earlier version"):
+        OutputFolder(tmp_path).check_content(CONTENT)
+
+
 def test_a_folder_that_cannot_be_written_is_a_failure_of_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*kept"):
-        OutputFolder(tmp_path / "file" / "run").begin(SETTINGS, PLAN)
+        OutputFolder(tmp_path / "file" / "run").begin(SETTINGS, CONTENT, PLAN)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagediff.plan.compatibility import group_requests
+from sagediff.plan.compatibility import copy_numbers, group_requests
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import QueuedRequest
 
@@ -67,6 +69,33 @@ def test_other_tenants_change_nothing_for_one(wave: list[QueuedRequest]) -> None
         return sorted(group for group in of_mine if group)
 
     assert names(wave) == names(mine)
+
+
+@given(requests())
+def test_copies_are_in_different_groups_unless_they_may_share(wave: list[QueuedRequest]) -> None:
+    read = [request.prompt.replace("one ", "a ") for request in wave]  # what an encoder might read
+    for group in group_requests(wave, POLICY, by_meaning, read=read):
+        assert len({read[i] for i in group}) == len(group)
+    together = replace(POLICY, repeats="share", max_group_size=64)
+    able = [i for i, request in enumerate(wave) if request.may_share]
+    for group in group_requests(wave, together, by_meaning, read=read):
+        for i in able:  # nobody who might be in it is left out
+            same = (read[i], wave[i].negative_prompt, wave[i].tenant) == (
+                read[group[0]], wave[group[0]].negative_prompt, wave[group[0]].tenant
+            )  # fmt: skip
+            assert i in group or not same or group[0] not in able
+
+
+def test_the_second_copies_of_similar_prompts_share() -> None:
+    texts = ["a cat", "one cat", "a cat", "a star", "one cat", "a cat"]
+    wave = [QueuedRequest(id=str(i), prompt=text, num_inference_steps=4) for i, text in enumerate(texts)]
+    assert group_requests(wave, POLICY, by_meaning) == [[0, 1], [2, 4], [3], [5]]
+    assert copy_numbers(texts) == [0, 0, 1, 0, 1, 2]
+    plan = POLICY.plan(by_meaning(texts), 4, copies=copy_numbers(texts))
+    assert plan.groups == [[0, 1], [2, 4], [3], [5]]
+    assert replace(POLICY, repeats="share").plan(by_meaning(texts), 4, copies=copy_numbers(texts)).groups == [
+        [0, 1, 2], [3], [4, 5],
+    ]  # fmt: skip
 
 
 def test_prompts_that_may_not_share_are_not_embedded() -> None:

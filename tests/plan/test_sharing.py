@@ -27,6 +27,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "fresh_noise": part,
     "rungs": st.just(((0.6, 0.7), (0.8, 0.9))),
     "parting": st.sampled_from(["tree", "together"]),
+    "repeats": st.sampled_from(["separate", "share"]),
 }
 
 

@@ -69,7 +69,7 @@ def test_waves_give_what_is_finite_and_then_say_what_was_not(demo: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_a_wave_without_any_image_ends_the_run(demo: Any) -> None:
+def test_two_waves_without_any_image_end_the_run(demo: Any) -> None:
     """Most likely no weights of it are numbers, and a night of work would be none."""
     calls: list[int] = []
     sampler = SharedSampler(demo, **ALONE, wave_size=1)
@@ -79,8 +79,8 @@ def test_a_wave_without_any_image_ends_the_run(demo: Any) -> None:
             sampler(PROMPTS, 2, 1.0)
     finally:
         handle.remove()
-    assert len(calls) == 2
-    assert caught.value.images == [None] * 3
+    assert len(calls) == 2 * 2  # steps
+    assert caught.value.images == [None] * 3 and len(caught.value.bad) == 2
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")

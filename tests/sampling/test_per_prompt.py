@@ -121,6 +121,26 @@ def test_the_images_of_several_controlnets_go_by_net() -> None:
             of("image", wrong, [0], pipe=Pipe())
 
 
+def test_the_images_of_a_union_go_by_kind_of_control() -> None:
+    class ControlNetUnionPipe:
+        controlnet = object()
+
+        def __call__(self, prompt: Any = None, control_image: Any = None) -> None: ...
+
+    images = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(4)]
+    assert of("control_image", images, [2, 0], pipe=ControlNetUnionPipe()) == images
+
+
+def test_the_images_of_ip_adapters_go_by_adapter() -> None:
+    class Pipe(AnyPipe):
+        unet = SimpleNamespace(encoder_hid_proj=SimpleNamespace(image_projection_layers=[0]))
+
+    image = Image.new("RGB", (4, 4))
+    assert of("ip_adapter_image", [image], [2, 0], pipe=Pipe()) == [image]
+    with pytest.raises(InputError, match=r"`ip_adapter_image` holds 4 entries.*1 IP-Adapters"):
+        of("ip_adapter_image", [image] * 4, [2, 0], pipe=Pipe())
+
+
 class Rows:
     """Something with rows inside."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 from tiny import RECIPES, tiny
 
 from sagediff.denoiser.scheduler import SCHEDULERS
@@ -218,3 +219,27 @@ def test_a_negative_prompt_is_what_guides_by_a_true_scale() -> None:
         ).rows_per_prompt
         == 2
     )
+
+
+@pytest.mark.parametrize("given", ["negative_prompt", "negative_prompt_2", "negative_prompt_embeds", "both"])
+def test_the_sampler_counts_as_negative_what_the_pipeline_does(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """FLUX guides by a negative prompt, or by both of its embeddings; else the scale is of no use."""
+    pipe = tiny("flux").pipe
+    embeds = {
+        "negative_prompt_embeds": torch.zeros(1, 3, 16),
+        "negative_pooled_prompt_embeds": torch.zeros(1, 16),
+    }
+    keywords = embeds if given == "both" else {given: embeds.get(given, "blurry")}
+    sampler = SharedSampler(pipe, POLICY, encoder=letters)
+    rows: list[int] = []
+
+    def look(prompts: Any, plan: SharePlan, read: Any) -> None:
+        rows.append(plan.rows_per_prompt)
+        raise InputError("enough")
+
+    monkeypatch.setattr(sampler, "check", look)
+    with pytest.raises(InputError, match="enough"):
+        sampler(["a", "b"], 4, 3.5, true_cfg_scale=4.0, **keywords)
+    assert rows == [2 if given in ("negative_prompt", "both") else 1]

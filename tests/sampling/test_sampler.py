@@ -136,12 +136,32 @@ def test_an_outsider_changes_no_image_of_a_group(demo: Any, whole: Any) -> None:
     assert close(arrays(without.images)[[0, 2]], arrays(whole.images)[[0, 2]])
 
 
-def test_equal_prompts_come_out_different_unless_told_otherwise(demo: Any) -> None:
+def test_copies_that_share_come_out_different_unless_told_otherwise(demo: Any) -> None:
     prompts = [CAPTIONS[0], CAPTIONS[0], CAPTIONS[4]]
-    apart, same = (arrays(sample(demo, prompts, **options).images) for options in ({}, {"fresh_noise": 0.0}))
+    apart, same = (
+        arrays(sample(demo, prompts, repeats="share", **options).images)
+        for options in ({}, {"fresh_noise": 0.0})
+    )
     assert np.abs(same[0] - same[1]).max() <= 1  # rows of one batch may round differently
     assert np.abs(apart[0] - apart[1]).mean() > 1
     assert close(apart[0], same[0]) and close(apart[2], same[2])  # the first of them, and others, keep theirs
+
+
+def test_copies_share_with_copies_of_other_prompts_and_not_with_one_another(demo: Any) -> None:
+    """The second copies of similar prompts make a group as the first ones do, from noise of its own."""
+    one, two = CAPTIONS[0], CAPTIONS[2]
+    whole = sample(demo, [one, two, one, f" {two}", one], fresh_noise=0.0)  # which reads the same
+    assert whole.plan.groups == [[0, 1], [2, 3], [4]]
+    assert whole.seeds[0] == whole.seeds[1] and len(set(whole.seeds)) == 3
+    images = arrays(whole.images)
+    assert all(np.abs(images[i] - images[k]).mean() > 1 for i, k in ((0, 2), (0, 4), (2, 4), (1, 3)))
+    first = arrays(sample(demo, [one, two], fresh_noise=0.0).images)
+    assert close(images[:2], first)  # further copies change nothing for the first ones
+    alone = demo(
+        one, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(whole.seeds[4]),
+    ).images  # fmt: skip
+    assert close(images[4:], arrays(alone))
 
 
 def test_a_list_of_one_entry_a_prompt_is_cut_to_its_wave(demo: Any) -> None:

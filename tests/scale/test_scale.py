@@ -13,6 +13,7 @@ import pytest
 
 from sagediff.cli import main
 from sagediff.errors import InputError
+from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import TextEncoder
 from sagediff.prompts.prompt_files import read_prompts
@@ -89,6 +90,26 @@ def test_equal_prompts_fill_groups_whatever_the_cells(tmp_path: Path) -> None:
     check(rows[[int(text) for text in prompts]], groups, 0.9, 8)
     sevens = {7, *range(400, 450)}
     assert sum(set(group) <= sevens for group in groups) >= 51 // 8
+
+
+def test_copies_are_in_different_groups_if_they_must(tmp_path: Path) -> None:
+    rows = clustered(6, 120)
+    prompts = [str(i) for i in range(120)] + ["7"] * 9 + [str(i) for i in range(60)]
+    encoder, options = encoder_of(rows), CoverOptions(0.9, 8, cell_size=50)
+    copies = copy_numbers(prompts)
+    groups = groups_at_scale(prompts, encoder, tmp_path, options, copies=copies)
+    check(rows[[int(text) for text in prompts]], groups, 0.9, 8)
+    assert all(len({copies[i] for i in group}) == 1 for group in groups)
+    assert all(len({prompts[i] for i in group}) == len(group) for group in groups)
+    # the first copies are grouped as if there were no others, and the second ones as the first
+    first = groups_at_scale(prompts[:120], encoder, tmp_path / "first", options)
+    assert [group for group in groups if copies[group[0]] == 0] == first
+    second = [{prompts[i] for i in group} for group in groups if copies[group[0]] == 1]
+    assert all(any(names <= {str(i) for i in group} for group in first) for names in second)
+    assert groups_at_scale(prompts, encoder, tmp_path, options, copies=copies) == groups
+    assert (
+        groups_at_scale(prompts, encoder, tmp_path, options) != groups
+    )  # the folder knows which were asked for
 
 
 def test_cells_hold_every_row_once_even_if_all_are_alike(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ from sagediff.serving.engine.ticket import Preview, Ticket, preview_steps
 from sagediff.serving.engine.wave_runner import ModelSettings
 from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady, OutOfMemory
 
+SHARED = replace(SHARING, repeats="share")
+TOGETHER = replace(SETTINGS, sharing=SHARED, guided=SHARED)
+
 
 def test_seeded_images_are_the_untouched_pipelines_whoever_else_is_in_the_wave(demo: Any) -> None:
     prompts = [CAT, DOG, CAT]
@@ -49,8 +53,16 @@ def test_seeded_images_are_the_untouched_pipelines_whoever_else_is_in_the_wave(d
     assert len(reports) == 1 and sorted(reports[0].group_sizes) == [1, 1, 1, 2]
 
 
+def test_copies_of_a_prompt_share_with_others_and_not_with_one_another(demo: Any) -> None:
+    with running(demo) as (engine, _):
+        asked = [wanted("a"), wanted("b"), wanted("c", DOG), wanted("d", CAT.upper()), wanted("e", DOG)]
+        made = results(engine.submit(asked))
+    assert [image.group_size for image in made] == [2, 2, 2, 1, 2]
+    assert not any(close(made[i].image, made[k].image) for i, k in ((0, 1), (0, 3), (1, 3), (2, 4)))
+
+
 def test_sharing_is_counted_and_equal_prompts_come_out_different(demo: Any) -> None:
-    with running(demo) as (engine, reports):
+    with running(demo, TOGETHER) as (engine, reports):
         images = results(engine.submit([wanted("a"), wanted("b"), wanted("c", DOG)]))
     report = reports[0]
     assert report.evaluations == round(sum(p.evaluations for p in images)) == 1 + 2 * 3
@@ -65,7 +77,7 @@ def test_tenants_and_negative_prompts_are_never_in_one_group(demo: Any) -> None:
         wanted("c", tenant="one", share=False),
         wanted("d", tenant="one"),
     ]
-    with running(demo) as (engine, _):
+    with running(demo, TOGETHER) as (engine, _):
         first, second, alone, fourth = results(engine.submit(requests))
         negative = results(
             engine.submit([wanted(str(i), negative_prompt=text) for i, text in enumerate(("", "blue", ""))])
@@ -75,7 +87,7 @@ def test_tenants_and_negative_prompts_are_never_in_one_group(demo: Any) -> None:
 
 
 def test_the_operator_may_open_sharing_across_tenants(demo: Any) -> None:
-    opened = ModelSettings(SHARING, SHARING, 4.0, across_tenants=True)
+    opened = replace(TOGETHER, across_tenants=True)
     with running(demo, opened) as (engine, _):
         images = results(engine.submit([wanted("a", tenant="one"), wanted("b", tenant="two")]))
     assert [p.group_size for p in images] == [2, 2]

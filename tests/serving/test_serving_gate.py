@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import socket
 import threading
@@ -12,6 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from servers import Address, serving
 from test_serving_server import CAT
 
@@ -351,6 +356,15 @@ def test_fields_that_are_not_understood_are_named_in_the_answer(server: Address)
     assert client.data[0].b64_json and "steps" in client.model_extra["warnings"][0]
 
 
+def test_a_prompt_that_is_cut_at_the_models_limit_is_said_so(server: Address) -> None:
+    long = CAT + " and" * 40
+    (told,) = server.post(prompt=long).json()["warnings"]
+    assert "longer than the 24 tokens" in told
+    stream = httpx.post(f"{server.url}/v1/images/batches", json={"prompts": [CAT, long]}, timeout=60).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    assert {event["index"]: event.get("warnings") for event in events} == {0: None, 1: [told]}
+
+
 def test_seeds_that_are_drawn_survive_a_client_whose_numbers_are_doubles(server: Address) -> None:
     answers = server.post(prompt=CAT, n=10, share=False).json()["data"]
     assert all(int(float(made["seed"])) == made["seed"] < 2**53 for made in answers)
@@ -359,10 +373,19 @@ def test_seeds_that_are_drawn_survive_a_client_whose_numbers_are_doubles(server:
     assert server.post(prompt=CAT, seed=float(2**60)).status_code == 400  # which of its neighbours was it?
 
 
-@pytest.mark.parametrize("size", ["8x8", "8x64", "40x56", "104x16"])
-def test_every_size_that_passes_the_check_gives_an_image_of_it(server: Address, size: str) -> None:
-    made = server.post(prompt=CAT, size=size, response_format="url").json()
-    assert made["size"] == size and httpx.get(made["data"][0]["url"]).status_code == 200
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.integers(1, 96), st.sampled_from([4, 8, 12, 16, 40, 64, 88]), st.booleans())
+def test_every_size_that_passes_the_check_gives_an_image_of_it(
+    server: Address, one: int, two: int, wide: bool
+) -> None:
+    width, height = (one, two) if wide else (two, one)
+    made = server.post(prompt=CAT, size=f"{width}x{height}")
+    if made.status_code == 200:
+        data = base64.b64decode(made.json()["data"][0]["b64_json"])
+        assert Image.open(io.BytesIO(data)).size == (width, height)
+    else:
+        assert (made.status_code, made.json()["error"]["param"]) == (400, "size")
+    assert (made.status_code == 200) == (width % 8 == height % 8 == 0)
 
 
 @pytest.mark.parametrize("size", ["12x12", "64x60", "4x4", "65x65"])

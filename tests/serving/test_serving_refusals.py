@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from engines import CAT, DOG, STAR, faulty, results, running, wanted
+from engines import CAT, DOG, SETTINGS, STAR, faulty, results, running, wanted
 from tiny import RECIPES
 from tiny.parts import SCHEDULERS
+from torch.nn.functional import scaled_dot_product_attention
 
 from sagediff.errors import ModelError
-from sagediff.serving.engine import recovery
+from sagediff.serving.engine import interrupt, recovery
+from sagediff.serving.engine.reuse import CacheUse
 from sagediff.serving.engine.sizes import check_size, refused_by_pipeline, size_multiple
 from sagediff.serving.engine.ticket import MadeImage
+from sagediff.serving.engine.trajectory_cache import TrajectoryCache
 from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
+from sagediff.serving.http.answers import error_answer
 
 MULTIPLES = {
     "sd": 8, "sdxl": 8, "sd3": 4, "flux": 4, "flux2": 16, "sana": 32, "pixart-sigma": 8, "auraflow": 16,
@@ -93,6 +98,25 @@ def test_images_that_are_none_get_an_error_and_their_neighbours_an_image(
     assert STAR not in caplog.text  # prompts are not logged unless the operator says so
 
 
+def test_numbers_that_are_not_finite_make_no_image_and_nothing_is_kept_of_them(demo: Any) -> None:
+    def spoilt(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * float("nan") if output.shape[-1] == 8 else output  # of images of 32 pixels
+
+    cache = TrajectoryCache(1 << 24)
+    settings = replace(SETTINGS, reuse=CacheUse(cache, 0.5, lambda pipe: "demo"))
+    hook = demo.unet.conv_out.register_forward_hook(spoilt)
+    try:
+        with running(demo, settings) as (engine, _):
+            failed = results(engine.submit([wanted(str(i), width=32, height=32) for i in range(2)]))
+            assert len(cache) == 0
+            fine = results(engine.submit([wanted("fine")]))
+            assert len(cache) == 1
+    finally:
+        hook.remove()
+    assert [type(outcome) for outcome in (*failed, *fine)] == [ImageFailed, ImageFailed, MadeImage]
+    assert "not finite" in str(failed[0]) and error_answer(failed[0]).status == 500
+
+
 def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
     """A step of a large image may take minutes."""
     reached, parts = threading.Event(), 0
@@ -118,6 +142,42 @@ def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
         for hook in hooks + inner:
             hook.remove()
     assert not any(module._forward_pre_hooks for module in demo.unet.modules())
+
+
+@pytest.mark.parametrize("queries, keys", [(4096, 4096), (4196, 77), (5000, 5000), (768, 768)])
+def test_long_attention_in_parts_is_the_same_to_the_bit(
+    queries: int, keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupt, "_AT_ONCE", 1 << 20)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, 2, length, 16, generator=generator) for length in (queries, keys, keys)
+    )
+    parts: list[int] = []
+    whole = scaled_dot_product_attention(query, key, value)
+    with interrupt.AttentionInParts(lambda: parts.append(1)):
+        made = scaled_dot_product_attention(query, key, value=value, dropout_p=0.0)
+        masked = scaled_dot_product_attention(query, query, query, is_causal=True)
+    assert torch.equal(made, whole) and masked.shape == whole.shape
+    assert (len(parts) > 1) == (keys > 2000)
+
+
+def test_a_client_that_leaves_is_seen_within_an_attention(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 512 pixels one attention of the built-in model takes several parts of this size."""
+    monkeypatch.setattr(interrupt, "_AT_ONCE", 1 << 20)
+    reached, between = threading.Event(), interrupt.AttentionInParts._in_parts
+
+    def seen(*args: Any) -> Any:
+        reached.set()
+        return between(*args)
+
+    monkeypatch.setattr(interrupt.AttentionInParts, "_in_parts", seen)
+    with running(demo) as (engine, _):
+        tickets = engine.submit([wanted("a", width=512, height=512)])
+        assert reached.wait(60)
+        engine.cancel(tickets)
+        start = time.monotonic()
+        assert isinstance(results(tickets)[0], Cancelled) and time.monotonic() - start < 3
 
 
 class Large:

@@ -45,4 +45,5 @@ HOLDERS: dict[str, Any] = {
     "column": lambda texts: Column(texts, [1, 0, 3, 2]),
     "arrow": Arrow,
     "generator": iter,
+    "keys": lambda texts: dict.fromkeys(texts).keys(),
 }

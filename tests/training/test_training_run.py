@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from tiny import TOKENS, embeddings, tiny
 
@@ -165,6 +166,8 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
         torch.testing.assert_close(resumed[name].float(), tensor.float(), rtol=0, atol=1e-6)
     logs = [(tmp_path / name / "log.jsonl").read_text(encoding="utf-8") for name in ("whole", "cut")]
     assert logs[0] == logs[1] and len(logs[0].splitlines()) == 6
+    files = [(tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
     assert not list(tmp_path.rglob("*.partial"))
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 2
     with pytest.raises(InputError, match=r"other settings \(learning_rate\)"):
@@ -172,6 +175,17 @@ def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str
             fresh_pipeline(), load_images(str(data)),
             TrainConfig(tmp_path / "whole", objective, steps=6, resume=True, **SMALL | {"learning_rate": 1e-3}),
         )  # fmt: skip
+    again = TrainConfig(tmp_path / "whole", objective, steps=6, resume=True, **SMALL)
+    other = shutil.copytree(data, tmp_path / "data")
+    with Image.open(other / "3.png") as image:
+        ImageOps.mirror(image).save(other / "3.png")
+    with pytest.raises(InputError, match=r"other settings \(data\)"):
+        train(fresh_pipeline(), load_images(str(other)), again)
+    pipe = fresh_pipeline()
+    with torch.no_grad():
+        next(pipe.unet.parameters()).mul_(1.05)
+    with pytest.raises(InputError, match=r"other settings \(model\)"):
+        train(pipe, load_images(str(data)), again)
 
 
 def test_the_command_line_trains_a_lora_that_generate_takes(
@@ -282,7 +296,7 @@ def test_the_models_own_threshold_is_taken_and_the_card_says_what_was_trained(
     assert trained_by_command(data, out, "--steps", "2", "--learning-rate", "1e-3") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["threshold"] == 0.45 and json.loads(said.out)["max_group_size"] == 2
-    assert "a step trains on 4 images and not on 16" in said.err
+    assert "a step trains on 4 images and not on 16" in said.err and "warms up over 0 of 2 steps" in said.err
     card = (out / "README.md").read_text()
     assert "2 steps of 4 images on average; 100% of the images in groups of two or more" in card
     assert "mean group size 2, largest 2" in card and '"lr_warmup_steps": 0' in card
@@ -295,7 +309,9 @@ def test_a_run_without_groups_is_warned_of_and_its_weights_say_so(
     assert trained_by_command(data, out, "--steps", "1", "--threshold", "0.99") == 0
     said = capsys.readouterr()
     assert (
-        "at threshold 0.99 no image is in a group of two or more" in said.err and "--threshold 0." in said.err
+        "at threshold 0.99 no image is in a group of two or more, so the weights do not learn to share"
+        in said.err
+        and "--threshold 0." in said.err
     )
     assert json.loads(said.out)["max_share_ratio"] == 0.0 == json.loads(said.out)["share_ratio"]
     card = (out / "README.md").read_text()
@@ -329,6 +345,18 @@ def test_a_pipeline_whose_solver_for_diffusion_is_set_to_flow_is_trained_at_its_
     times = torch.cat(seen)
     # the hand-over is rolled out from the first step's timestep on, told in whole numbers as the solver tells them
     assert not times.is_floating_point() and int(times.max()) == 999 and int(times.min()) >= 0
+
+
+def test_a_model_that_cannot_be_trained_is_refused_by_its_index(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "wan"
+    model.mkdir()
+    index = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
+    (model / "model_index.json").write_text(json.dumps(index))
+    assert trained_by_command(data, tmp_path / "out", "--model", str(model)) == 2
+    assert "not with WanTransformer3DModel, which can be sampled only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:

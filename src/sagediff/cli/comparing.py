@@ -21,8 +21,10 @@ from sagediff.evaluation.grid import Arm, Grid, Weights
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
+from sagediff.files.atomic import at_work
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
+from sagediff.pipelines.content import files_digest, model_digest, named_content
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -70,6 +72,9 @@ def run_bench_command(
     store = CellStore(options.out)
     manifest = _manifest(arms, grid, seeds, material, measuring)
     store.check(manifest, options.resume)
+    content = _content(settings, material, measuring)
+    if options.resume:
+        store.check_content(content)
     device = working_device(model.device)
 
     def pipelines(weights: Weights) -> Any:
@@ -93,9 +98,10 @@ def run_bench_command(
             "no real images (--data or --reference): Frechet and kernel distance are left out",
             file=sys.stderr,
         )
-    store.begin(manifest)
-    _run(bench, store, vectors, measure_by)
-    print(json.dumps(json.loads(write_report(bench, store, measure_by, manifest))))
+    store.begin(manifest, content)
+    with at_work():
+        _run(bench, store, vectors, measure_by)
+        print(json.dumps(json.loads(write_report(bench, store, measure_by, manifest))))
     print(f"table in {store.path / 'table.md'}, plots beside it", file=sys.stderr)
 
 
@@ -195,8 +201,18 @@ def _manifest(
     }
 
 
+def _content(settings: RunSettings, material: Material, measuring: MeasuringOptions) -> dict[str, str]:
+    """Digests of the files behind the names in the manifest; it holds those of the LoRAs itself."""
+    content = {"model": model_digest(settings.model.name)}
+    if material.real is not None:
+        content["real_images"] = files_digest(material.real)
+    return content | named_content(
+        encoder=settings.sampling.encoder, features=measuring.features, clip=measuring.clip
+    )
+
+
 def _run(bench: Bench, store: CellStore, vectors: np.ndarray[Any, Any], measure_by: Yardstick) -> None:
-    missing = missing_cells(bench, store)
+    missing = missing_cells(bench, store, measure_by)
     total = len(bench.settings) * len(bench.seeds)
     print(
         f"{len(bench.settings)} settings x {len(bench.seeds)} seeds, {len(bench.prompts)} prompts each"

@@ -27,7 +27,7 @@ class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
     captions: int | None = option(
-        None, "Prompts to use [default: all; of a built-in model's held-out ones 256 in bench, 128 in tune]."
+        None, "Prompts to use [default: all; of a built-in model's held-out ones 256]."
     )
     seeds: tuple[str, ...] = option((), "Seeds, with commas [default: 0,1,2 in bench, 0 in tune].")
     features: str | None = option(
@@ -125,13 +125,17 @@ class TuneOptions:
         "How far apart the images of equal prompts have to stay, as a fraction of what two of independent sampling "
         "are.",
     )
+    confidence: float = option(
+        0.8,
+        "How sure it must be that no more is lost, 0.5 to 1. Higher: more prompts are needed, less is saved.",
+    )
     metric: Literal["accuracy", "clip"] | None = option(
         None, "'accuracy' (built-in models) or 'clip' [default: accuracy where it can be judged]."
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
         (),
         "Grid of minimum similarities, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else 0.6,0.7,0.8,0.9; "
-        "and 0.99 where prompts repeat].",
+        "and 0.99 where prompts repeat and their copies may share].",
     )
     share_ratio: tuple[str, ...] = option((), "Grid, with commas [default: 0.1 to 0.8].")
     max_group_size: tuple[str, ...] = option(

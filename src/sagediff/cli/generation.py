@@ -5,79 +5,136 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sagediff.cli.job_options import Generation
-from sagediff.distributed.cluster import usable_cores
+from sagediff.distributed.cluster import check_resources, connected, usable_cores
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
+from sagediff.files.atomic import at_work
 from sagediff.files.contact_sheet import contact_sheet
 from sagediff.files.output_folder import OutputFolder, png_bytes
 from sagediff.files.shards import ShardStore
+from sagediff.pipelines.content import embedding_source, run_content
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
+from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.waves import Waves, WaveTask
 from sagediff.progress import stage_bars, stderr_progress
 from sagediff.prompts.embeddings import text_encoder
 from sagediff.sampling.sampler import SharedSampler
-from sagediff.sampling.wave import images_missing
+from sagediff.sampling.wave import Hopeless, images_missing
 from sagediff.scale.cover import CoverOptions
 from sagediff.scale.disk_groups import groups_at_scale
+
+REPORT = "report.json"
 
 
 def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, Any]) -> None:
     """Do it; the report goes to the folder and to stdout, progress to stderr.
 
     Args:
-        folder: that `check` has found free, or to be gone on with.
+        folder: claimed, and that `check` has found free, or to be gone on with.
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
+    supported_parts(job.settings.model.name)  # refused before gigabytes of weights are read
+    content = run_content(job.settings)
+    if job.output.resume:
+        folder.check_content(content)
+    with ExitStack() as ray:
+        if job.pool is not None:  # what cannot be reached is refused before anything is written
+            check_resources(ray.enter_context(connected(job.pool)), job.pool, lambda words: None)
+        prepared = _prepared(job)
+        folder.begin(manifest, content, prepared.plan.to_json())
+        with at_work():
+            _make_all(job, folder, prepared, start)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that can be refused is behind it; nothing has been written.
+
+    Attributes:
+        sampler: the only reference to it, so that it can be given up where workers make the images.
+        cut: prompts that the encoder did not read to their end.
+    """
+
+    sampler: list[SharedSampler]
+    plan: SharePlan
+    waves: Waves
+    cut: int
+
+
+def _prepared(job: Generation) -> Prepared:
     settings, sharing, prompts = job.settings, job.settings.sharing, job.prompts
-    steps, source, seed = settings.sampling.num_inference_steps, settings.embedded_by, job.output.seed
-    sampler, groups = _sampler(job), None
+    steps, sampler, groups = settings.sampling.num_inference_steps, _sampler(job), None
+    reading = sampler.read(prompts)
     if job.scale.work is not None:
         cover = CoverOptions(sharing.threshold, sharing.max_group_size, jobs=job.scale.jobs or usable_cores())
         used = text_encoder(sampler.pipe, settings.sampling.encoder)
         with stage_bars() as show:
-            groups = groups_at_scale(prompts, used, job.scale.work, cover, source=source, on_progress=show)
-    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups)
-    reading = sampler.read(prompts)
+            copies = None if sharing.repeats_may_share else copy_numbers(reading.keys)
+            groups = groups_at_scale(
+                prompts,
+                used,
+                job.scale.work,
+                cover,
+                source=embedding_source(settings),
+                copies=copies,
+                on_progress=show,
+            )
+    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups, read=reading.keys)
     sampler.check(prompts, plan, reading.keys)
     if words := reading.warning():
         print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
-    for words in sharing_warnings(settings.model.lora, ratio, largest):
+    for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
-    waves = Waves(job.requests, plan, seed, job.output.wave_size, read=reading.keys)
-    folder.begin(manifest, plan.to_json())
-    record = partial(_record, prompts, plan, waves.seeds(sharing))
+    waves = Waves(job.requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
+    return Prepared([sampler], plan, waves, len(reading.cut))
+
+
+def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
+    """Make what is missing, and write everything.
+
+    Args:
+        start: when the run began, on `time.perf_counter`.
+    """
+    prompts, plan, waves = job.prompts, prepared.plan, prepared.waves
+    sharing, steps = job.settings.sharing, job.settings.sampling.num_inference_steps
+    seeds = waves.seeds(sharing)
+    record, texts = partial(_record, prompts, plan, seeds), partial(_own_texts, prompts, seeds)
     shards = None
     if job.shard_size is not None:
-        shards = ShardStore(folder, [i for group in plan.groups for i in group], job.shard_size, record)
-    done = folder.finished(len(prompts)) if shards is None else shards.finished()
+        order = [i for group in plan.groups for i in group]
+        shards = ShardStore(folder, order, job.shard_size, record, texts)
+    done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
     save = folder.save_png if shards is None else shards.save_png
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    made, run, finished, bad = 0, 0, set(done), list[int]()
+    made, run, finished, bad, is_hopeless = 0, 0, set(done), list[int](), Hopeless()
     missing = sum(len(group) for group in plan.groups if not finished.issuperset(group)) * steps
-    parts = [sampler]
-    del sampler
+    if missing:
+        folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
     with stderr_progress("images", "steps") as progress:
         bar = progress.add_task("images", total=missing)
-        for wave in _made(job, parts, waves, plan, done, lambda count: progress.advance(bar, count)):
+        for wave in _made(
+            job, prepared.sampler, waves, plan, done, lambda count: progress.advance(bar, count)
+        ):
             run += wave.evaluations
             for index, data in wave.images:
                 save(index, data)
                 made += 1
             bad += wave.bad
-            if bad and not made:  # most likely none ever will be
+            if is_hopeless(0 if wave.bad and not wave.images else 1):
                 break
         progress.update(bar, completed=missing)
     if bad:
@@ -96,20 +153,23 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         "threshold": sharing.threshold,
         "evaluations_run": run,
         "images_made": made,
-        "cut_prompts": len(reading.cut),
+        "cut_prompts": prepared.cut,
         "seconds": time.perf_counter() - start,
         "images_per_second": made / sampling_seconds if made else 0.0,
     }
     if shards is not None:
         report["shards"] = len(shards)
-    folder.write_text("report.json", json.dumps(report, indent=2) + "\n")  # last: it means a finished run
+    folder.write_text(REPORT, json.dumps(report, indent=2) + "\n")  # last: it means a finished run
     print(json.dumps(report))
     print(seen, file=sys.stderr)
 
 
+def _warn(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
 def _sampler(job: Generation) -> SharedSampler:
     settings = job.settings
-    supported_parts(settings.model.name)  # refused before gigabytes of weights are read
     pipe = open_pipeline(settings.model)
     return SharedSampler(
         pipe,
@@ -198,13 +258,18 @@ def _made(
         return
     del own
     worker = partial(_worker, job, guidance, max(1, int(job.pool.cpus_per_worker)))
-    pool = Pool(worker, job.pool, lambda words: print(words, file=sys.stderr))
+    pool = Pool(worker, job.pool, _warn)
     for number, made in pool.run(task, left.costs()):
         on_steps(len(left.members[number]) * plan.num_steps)
         yield made
 
 
 # -- what is written beside the images
+
+
+def _own_texts(prompts: list[str], seeds: Sequence[int], index: int) -> dict[str, str]:
+    """What only this prompt's image says in its text chunks."""
+    return {"prompt": prompts[index], "seed": str(seeds[index])}
 
 
 def _texts(prompt: str, seed: int, plan: SharePlan, index: int) -> dict[str, str]:

@@ -128,6 +128,6 @@ def whole(name: str, text: str | None) -> int | Literal["auto"] | None:
     """
     if text is None or text == "auto":
         return "auto" if text else None
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, or 'auto'; got {text!r}")
+    if not text.isdecimal() or len(text) > 18 or int(text) < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, or 'auto'; got {text[:100]!r}")
     return int(text)

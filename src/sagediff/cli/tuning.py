@@ -11,11 +11,13 @@ from typing import Any, cast
 import sagediff
 from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions, numbers
 from sagediff.errors import InputError
+from sagediff.evaluation.certainty import prompts_needed
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
-from sagediff.files.atomic import write_text
+from sagediff.files.atomic import at_work, sweep, write_text
 from sagediff.files.digest import file_digest, texts_digest
+from sagediff.pipelines.content import named_content, run_content
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -36,14 +38,10 @@ def run_tune(
         OutputError: the file cannot be written.
     """
     model, out = settings.model, options.out
-    texts = measuring.prompts(prompts, model, held_out=128)
+    texts = measuring.prompts(prompts, model, held_out=256)
     search = _search(settings, options, texts)
     seeds = measuring.seeds_or((0,))
     device = working_device(model.device)
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; name the policy file")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: there is no folder {out.parent}")
     perception = measuring.perception(model, device)
     metric = _metric(options, perception, texts)
     pipe = open_pipeline(model)
@@ -51,14 +49,16 @@ def run_tune(
     vectors = embed_prompts(texts, pipe, settings.sampling.encoder).vectors
     runner = TrialRunner(pipe, texts, vectors, perception, steps, scale, seeds, metric)
     kept = TrialFile(out.with_name(out.name + ".trials.jsonl"), _about(settings, measuring, runner))
-    found = _shown(search, runner, kept)
-    _write(settings, options, runner, found)
+    sweep(out.parent, f"{out.name}.")
+    with at_work():
+        found = _shown(search, runner, kept)
+        _write(settings, options, runner, found)
 
 
 def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
     demo = settings.model.name == "demo"
     thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
-    if equal_prompts(prompts):
+    if equal_prompts(prompts) and settings.sharing.repeats_may_share:
         thresholds += (EQUAL,)
     return Search(
         settings.sharing,
@@ -68,6 +68,7 @@ def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> 
         cast("tuple[Family, ...]", tuple(options.families.split(","))),  # Search checks them
         sizes=numbers("--max-group-size", options.max_group_size, int) or (8, 32),
         apart=options.apart,
+        confidence=options.confidence,
     )
 
 
@@ -92,6 +93,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
         "metric": runner.metric,
         "features": measuring.features,
         "clip": measuring.clip,
+        "content": run_content(settings) | named_content(features=measuring.features, clip=measuring.clip),
     }
 
 
@@ -112,7 +114,7 @@ def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
 
 
 def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, found: Tuned) -> None:
-    best, alone = found.best, found.trials[0]
+    best, alone, lora = found.best, found.alone, settings.model.lora
     apart = {} if best.apart is None else {"apart": best.apart, "apart_independent": alone.apart}
     plan = runner.plan(best.policy)
     record = best.policy.record() | {
@@ -125,6 +127,9 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             "quality": best.mean,
             "quality_independent": alone.mean,
             **apart,
+            "loss_at_most": found.loss_at_most(best),
+            "confidence": options.confidence,
+            "lora": None if lora is None else file_digest(lora),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,
             "num_prompts": len(runner.prompts),
@@ -134,8 +139,28 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
     }
     write_text(options.out, json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
+    if best is alone:
+        print(f"warning: {_why_nothing(found)}; {options.out} shares nothing", file=sys.stderr)
+        return
     print(
         f"{plan.savings} with {runner.metric} {best.mean:.4f} (independent {alone.mean:.4f}): {best.policy}; in "
         f"{options.out}, for --policy",
         file=sys.stderr,
+    )
+
+
+def _why_nothing(found: Tuned) -> str:
+    """In words, why independent sampling was chosen."""
+    search, count = found.search, len(found.alone.measured.each)
+    if found.can_show:
+        return (
+            f"no sharing was shown to lose at most {search.budget:.3g} of the quality of independent sampling"
+        )
+    if not found.alone.mean > 0:
+        return f"independent sampling has a quality of {found.alone.mean:.3g}, of which nothing can be lost"
+    needed = prompts_needed(search.budget, search.confidence)
+    advice = "a budget of 0 cannot be shown by any" if needed is None else f"at least {needed} are needed"
+    return (
+        f"{count} different prompts cannot show a loss of at most {search.budget:.3g}, as one image of {count} is "
+        f"{1 / count:.2g} already: {advice}, or a larger --budget"
     )

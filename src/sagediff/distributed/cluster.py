@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from sagediff.errors import InputError
+
+_REACHED_S = 5.0  # a cluster that takes longer to answer is of no use
+_SETTINGS = b"\x04"
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)  # what gRPC begins with
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
         raise InputError("--ray needs Ray: pip install 'sagediff[ray]'") from error
     own = not ray.is_initialized()
     if own:
+        if options.address is not None and "RAY_USE_TLS" not in os.environ:
+            check_reachable(_found_address(options.address))
         try:
             if options.address is None:
                 ray.init("local", num_cpus=usable_cores(), logging_level="ERROR", include_dashboard=False)
@@ -91,6 +99,47 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
     finally:
         if own:
             ray.shutdown()
+
+
+def check_reachable(address: str, timeout: float = _REACHED_S) -> None:
+    """Whether something like Ray answers at a cluster's address; Ray itself would try for minutes.
+
+    Args:
+        address: "HOST:PORT", also with "ray://" before it.
+
+    Raises:
+        InputError: it is of another form, or nobody who speaks gRPC answers within `timeout` seconds.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port or parts.scheme != "ray":
+        raise InputError(
+            f"--ray takes 'local', 'auto' or the address of a cluster, HOST:PORT; got {address!r}"
+        )
+    try:
+        with socket.create_connection((host, port), timeout) as connection:
+            connection.sendall(_HTTP2_HELLO)
+            answer = connection.recv(9)  # the head of a frame; the first one must be of settings
+    except OSError as error:
+        raise InputError(f"cannot reach Ray at {address!r}: {error.strerror or error}") from error
+    if answer[3:4] != _SETTINGS:
+        raise InputError(f"cannot reach Ray at {address!r}: something else answers there")
+
+
+def _found_address(address: str) -> str:
+    """Where Ray would look for the cluster of this machine ("auto"); other addresses are given back."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found: str = canonicalize_bootstrap_address("auto")
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"cannot reach Ray at 'auto': {last_line(error)}") from error
+    return found
 
 
 def check_resources(ray: Any, options: PoolOptions, warn: Callable[[str], None]) -> None:

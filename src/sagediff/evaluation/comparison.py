@@ -80,9 +80,15 @@ def embeddings_of(bench: Bench, pipe: Any) -> npt.NDArray[np.float32]:
     return embed_prompts(bench.prompts, pipe, bench.encoder).vectors
 
 
-def missing_cells(bench: Bench, store: CellStore) -> list[tuple[Setting, int]]:
-    """What is still to be made."""
-    return [(s, seed) for s in bench.settings for seed in bench.seeds if store.read(s, seed) is None]
+def missing_cells(bench: Bench, store: CellStore, measure_by: Yardstick) -> list[tuple[Setting, int]]:
+    """What is still to be made: cells, and those whose images for the strip are not there."""
+    groups = strip_groups(bench, measure_by)
+
+    def is_there(setting: Setting, seed: int) -> bool:
+        strips = groups if seed == bench.seeds[0] else ()
+        return store.read(setting, seed) is not None and all(store.has_strip(setting, g) for g in strips)
+
+    return [(s, seed) for s in bench.settings for seed in bench.seeds if not is_there(s, seed)]
 
 
 def run_bench(
@@ -102,7 +108,7 @@ def run_bench(
     loaded: Weights | None = None
     pipe: Any = None
     own: Any = None
-    for setting, seed in missing_cells(bench, store):
+    for setting, seed in missing_cells(bench, store, measure_by):
         if setting.weights != loaded:
             pipe = None  # freed before the next is loaded
             pipe, loaded = bench.pipelines(setting.weights), setting.weights

@@ -1,6 +1,6 @@
 """The bench's folder: one JSON file per setting and seed, each written whole or not at all, so that a kill loses one.
 
-OUT/run.json            what the bench is; a resumed one must be the same
+OUT/run.json            what the bench is; one that goes on must be the same
 OUT/cells/KEY-seedN.json
 OUT/images/KEY/G.png  members of a few groups side by side, for the strip
 """
@@ -8,16 +8,21 @@ OUT/images/KEY/G.png  members of a few groups side by side, for the strip
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from sagediff.errors import InputError
 from sagediff.evaluation.grid import Setting
-from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text, writing
+from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text
+from sagediff.files.digest import object_digest
 from sagediff.files.json_input import read_object
-from sagediff.files.output_folder import MANIFEST, OutputFolder
+from sagediff.files.output_folder import MANIFEST, OutputFolder, is_whole, png_bytes
+
+_DIGEST = "digest"  # of all else in a cell: one that was cut or changed is made again
 
 
 class CellStore:
@@ -34,20 +39,39 @@ class CellStore:
         """
         OutputFolder(self.path).check(manifest, resume)
 
-    def begin(self, manifest: Mapping[str, Any]) -> None:
+    def check_content(self, content: Mapping[str, str]) -> None:
+        """As `OutputFolder.check_content`."""
+        OutputFolder(self.path).check_content(content)
+
+    def begin(self, manifest: Mapping[str, Any], content: Mapping[str, str]) -> None:
         """Create the folder."""
         _make(self.path / "cells")
         for folder in (self.path, self.path / "cells", *self.path.glob("images/*")):
             sweep(folder)
-        self.write_text(MANIFEST, json.dumps({"settings": dict(manifest)}, indent=2) + "\n")
+        about = {"settings": dict(manifest), "content": dict(content)}
+        self.write_text(MANIFEST, json.dumps(about, indent=2) + "\n")
 
     def read(self, setting: Setting, seed: int) -> dict[str, Any] | None:
-        """The cell, or None where it is still to be made."""
+        """The cell, or None where it is still to be made: not there, not whole, or of something else."""
         path = self.path / self._name(setting, seed)
-        return read_object(path) if path.is_file() else None
+        if path.is_symlink() or not path.is_file():
+            return None
+        try:
+            cell = read_object(path)
+        except InputError:
+            return None
+        digest = cell.pop(_DIGEST, None)
+        of = (json.loads(json.dumps(setting.record())), seed)
+        if digest != object_digest(cell) or (cell.get("setting"), cell.get("seed")) != of:
+            return None
+        return cell
 
     def write(self, setting: Setting, seed: int, cell: Mapping[str, Any]) -> None:
-        self.write_text(self._name(setting, seed), json.dumps(cell, indent=2) + "\n")
+        """Write a cell; it has `setting`, `seed`, `figures` and `bands`. A figure that is not finite is none."""
+        known = {"figures": _known(cell["figures"]), "bands": [_known(band) for band in cell["bands"]]}
+        whole = json.loads(json.dumps(dict(cell) | known))
+        whole[_DIGEST] = object_digest(whole)
+        self.write_text(self._name(setting, seed), json.dumps(whole, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         write_text(self.path / name, text)
@@ -66,12 +90,20 @@ class CellStore:
             row.paste(image, (place * width, 0))
         target = self.strip_path(setting, group)
         _make(target.parent)
-        with writing(target) as partial:
-            row.save(partial, format="PNG")
+        write_bytes(target, png_bytes(row, {}))
+
+    def has_strip(self, setting: Setting, group: int) -> bool:
+        """Whether a strip's image is there, whole."""
+        return is_whole(self.strip_path(setting, group), {})
 
     @staticmethod
     def _name(setting: Setting, seed: int) -> str:
         return f"cells/{setting.key}-seed{seed}.json"
+
+
+def _known(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures, None in place of what is not finite: JSON has no such numbers."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
 def _make(folder: Path) -> None:

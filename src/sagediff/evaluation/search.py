@@ -8,6 +8,9 @@ less than what is there; then ascents from them, the best first: of all profiles
 the one that saves most is run, and where it keeps within the budget, it goes on from there.
 
 Where prompts repeat, their images must stay apart too: that one is like the other does not show in its quality.
+
+Where the quality of each prompt is told, a policy is within the budget only if the prompts are enough to show it
+(`certainty.py`). If they could not show it for any policy, none is tried.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from sagediff.errors import InputError
+from sagediff.evaluation.certainty import loss_at_most, prompts_needed
 from sagediff.plan.ladder import Parting
 from sagediff.plan.sharing import Sharing
 
@@ -34,10 +38,12 @@ class Measured:
     Attributes:
         quality: mean over prompts; higher is better.
         apart: mean distance between the images of equal prompts; empty where no prompt repeats.
+        each: quality of each prompt, a mean over seeds and repetitions; empty where that is not known.
     """
 
     quality: tuple[float, ...]
     apart: tuple[float, ...] = ()
+    each: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,17 +74,38 @@ class Tuned:
         least: the quality that had to be kept.
         least_apart: how far apart equal prompts' images had to stay; None where no prompt repeats.
         trials: all that was run, independent sampling first.
+        search: what was looked for.
+        alone: independent sampling.
     """
 
     best: Trial
     least: float
     least_apart: float | None
     trials: tuple[Trial, ...]
+    search: Search
+    alone: Trial
+
+    @property
+    def can_show(self) -> bool:
+        """Whether the prompts could show that anything is within the budget."""
+        if not self.alone.mean > 0:
+            return False
+        each = self.alone.measured.each
+        needed = prompts_needed(self.search.budget, self.search.confidence)
+        return not each or (needed is not None and len(each) >= needed)
+
+    def loss_at_most(self, trial: Trial) -> float | None:
+        """Upper bound of the part of the quality that a trial loses; None where prompts are not told apart."""
+        before, after = self.alone.measured.each, trial.measured.each
+        if not before or trial is self.alone:
+            return None
+        return loss_at_most(before, after, self.search.confidence)
 
     def keeps(self, trial: Trial) -> bool:
         """Whether a trial is within the budget."""
         apart = trial.apart is None or self.least_apart is None or trial.apart >= self.least_apart
-        return apart and trial.mean >= self.least
+        lost = self.loss_at_most(trial)
+        return apart and trial.mean >= self.least and (lost is None or lost <= self.search.budget)
 
 
 @dataclass(frozen=True)
@@ -95,6 +122,7 @@ class Search:
         sizes: grid of the most members of a group, growing; empty for the base's own.
         apart: part of independent sampling's distance between the images of equal prompts that has to stay,
             in [0, 1].
+        confidence: how sure it must be that no more than the budget is lost, in [0.5, 1).
 
     Raises:
         InputError: an empty or unordered grid, or a number out of range.
@@ -108,6 +136,7 @@ class Search:
     max_trials: int = 12
     sizes: tuple[int, ...] = ()
     apart: float = 0.25
+    confidence: float = 0.8
 
     def __post_init__(self) -> None:
         for name, grid, low in (("thresholds", self.thresholds, -1), ("ratios", self.ratios, 0)):
@@ -121,6 +150,8 @@ class Search:
             raise InputError(f"the budget must lie in [0, 1), got {self.budget}")
         if not 0 <= self.apart <= 1:
             raise InputError(f"apart must lie in [0, 1], got {self.apart}")
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(f"the confidence must lie in [0.5, 1), got {self.confidence}")
         if not self.families or not set(self.families) <= set(FAMILIES):
             raise InputError(f"families must be some of {', '.join(FAMILIES)}, got {list(self.families)}")
 
@@ -161,9 +192,10 @@ def tune(
         return trial
 
     none = run(search.policy((0.0,) * len(search.thresholds)))
-    bar = Tuned(
-        none, none.mean * (1 - search.budget), None if none.apart is None else none.apart * search.apart, ()
-    )
+    least_apart = None if none.apart is None else none.apart * search.apart
+    bar = Tuned(none, none.mean * (1 - search.budget), least_apart, (none,), search, none)
+    if not bar.can_show:
+        return bar
     best, start = none, len(search.ratios) // 2
     fixed: list[_Start] = []
     for size in reversed(search.sizes or (search.base.max_group_size,)):

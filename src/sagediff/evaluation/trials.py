@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sagediff.errors import InputError
+from sagediff.evaluation.diversity import group_diversity
 from sagediff.evaluation.figures import Figures, Seen
 from sagediff.evaluation.perception import Judging, Perception
 from sagediff.evaluation.reference import Reference
@@ -20,14 +24,16 @@ from sagediff.evaluation.sampled_images import as_tensor, sampled
 from sagediff.evaluation.search import Measured
 from sagediff.files.atomic import output_errors
 from sagediff.files.digest import object_digest
+from sagediff.files.json_input import parse_object
+from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.sampling.plan_prompts import CostBasis, cost_basis, default_guidance
+from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.sampler import SharedSampler
 
 Metric = Literal["accuracy", "clip"]
 EQUAL = 0.99  # a cosine that, but for rounding, none but equal prompts reach
-_FIGURES: dict[Metric, str] = {"accuracy": "accuracy_all", "clip": "clip_score"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,13 @@ class TrialRunner:
         """The numbers of every prompt that is there more than once."""
         return equal_prompts(self.prompts)
 
+    @cached_property
+    def _copy_numbers(self) -> list[int]:
+        return copy_numbers(read_prompts(self.pipe, self.prompts).keys)
+
     def plan(self, sharing: Sharing) -> SharePlan:
         """What a sharing makes of these prompts; runs nothing."""
-        return self._basis.of(sharing.plan(self.vectors, self.num_steps))
+        return self._basis.of(sharing.plan(self.vectors, self.num_steps, copies=self._copy_numbers))
 
     def saving(self, sharing: Sharing) -> float:
         """Its cost saving, guidance that is left out included."""
@@ -70,20 +80,27 @@ class TrialRunner:
 
     def figures(self, sharing: Sharing, reference: Reference | None = None) -> list[Figures]:
         """Every metric, one record per seed; diversity is that of equal prompts."""
-        out = []
+        return [seen.figures(self.copies, reference) for seen in self._seen(sharing)]
+
+    def _seen(self, sharing: Sharing) -> Iterator[Seen]:
+        """The images of each seed, looked at."""
         for seed in self.seeds:
             made = sampled(
                 self.pipe, self.prompts, self.vectors, sharing, self.num_steps, self.guidance_scale, seed
             )
-            seen = Seen.by(self.perception, as_tensor(made.images), self.prompts)
-            out.append(seen.figures(self.copies, reference))
-        return out
+            yield Seen.by(self.perception, as_tensor(made.images), self.prompts)
 
     def measure(self, sharing: Sharing) -> Measured:
         """The quality of a sharing's images, and how far apart those of equal prompts are."""
-        records = self.figures(sharing)
-        quality = tuple(record[_FIGURES[self.metric]] or 0.0 for record in records)
-        return Measured(quality, tuple(record["diversity"] or 0.0 for record in records if self.copies))
+        values, apart = [], []
+        for seen in self._seen(sharing):
+            found = seen.right["all"] if self.metric == "accuracy" else seen.aligned
+            values.append(found.double().numpy())
+            if self.copies:
+                apart.append(group_diversity(seen.features, self.copies) or 0.0)
+        over_seeds = np.mean(values, axis=0)  # (N,)
+        each = [float(over_seeds[same].mean()) for same in repetitions(self.prompts)]
+        return Measured(tuple(float(of_seed.mean()) for of_seed in values), tuple(apart), tuple(each))
 
 
 @dataclass(frozen=True)
@@ -102,17 +119,20 @@ class TrialFile:
         return object_digest(self.about, size=8)
 
     def read(self) -> dict[Sharing, Measured]:
-        """What came out, by sharing."""
+        """What came out, by sharing; lines that are not whole are passed over, and run again."""
         found: dict[Sharing, Measured] = {}
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    if entry["about"] == self._about:
-                        sharing = Sharing.merged(Sharing.layer(entry["policy"]))
-                        found[sharing] = Measured(tuple(entry["quality"]), tuple(entry["apart"]))
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut short by a kill
+        with output_errors(self.path):
+            content = self.path.read_bytes() if self.path.is_file() else b""
+        for number, line in enumerate(content.split(b"\n"), 1):
+            with suppress(InputError, KeyError):  # a line cut short by a kill, or written by somebody else
+                entry = parse_object(line, f"{self.path}, line {number}")
+                if entry["about"] == self._about:
+                    measured = Measured(
+                        _figures(entry["quality"]), _figures(entry["apart"]), _figures(entry["each"])
+                    )
+                    if not measured.quality:
+                        continue
+                    found[Sharing.merged(Sharing.layer(entry["policy"]))] = measured
         return found
 
     def remembered(self, measure: Callable[[Sharing], Measured]) -> Callable[[Sharing], Measured]:
@@ -130,8 +150,20 @@ class TrialFile:
     def add(self, sharing: Sharing, measured: Measured) -> None:
         """Raises OutputError if the disk refuses."""
         line = json.dumps({"about": self._about, "policy": sharing.record()} | asdict(measured))
-        with output_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with output_errors(self.path), self.path.open("a+b") as file:
+            if file.tell():  # behind a line that a kill cut short, begin another
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _figures(found: Any) -> tuple[float, ...]:
+    """Raises InputError: not a list of numbers."""
+    if not isinstance(found, list) or not all(type(each) in (int, float) for each in found):
+        raise InputError(f"expected a list of numbers, got {str(found)[:80]}")
+    return tuple(map(float, found))
 
 
 def judges(perception: Perception, prompts: Sequence[str]) -> bool:
@@ -143,7 +175,12 @@ def judges(perception: Perception, prompts: Sequence[str]) -> bool:
 
 def equal_prompts(prompts: Sequence[str]) -> list[list[int]]:
     """The numbers of every prompt that is there more than once."""
+    return [numbers for numbers in repetitions(prompts) if len(numbers) > 1]
+
+
+def repetitions(prompts: Sequence[str]) -> list[list[int]]:
+    """For each different prompt its numbers."""
     places: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         places.setdefault(prompt, []).append(number)
-    return [numbers for numbers in places.values() if len(numbers) > 1]
+    return list(places.values())

@@ -1,1 +1,1 @@
-"""Files: atomic writes, digests, output folders, shards, contact sheets, folders of captioned images."""
+"""Files: atomic writes, claims, digests, output folders, shards, contact sheets, folders of captioned images."""

@@ -34,7 +34,8 @@ def open_rgb(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limit is another, and its warnings name no file
-            with Image.open(file, formats=_FORMATS) as image:
+            Image.init()  # formats that an older Pillow does not have are left out
+            with Image.open(file, formats=[each for each in _FORMATS if each in Image.OPEN]) as image:
                 _check_size(image)
                 return to_rgb(ImageOps.exif_transpose(image))
     except InputError as error:

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
+from sagediff.files.text_input import shortened
 
 MAX_BYTES = (
     64 << 20
 )  # of one document; records and policies take some kilobytes, plans of many prompts megabytes
+SMALL = (
+    1 << 20
+)  # bytes, for documents of some kilobytes: values in memory take ten to thirty times their text
 MAX_DEPTH = 32  # of arrays and objects inside each other
 MAX_DIGITS = 20  # of a whole number: 64 bits have 20
 
@@ -72,11 +76,14 @@ def read_object(file: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """
     try:
         if not file.is_file():  # a pipe would be waited for
-            raise InputError(f"there is no file {file}")
+            what = "is no regular file" if file.exists() else "is not there"
+            raise InputError(f"the file {shortened(file)} {what}")
         with file.open("rb") as opened:
             text = opened.read(max_bytes + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(
+            f"cannot read {shortened(file)}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return parse_object(text, str(file), max_bytes=max_bytes)
 
 

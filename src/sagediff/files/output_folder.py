@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from sagediff.errors import InputError
 from sagediff.files.atomic import (
-    is_leftover,
     output_errors,
     sweep,
     write_bytes,
@@ -21,12 +20,20 @@ from sagediff.files.atomic import (
     write_text,
     writing,
 )
+from sagediff.files.claim import is_vacant
+from sagediff.files.json_input import read_object
 
 MANIFEST = "run.json"
+_MANIFEST_BYTES = 1 << 30  # the plan of a million prompts takes some fifty megabytes
+_SIZE = "size"  # the text chunk that holds an image's width and height
+_END = b"\0\0\0\0IEND\xaeB\x60\x82"  # of every PNG
 
 
 class OutputFolder:
-    """One run's folder. `run.json`, with the run's settings, is written first; images follow one by one."""
+    """One run's folder. `run.json`, with the run's settings, is written first; images follow one by one.
+
+    Nobody else writes there meanwhile (`claim.claimed_output`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,50 +41,54 @@ class OutputFolder:
     def image_path(self, index: int) -> Path:
         return self.path / "images" / f"{index:06d}.png"
 
+    def check_free(self, resume: bool) -> None:
+        """Refuse a folder that is in use, before it is known what this run would write there. Writes nothing.
+
+        Raises:
+            InputError: in use without `resume`, or by something else than a run.
+        """
+        self._manifest(resume)
+
     def check(self, settings: Mapping[str, Any], resume: bool) -> None:
         """Refuse a folder that this run must not write to. Writes nothing.
 
         Raises:
             InputError: in use without `resume`, or resumed with other settings.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {self.path} is a file, not a folder")
-        # a run killed before its manifest was whole has left only a temporary file
-        used = self.path.is_dir() and not all(map(is_leftover, self.path.iterdir()))
-        if not used:
-            return
-        if not resume:
-            raise InputError(
-                f"--out {self.path} is in use; choose another folder, or --resume to go on with that run"
-            )
-        try:
-            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            before = manifest["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"--out {self.path} is in use, but not by a run that can be resumed (no {MANIFEST})"
-            ) from error
-        now = json.loads(json.dumps(settings))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            raise InputError(
-                f"--resume: {self.path} was made with other settings ({', '.join(changed)}); "
-                "use the same ones, or another folder"
-            )
+        before = self._manifest(resume)
+        if before is not None:
+            self._compare(before.get("settings"), settings, "settings", "use the same ones")
 
-    def begin(self, settings: Mapping[str, Any], plan_json: str) -> None:
+    def check_content(self, content: Mapping[str, str]) -> None:
+        """Refuse to go on where files that the run is made of are others than they were, under the same names.
+
+        Args:
+            content: digests, by what they are of.
+
+        Raises:
+            InputError: some differ; they are named.
+        """
+        before = self._manifest(resume=True)
+        if before is not None:
+            self._compare(before.get("content"), content, "content", "put the same files there")
+
+    def begin(self, settings: Mapping[str, Any], content: Mapping[str, str], plan_json: str) -> None:
         """Create the folder and its manifest; a killed run's temporary files are removed."""
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.path / "images"):
                 sweep(folder)
-            manifest = {"settings": dict(settings), "plan": json.loads(plan_json)}
+            manifest = {"settings": dict(settings), "content": dict(content), "plan": json.loads(plan_json)}
             self.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
             (self.path / "images").mkdir(exist_ok=True)
 
-    def finished(self, count: int) -> list[int]:
-        """Numbers of the prompts whose images are there. A file under its final name is whole."""
-        return [index for index in range(count) if self.image_path(index).is_file()]
+    def finished(self, texts: Iterable[Mapping[str, str]]) -> list[int]:
+        """Numbers of the images that are there, whole.
+
+        Args:
+            texts: what each image says in its text chunks, in the order of their numbers.
+        """
+        return [i for i, wanted in enumerate(texts) if is_whole(self.image_path(i), wanted)]
 
     def save_png(self, index: int, data: bytes) -> None:
         """Write one image, encoded as PNG by `png_bytes`."""
@@ -85,6 +96,11 @@ class OutputFolder:
 
     def write_text(self, name: str, text: str) -> None:
         write_text(self.path / name, text)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with output_errors(self.path / name):
+            (self.path / name).unlink(missing_ok=True)
 
     def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """One JSON object per line."""
@@ -96,12 +112,74 @@ class OutputFolder:
             sheet.save(partial, format="PNG")
         return target
 
+    def _manifest(self, resume: bool) -> dict[str, Any] | None:
+        """What an earlier run left; None in a folder that is free."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path} is a file, not a folder")
+        if not self.path.is_dir() or is_vacant(self.path):
+            return None
+        if not resume:
+            raise InputError(
+                f"--out {self.path} is in use; choose another folder, or --resume to go on with that run"
+            )
+        if not (self.path / MANIFEST).is_file():
+            raise InputError(
+                f"--out {self.path} is in use, but not by a run that can be resumed (no {MANIFEST})"
+            )
+        return read_object(self.path / MANIFEST, max_bytes=_MANIFEST_BYTES)
+
+    def _compare(self, before: Any, now: Mapping[str, Any], what: str, remedy: str) -> None:
+        manifest = self.path / MANIFEST
+        if not isinstance(before, dict):
+            raise InputError(
+                f"--out {self.path} is in use, but not by a run that can be resumed: {manifest} holds no {what}, it is "
+                "damaged or of an earlier version of sagediff; use another folder"
+            )
+        now = json.loads(json.dumps(now))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            raise InputError(
+                f"--resume: {self.path} was made with other {what} ({', '.join(changed)}); {remedy}, or use another "
+                "folder"
+            )
+
 
 def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
-    """An image as PNG, with `texts` in its text chunks."""
+    """An image as PNG, with `texts` and its size in its text chunks."""
     info = PngInfo()
-    for key, value in texts.items():
+    for key, value in {**texts, _SIZE: _size(image)}.items():
         info.add_itxt(key, value)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def is_whole(path: Path, texts: Mapping[str, str]) -> bool:
+    """Whether a file is an image of ours as it was written: not cut, linked, scaled, or another run's.
+
+    Args:
+        texts: what it has to say in its text chunks, whatever else it says.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return False
+    return is_whole_png(data, texts)
+
+
+def is_whole_png(data: bytes, texts: Mapping[str, str]) -> bool:
+    """As `is_whole`, of a file's content."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            said, size = {**image.info}, _size(image)
+            image.verify()  # the checksum of every chunk but the last
+    except Exception:  # Pillow raises many kinds for broken files; none of them is an image of ours
+        return False
+    says = {_SIZE: size, **texts}
+    return data.endswith(_END) and all(said.get(key) == value for key, value in says.items())
+
+
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"

@@ -2,7 +2,8 @@
 
 An image is kept as a file of its own until its shard is full; then the shard is written, and the files are removed. The
 plan decides which images belong to a shard: prompts in the order of their groups, `size` per shard. So a killed run can
-be resumed with any number of workers. A shard is complete once its parquet file exists, as that is written last.
+be resumed with any number of workers. A shard's parquet file is written last; a shard is complete once both files are
+whole and hold its images, and only then are the images' own files removed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sagediff.errors import InputError
-from sagediff.files.atomic import output_errors, sweep, writing
-from sagediff.files.output_folder import OutputFolder
+from sagediff.errors import InputError, OutputError
+from sagediff.files.atomic import output_errors, sweep, sync_folder, writing
+from sagediff.files.json_input import parse_object
+from sagediff.files.output_folder import OutputFolder, is_whole, is_whole_png
 
 Record = Mapping[str, Any]
 
@@ -30,16 +32,22 @@ class ShardStore:
         order: prompt numbers, whole groups one after the other.
         size: images per shard.
         record: a prompt's metadata, with `group` and `evaluations` among it; the same keys for each.
+        texts: what a prompt's image says in its text chunks, as `OutputFolder.finished` takes it.
 
     Raises:
         InputError: a size below 1, or pyarrow is not installed.
     """
 
     def __init__(
-        self, folder: OutputFolder, order: Sequence[int], size: int, record: Callable[[int], Record]
+        self,
+        folder: OutputFolder,
+        order: Sequence[int],
+        size: int,
+        record: Callable[[int], Record],
+        texts: Callable[[int], Mapping[str, str]],
     ) -> None:
         check_shard_size(size)
-        self._folder, self._record = folder, record
+        self._folder, self._record, self._texts = folder, record, texts
         self._members = [list(order[i : i + size]) for i in range(0, len(order), size)]
         self._shard = {index: number for number, part in enumerate(self._members) for index in part}
         self._missing: Counter[int] = Counter()
@@ -54,17 +62,18 @@ class ShardStore:
         return self.tar_path(number).with_suffix(".parquet")
 
     def finished(self) -> list[int]:
-        """Prompts whose images are there, in a shard or as files; full shards are written."""
+        """Prompts whose images are there and whole, in a shard or as files; full shards are written."""
         with output_errors(self._folder.path / "shards") as home:
             home.mkdir(exist_ok=True)
             sweep(home)
         done: list[int] = []
         for number, members in enumerate(self._members):
-            if self.parquet_path(number).is_file():
-                self._drop_files(members)
+            if self._is_whole(number):
+                with output_errors(self.tar_path(number)):
+                    self._drop_files(members)
                 done += members
                 continue
-            there = [index for index in members if self._folder.image_path(index).is_file()]
+            there = [i for i in members if is_whole(self._folder.image_path(i), self._texts(i))]
             done += there
             self._missing[number] = len(members) - len(there)
             if not self._missing[number]:
@@ -83,9 +92,10 @@ class ShardStore:
         """Each shard's statistics, from its parquet file."""
         from pyarrow.parquet import read_schema
 
+        paths = [self.parquet_path(number) for number in range(len(self))]
         return [
-            json.loads(read_schema(self.parquet_path(number)).metadata[b"sagediff"])
-            for number in range(len(self))
+            parse_object((read_schema(path).metadata or {}).get(b"sagediff", b""), str(path))
+            for path in paths
         ]
 
     def _write(self, number: int) -> None:
@@ -95,6 +105,10 @@ class ShardStore:
         with writing(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for index, record in zip(members, records, strict=True):
                 data = self._folder.image_path(index).read_bytes()
+                if not is_whole_png(data, self._texts(index)):  # its file is removed once it is in here
+                    raise OutputError(
+                        f"{self._folder.image_path(index)} was damaged; --resume makes it again"
+                    )
                 record["bytes"] = len(data)
                 text = json.dumps(record, ensure_ascii=False).encode()
                 for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
@@ -102,8 +116,27 @@ class ShardStore:
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
         self._write_metadata(number, records)
+        sync_folder(target.parent)
         with output_errors(target):
             self._drop_files(members)
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a shard's two files are there and hold its images; the images' own bytes are not read."""
+        from pyarrow.parquet import read_table
+
+        tar_file, parquet_file = self.tar_path(number), self.parquet_path(number)
+        if any(file.is_symlink() or not file.is_file() for file in (tar_file, parquet_file)):
+            return False
+        try:
+            rows = read_table(parquet_file, columns=["key", "bytes"]).to_pylist()
+            with tarfile.open(tar_file, "r:") as tar:
+                held = {entry.name: entry.size for entry in tar if entry.isfile()}
+                whole = tar_file.stat().st_size % tarfile.RECORDSIZE == 0
+        except Exception:  # pyarrow and tarfile raise many kinds for broken files
+            return False
+        wanted = {f"{index:06d}.png": held.get(f"{index:06d}.png") for index in self._members[number]}
+        told = {f"{row['key']}.png": row["bytes"] for row in rows}
+        return whole and told == wanted and len(held) == 2 * len(wanted)
 
     def _write_metadata(self, number: int, records: Sequence[dict[str, Any]]) -> None:
         import pyarrow

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from sagediff.errors import InputError
+from sagediff.errors import InputError, first_line
 
 MAX_LINE = 1 << 20  # characters; rows of prompts take some hundreds
 _CHUNK = 1 << 16  # bytes read at once
@@ -135,7 +135,7 @@ def reading(path: Path) -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{shortened(path)} is not a whole gzip file: {error}") from error
     except OSError as error:
-        raise InputError(f"cannot read {shortened(path)}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {shortened(path)}: {error.strerror or first_line(error)}") from error
     except MemoryError as error:
         raise InputError(f"cannot read {shortened(path)}: it does not fit into memory") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
 from sagediff.pipelines.sentence_encoder import encoder_archive, load_encoder, load_tokenizer
@@ -88,14 +88,14 @@ def model_folder(name: str | Path) -> Path | None:
 def load_for_planning(
     name_or_path: str | Path, *, scheduler: str | None = None, text_encoders: bool = True
 ) -> tuple[Any, str]:
-    """A pipeline with its text encoders and scheduler alone, and the class name of the denoiser it leaves out.
+    """A pipeline with its tokenizers, text encoders and scheduler alone, and the class name of the denoiser left out.
 
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
     quiet_libraries()
     parts, denoiser = supported_parts(name_or_path)
-    kept = ("scheduler", "tokenizer", "text_encoder") if text_encoders else ("scheduler",)
+    kept = ("scheduler", "tokenizer", *(("text_encoder",) if text_encoders else ()))
     left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
     return load_pipeline(name_or_path, scheduler=scheduler, **left_out), denoiser
 
@@ -110,7 +110,7 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
     import diffusers
 
     if folder is not None:
-        index, where = read_object(folder / INDEX), str(folder / INDEX)
+        index, where = read_object(folder / INDEX, max_bytes=SMALL), str(folder / INDEX)
     else:
         where = f"{INDEX} of {name_or_path}"
         try:

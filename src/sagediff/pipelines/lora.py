@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError, first_line
-from sagediff.files.json_input import parse_object
+from sagediff.files.json_input import SMALL, parse_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.options import check_value
 from sagediff.plan.sharing import Sharing
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 RECORD_KEY = "sagediff"
-_MAX_RECORD = 1 << 20  # bytes
 _RECORDED = {  # what is read of a record -> the option of sharing that it is checked as
     "share_ratio": "share_ratio",
     "max_share_ratio": "share_ratio",
@@ -62,7 +61,7 @@ def sharing_record(path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     where = f"{path}: the record `{RECORD_KEY}`"
-    record = parse_object(text, where, max_bytes=_MAX_RECORD)
+    record = parse_object(text, where, max_bytes=SMALL)
     for name, checked_as in _RECORDED.items():
         if record.get(name) is not None:
             check_value(Sharing, checked_as, record[name], f"{where}: `{name}`")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import shortened
 
 INDEX = "model_index.json"
@@ -26,7 +26,7 @@ def check_model_files(folder: Path) -> None:
         InputError: names the file.
     """
     roots = _roots(folder)
-    for name, _ in part_entries(read_object(folder / INDEX), str(folder / INDEX)):
+    for name, _ in part_entries(read_object(folder / INDEX, max_bytes=SMALL), str(folder / INDEX)):
         part = folder / name
         if part.is_dir():
             _check_inside(part, roots)
@@ -79,7 +79,7 @@ def _check_file(file: Path) -> None:
 
 def _check_shards(index: Path) -> None:
     """Every shard is a safetensors file beside its index."""
-    shards = read_object(index).get("weight_map")
+    shards = read_object(index, max_bytes=16 * SMALL).get("weight_map")
     if not isinstance(shards, dict):
         raise InputError(f"{index}: `weight_map` should be an object")
     for shard in {str(name) for name in shards.values()}:

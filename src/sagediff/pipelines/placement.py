@@ -95,9 +95,16 @@ def weights_digest(pipe: Any) -> str:
     for name, part in sorted(pipe.components.items()):
         if not isinstance(part, torch.nn.Module):
             continue
-        digest.update(f"{name} {type(part).__name__} {getattr(part, 'config', '')}".encode())
+        digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
         for key, tensor in sorted(part.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             whole = tensor.detach().cpu().contiguous()
             digest.update(whole.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _settings(part: Any) -> str:
+    """A part's configuration; neither the folder that it came from nor the version of its library."""
+    config = getattr(part, "config", {})
+    items = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return str(sorted((k, str(v)) for k, v in items.items() if k[0] != "_" and k != "transformers_version"))

@@ -9,7 +9,8 @@ from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
-from sagediff.files.json_input import read_object
+from sagediff.files.digest import file_digest
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
 from sagediff.pipelines.lora import lora_file, sharing_record
@@ -77,16 +78,13 @@ class RunSettings:
     Attributes:
         model: with the solver and the LoRA's file that are really used.
         sampling: guidance_scale None is the pipeline's own default.
+        measured: whether `sagediff tune` measured this sharing with this LoRA and as many steps.
     """
 
     model: ModelOptions
     sampling: SamplingOptions
     sharing: Sharing
-
-    @property
-    def embedded_by(self) -> str:
-        """What prompt embeddings depend on beside the encoder's name."""
-        return "" if self.sampling.encoder else f"{self.model.name}, {self.model.lora}"
+    measured: bool = False
 
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
@@ -141,7 +139,18 @@ def resolve(
         replace(model, name=name, lora=lora, no_lora=lora is None, scheduler=scheduler),
         replace(sampling, guidance_scale=scale),
         sharing,
+        policy is not None and _measured(policy, sharing, lora, sampling.num_inference_steps),
     )
+
+
+def _measured(policy: Path, sharing: Sharing, lora: Path | None, steps: int) -> bool:
+    found = read_object(policy)
+    tuned = found.get("tuned")
+    if not isinstance(tuned, dict) or tuned.get("num_steps") != steps:
+        return False
+    if sharing != Sharing.merged(Sharing.layer(found, str(policy))):  # options named beside it
+        return False
+    return bool(tuned.get("lora") == (None if lora is None else file_digest(lora)))
 
 
 def own_sharing(folder: Path | None) -> Sharing:
@@ -161,7 +170,7 @@ def _file_layer(folder: Path | None) -> dict[str, Any]:
 
 
 def _layer(file: Path) -> dict[str, Any]:
-    found = read_object(file)
+    found = read_object(file, max_bytes=SMALL)
     layer = Sharing.layer(found, str(file))
     if "guidance_scale" in found:
         check_value(SamplingOptions, "guidance_scale", found["guidance_scale"], f"{file}: `guidance_scale`")
@@ -185,7 +194,9 @@ def _preferred_scheduler(folder: Path | None, steps: int) -> str | None:
         InputError: the entry is not of that form.
     """
     file = None if folder is None else folder / DEFAULTS_FILE
-    entry = read_object(file).get("scheduler") if file is not None and file.is_file() else None
+    entry = (
+        read_object(file, max_bytes=SMALL).get("scheduler") if file is not None and file.is_file() else None
+    )
     if entry is None:
         return None
     name, least = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "least_steps"))

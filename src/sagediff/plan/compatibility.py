@@ -37,7 +37,7 @@ def group_requests(
     embed: Embed,
     *,
     across_tenants: bool = False,
-    repeats_may_share: bool = True,
+    repeats_may_share: bool | None = None,
     read: Sequence[Hashable] | None = None,
     starts: Sequence[Hashable] | None = None,
 ) -> list[list[int]]:
@@ -46,12 +46,14 @@ def group_requests(
     Requests that may not share are alone, and their prompts are not even embedded.
 
     Args:
-        repeats_may_share: False where members with equal prompts could not be set apart by fresh noise, and would
-            come out as one image: then each of them is in another group.
+        repeats_may_share: whether copies of a prompt may be in one group; None: as `sharing` says. If not, the first
+            copies of similar prompts share with one another, the second ones, and so on.
         read: for each request what the model's encoders read of its prompt: prompts of which they read the same are
             equal.  None: its text.
         starts: for each request what else its image is begun from; only requests with equal ones share.
     """
+    if repeats_may_share is None:
+        repeats_may_share = sharing.repeats_may_share
     pools: dict[Key, list[int]] = {}
     alone: list[list[int]] = []
     seen: dict[Key, int] = {}
@@ -74,6 +76,16 @@ def group_requests(
         found = group_prompts(vectors, sharing.threshold, sharing.max_group_size)
         groups += [[members[i] for i in group] for group in found]
     return sorted(groups)
+
+
+def copy_numbers(read: Sequence[Hashable]) -> list[int]:
+    """For each prompt how many that equal it come before."""
+    seen: dict[Hashable, int] = {}
+    out = []
+    for key in read:
+        out.append(seen.get(key, 0))
+        seen[key] = out[-1] + 1
+    return out
 
 
 def _agreeing(request: ImageRequest, for_: str, but: Sequence[str]) -> list[Hashable]:

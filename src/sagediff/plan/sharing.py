@@ -10,17 +10,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from sagediff.errors import InputError
 from sagediff.files.atomic import write_text
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
 from sagediff.plan.grouping import group_prompts
 from sagediff.plan.ladder import Parting, Rung, group_ratios, ladder, nested_groups
 from sagediff.plan.levels import part_of_steps
 from sagediff.plan.share_plan import SharePlan
 
+Repeats: TypeAlias = Literal["separate", "share"]
 Layer = Mapping[str, Any]
 """Some of the options by name, as one source has them; those of a later layer win."""
 
@@ -82,10 +85,16 @@ class Sharing:
     )
     fresh_noise: float = option(
         0.75,
-        "Fresh noise, 0 to 1, that equal prompts get when they leave their group, so that their images differ. "
-        "0: they come out identical.",
+        "Fresh noise, 0 to 1, that equal prompts get when they leave a group that they share ('repeats'), so that "
+        "their images differ. 0: they come out identical.",
         low=0,
         high=1,
+    )
+    repeats: Repeats = option(
+        "separate",
+        "Copies of one prompt: 'separate' puts each into another group, so that their images differ as those of two "
+        "seeds do; 'share' lets them share steps with one another: fewer evaluations, images that differ less.",
+        choices=("separate", "share"),
     )
 
     def __post_init__(self) -> None:
@@ -135,7 +144,7 @@ class Sharing:
         Raises:
             InputError: no such file, no JSON object, or a value of the wrong kind.
         """
-        return cls.merged(cls.layer(read_object(Path(path)), str(path)))
+        return cls.merged(cls.layer(read_object(Path(path), max_bytes=SMALL), str(path)))
 
     def save(self, path: str | Path) -> None:
         """Write a policy file, whole or not at all.
@@ -160,10 +169,27 @@ class Sharing:
         """How many steps a group takes together, rungs aside."""
         return part_of_steps(self.share_ratio, num_steps)
 
-    def plan(self, vectors: Any, num_steps: int, rows_per_prompt: int = 2) -> SharePlan:
-        """Group unit vectors, (N, D), and plan."""
-        groups = group_prompts(vectors, self.threshold, self.max_group_size)
-        return self.plan_groups(groups, num_steps, rows_per_prompt, vectors)
+    def plan(
+        self,
+        vectors: Any,
+        num_steps: int,
+        rows_per_prompt: int = 2,
+        copies: Sequence[int] | None = None,
+    ) -> SharePlan:
+        """Group unit vectors, (N, D), and plan.
+
+        Args:
+            copies: for each prompt how many that equal it come before (`copy_numbers`); None: no two are equal.
+        """
+        if copies is None or self.repeats_may_share:
+            groups = group_prompts(vectors, self.threshold, self.max_group_size)
+            return self.plan_groups(groups, num_steps, rows_per_prompt, vectors)
+        groups, numbers = [], np.asarray(copies)
+        for number in np.unique(numbers):
+            chosen = np.flatnonzero(numbers == number)
+            found = group_prompts(vectors[chosen], self.threshold, self.max_group_size)
+            groups += [chosen[group].tolist() for group in found]
+        return self.plan_groups(sorted(groups), num_steps, rows_per_prompt, vectors)
 
     def plan_groups(
         self,
@@ -194,6 +220,11 @@ class Sharing:
         )
 
     # -- noise of each member's own
+
+    @property
+    def repeats_may_share(self) -> bool:
+        """Whether copies of a prompt may be in one group; that they differ is up to `fresh_noise`."""
+        return self.repeats == "share"
 
     @property
     def sets_members_apart(self) -> bool:

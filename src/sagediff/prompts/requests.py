@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, KeysView, Mapping, Set
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -133,7 +133,7 @@ def in_order(values: Any, name: str) -> list[Any]:
         raise InputError(f"`{name}` must be a list of strings, got one string")
     if hasattr(values, "columns") or hasattr(values, "column_names"):
         raise InputError(f"`{name}` is a table ({type(values).__name__}); give one column of it")
-    if isinstance(values, Mapping | Set):
+    if isinstance(values, Mapping | Set) and not isinstance(values, KeysView):
         raise InputError(f"`{name}` is a {type(values).__name__}, whose entries have no order; give a list")
     if not isinstance(values, Iterable):
         raise InputError(f"`{name}` should be a list, got {values!r}")

@@ -88,6 +88,9 @@ class Gathering:
 
     def _known(self, tensors: Mapping[str, Tensor]) -> _Merged:
         """What is kept of such conditions; nothing yet where they are new."""
+        # ControlNet's residuals are new at every step, and too large to keep copies of
+        if any(name.rpartition(".")[0] in self._family.parts for name in tensors):
+            return _Merged({})
         for kept in self._kept:
             if kept.is_of(tensors):
                 return kept

@@ -98,8 +98,9 @@ class PerPrompt:
         The image of a ControlNet is none of that: it is a condition, and merged like others.
         """
         control = self._control_name()
-        names = [name for name in _STARTS if name in self._cuts and name != control]
-        return [tuple(_digest(self._cuts[name]([i])) for name in names) for i in range(self._count)]
+        cuts = [self._cuts[name] for name in _STARTS if name in self._cuts and name != control]
+        own = [cut for cut in cuts if cut([0]) is not cut([self._count - 1])]  # not the same one for all
+        return [tuple(_digest(cut([i])) for cut in own) for i in range(self._count)]
 
     def _check_names(self, keywords: Mapping[str, Any]) -> None:
         kind = type(self._pipe)
@@ -125,9 +126,12 @@ class PerPrompt:
         if kind == "adapter":
             self._check_adapters(name, value)
             return lambda members: value
-        nets = getattr(getattr(self._pipe, "controlnet", None), "nets", None)
-        if nets is not None and name == self._control_name():
-            return self._cut_nets(name, value, len(nets))
+        if name == self._control_name():
+            nets = getattr(self._pipe.controlnet, "nets", None)
+            if nets is not None:
+                return self._cut_nets(name, value, len(nets))
+            if "ControlNetUnion" in type(self._pipe).__name__ and isinstance(value, list | tuple):
+                return self._cut_nets(name, value, len(value))  # one for each kind of control
         if kind == "image" and name == "image" and type(self._pipe).__name__ in _TAKES_REFERENCES:
             return lambda members: value
         return self._cut_rows(name, value, kind)

@@ -21,6 +21,7 @@ from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import ImageRequest, as_requests
+from sagediff.sampling.reading import read_prompts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def plan_prompts(
     groups: Sequence[Sequence[int]] | None = None,
     has_negative: bool | None = None,
     starts: Sequence[Hashable] | None = None,
+    read: Sequence[Hashable] | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -59,6 +61,7 @@ def plan_prompts(
         has_negative: whether a negative prompt goes with every one of them, without which those families do not guide,
             unless a request has one of its own; None: if `true_cfg_scale` is given.
         starts: for each prompt what its image is begun from; only prompts with equal ones share.
+        read: for each prompt what the text encoders read of it (`read_prompts`); None reads them here.
 
     Raises:
         InputError: an empty prompt, or a number out of range.
@@ -86,8 +89,10 @@ def plan_prompts(
         return basis.of(sharing.plan_groups(groups, num_inference_steps))
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
+    if read is None:
+        read = read_prompts(pipe, [request.prompt for request in requests]).keys
     found = group_requests(
-        requests, sharing, lambda texts: np.stack([rows[text] for text in texts]), starts=starts
+        requests, sharing, lambda texts: np.stack([rows[text] for text in texts]), read=read, starts=starts
     )
     return basis.of(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
 

@@ -64,7 +64,7 @@ def read_prompts(pipe: Any, texts: Sequence[str], max_sequence_length: int | Non
         tokens = [_ids(tokenizer, part) for tokenizer in tokenizers]
         for number in range(len(part)):
             rows = [_shortened(ids[number], limit) for ids, limit in zip(tokens, limits, strict=True)]
-            keys.append(bytes_digest(repr(rows).encode()))
+            keys.append(bytes_digest(repr(rows).encode(), size=8))
             if all(len(ids[number]) > limit for ids, limit in zip(tokens, limits, strict=True)):
                 cut.append(start + number)
     return Reading(keys, cut, max(limits))

@@ -23,7 +23,7 @@ from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
-from sagediff.sampling.wave import images_missing, run_wave
+from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
 _OWN = {
     "prompt",
@@ -125,18 +125,19 @@ class SharedSampler:
         groups: Sequence[Sequence[int]] | None = None,
         has_negative: bool | None = None,
         starts: Sequence[Hashable] | None = None,
+        read: Sequence[Hashable] | None = None,
     ) -> SharePlan:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
 
         Args:
             prompts: texts or requests, in any list, column or generator.
-            true_cfg_scale, has_negative, starts: as `plan_prompts` has them.
+            true_cfg_scale, has_negative, starts, read: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts,
+            self.encoder, groups, has_negative, starts, read,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -174,6 +175,8 @@ class SharedSampler:
         num_inference_steps: int = 30,
         guidance_scale: float | None = None,
         seed: int = 0,
+        *,
+        on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> SharedResult:
         """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
@@ -182,6 +185,7 @@ class SharedSampler:
             prompts: texts, or requests that say more than a text, in any list, column or generator.
             guidance_scale: where a request names none; None takes the pipeline's own default.
             seed: every prompt's seed is derived from it, unless its request names one.
+            on_step: called after every step with the number of prompts that took it.
             kwargs: passed to the pipeline (`waves`).
 
         Raises:
@@ -193,21 +197,22 @@ class SharedSampler:
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
         scale = kwargs.get("true_cfg_scale")
+        reading = self.read(requests, kwargs.get("max_sequence_length"))
         plan = self.plan(
             requests,
             num_inference_steps,
             guidance_scale,
             None if scale is None else float(scale),
-            has_negative=_has_negative(kwargs),
+            has_negative=_has_negative(self.pipe, kwargs),
             starts=per_prompt.starts(),
+            read=reading.keys,
         )
         images: list[Any] = [None] * len(requests)
         run = 0
-        reading = self.read(requests, kwargs.get("max_sequence_length"))
         self.check(requests, plan, reading.keys)
         waves = Waves(requests, plan, seed, self.wave_size, read=reading.keys)
         try:
-            for wave in self._waves(waves, requests, per_prompt, guidance_scale, None):
+            for wave in self._waves(waves, requests, per_prompt, guidance_scale, on_step):
                 run += wave.evaluations
                 for index, image in zip(wave.prompts, wave.images, strict=True):
                     images[index] = image
@@ -244,7 +249,7 @@ class SharedSampler:
 
         Raises:
             InputError: as `__call__`.
-            ModelError: after the last wave, where some images were not finite; after the first wave of which none is.
+            ModelError: some images were not finite; after the last wave, or where none of the first two has any image.
         """
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
@@ -262,9 +267,12 @@ class SharedSampler:
         on_step: Callable[[int], None] | None,
     ) -> Iterator[Wave]:
         bad: list[int] = []
+        is_hopeless = Hopeless()
         for task in map(waves.task, range(len(waves))):
             try:
-                yield self._run(task, guidance_scale, on_step, per_prompt.of(task.members))
+                wave = self._run(task, guidance_scale, on_step, per_prompt.of(task.members))
+                is_hopeless(len(wave.images))
+                yield wave
             except ModelError as error:
                 bad += [task.members[row] for row in error.bad]
                 made = {
@@ -272,9 +280,10 @@ class SharedSampler:
                     for i, image in zip(task.members, error.images or (), strict=False)
                     if image is not None
                 }
-                if not made:
+                if is_hopeless(len(made)):
                     break
-                yield Wave(list(made), list(made.values()), task.plan.evaluations)
+                if made:
+                    yield Wave(list(made), list(made.values()), task.plan.evaluations)
         if bad:
             raise images_missing({i: requests[i].prompt for i in sorted(bad)}, bad)
 
@@ -345,9 +354,11 @@ def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:
     return Sharing(**options) if sharing is None else sharing
 
 
-def _has_negative(kwargs: Mapping[str, Any]) -> bool:
-    """Whether negative prompts are given, as texts or as embeddings."""
-    return any(
-        value is not None and name.startswith("negative_prompt") and not name.endswith("mask")
-        for name, value in kwargs.items()
-    )
+def _has_negative(pipe: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the pipeline takes these keywords for negative prompts: a text, or embeddings with all that belongs to
+    them."""
+    if kwargs.get("negative_prompt") is not None:
+        return True
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    wanted = {"negative_prompt_embeds", "negative_pooled_prompt_embeds"} & set(parameters)
+    return bool(wanted) and all(kwargs.get(name) is not None for name in wanted)

@@ -92,6 +92,20 @@ def run_wave(
     return images, run
 
 
+class Hopeless:
+    """Whether a run is to be given up: its first waves, two of them, have no image that is finite, so that most likely
+    no other would have."""
+
+    def __init__(self) -> None:
+        self._made = self._empty = 0
+
+    def __call__(self, images: int) -> bool:
+        """Told after each wave how many images it has."""
+        self._made += images
+        self._empty += images == 0
+        return not self._made and self._empty >= 2
+
+
 def images_missing(
     prompts: Mapping[int, str], bad: Sequence[int], images: Sequence[Any] | None = None
 ) -> ModelError:

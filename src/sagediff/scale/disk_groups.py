@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sagediff.files.atomic import sweep, writing
+from sagediff.files.claim import claimed_output
 from sagediff.files.digest import texts_digest
 from sagediff.files.text_input import is_file
 from sagediff.prompts.embeddings import TextEncoder
@@ -31,19 +32,36 @@ def groups_at_scale(
     options: CoverOptions,
     *,
     source: str = "",
+    copies: Sequence[int] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[list[int]]:
     """Embed and group, on disk.
 
     Args:
+        copies: for each prompt how many that equal it come before, where copies must be in different groups: the first
+            ones are grouped, and the second ones of a group's prompts make a group, and so on. None: they may share.
         source: what the vectors depend on besides the encoder's name (see `embed_to_disk`).
 
     Returns:
         Groups of prompt numbers, every prompt once; each ascending, groups by their first prompt.
 
     Raises:
-        InputError: the folder belongs to other prompts or another encoder. OutputError: it cannot be written to.
+        InputError: the folder belongs to other prompts or another encoder, or another run is writing there.
+        OutputError: it cannot be written to.
     """
+    with claimed_output(folder, "--work"):
+        return _groups(prompts, encoder, folder, options, source, copies, on_progress)
+
+
+def _groups(
+    prompts: Sequence[str],
+    encoder: TextEncoder,
+    folder: Path,
+    options: CoverOptions,
+    source: str,
+    copies: Sequence[int] | None,
+    on_progress: OnProgress | None,
+) -> list[list[int]]:
     report = on_progress or (lambda stage, done, total: None)
     texts, inverse = distinct(prompts)
     vectors = embed_to_disk(
@@ -51,11 +69,39 @@ def groups_at_scale(
     )
     choice = asdict(options) | {"jobs": 0}  # processes change no group
     key = texts_digest([texts_digest(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
+    if copies is not None:
+        key = texts_digest([key, *map(str, copies)])
     groups = load_groups(folder / GROUPS, key)
     if groups is None:
-        groups = group_on_disk(vectors, inverse, options, on_progress)
+        first = np.arange(len(inverse)) if copies is None else np.flatnonzero(np.asarray(copies) == 0)
+        found = group_on_disk(vectors, inverse[first], options, on_progress)
+        groups = [first[group].tolist() for group in found]
+        if copies is not None:
+            groups = with_copies(groups, inverse, copies)
         save_groups(folder / GROUPS, key, groups)
     return groups
+
+
+def with_copies(groups: Sequence[Sequence[int]], inverse: Ints, copies: Sequence[int]) -> list[list[int]]:
+    """Groups of first copies -> groups of all prompts, in which each group holds copies of one number only.
+
+    Args:
+        inverse: (N,) row of each prompt's vector. A copy whose text has another vector than the first one is alone.
+        copies: (N,) how many that equal it come before.
+    """
+    later = {(int(inverse[i]), number): i for i, number in enumerate(copies) if number}
+    last: dict[int, int] = {}
+    for row, number in later:
+        last[row] = max(number, last.get(row, 0))
+    out = [list(group) for group in groups]
+    for group in groups:
+        rows = [int(inverse[i]) for i in group]
+        for number in range(1, max(last.get(row, 0) for row in rows) + 1):
+            members = [i for row in rows if (i := later.pop((row, number), -1)) >= 0]
+            if members:
+                out.append(sorted(members))
+    out += [[i] for i in later.values()]
+    return sorted(out)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Ints]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sagediff.errors import InputError
 from sagediff.files.atomic import output_errors, sweep, write_text
 from sagediff.files.digest import texts_digest
-from sagediff.files.json_input import read_object
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import is_file, stat_of
 from sagediff.prompts.embeddings import TextEncoder, unit_rows
 
@@ -129,7 +129,7 @@ def _state(folder: Path, wanted: dict[str, Any]) -> tuple[int, int, float]:
         return 0, 0, 0.0
     remedy = "it was not written by sagediff; use another folder or remove it"
     try:
-        state = read_object(path)
+        state = read_object(path, max_bytes=SMALL)
     except InputError as error:
         raise InputError(f"{error}; {remedy}") from error
     found: Any = [state.get(name) for name in ("done", "dim", "rounding")]

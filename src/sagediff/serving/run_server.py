@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import PurePath
 
 from sagediff.errors import InputError, SagediffError
+from sagediff.files.claim import claimed_output
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.placement import working_device
 from sagediff.serving.config import ServeConfig
@@ -50,6 +51,8 @@ def run_serve(request: ServeRequest) -> None:
             metrics = Metrics(lambda: engine.waiting, lambda: engine.cache_bytes)
             engine: ImageService
             if request.pool is None:
+                if config.cache_dir is not None:  # replicas claim folders of their own below it
+                    stack.enter_context(claimed_output(config.cache_dir, "--cache-dir", 0o700))
                 engine = local_engine(request, config, config.max_queue, metrics.wave_done, failed)
             else:
                 fleet = ray_fleet(request, config, metrics, request.pool, failed, log.warning)

@@ -87,4 +87,17 @@ def save_adapter(pipe: Any, module: Any, folder: Path, record: dict[str, Any]) -
                 f"none is written to {folder}; lower the learning rate"
             )
         save_file(tensors, partial, metadata)
+        _sort_metadata(partial)
     return folder / WEIGHT_NAME
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: it is written in any, and equal weights shall be equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # as long as it was, unless texts are spelled in another way
+            file.seek(8)
+            file.write(text.ljust(size))

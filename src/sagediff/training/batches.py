@@ -178,6 +178,7 @@ def schedule_warnings(schedule: GroupSchedule, config: TrainConfig, num_images: 
             if counts.in_groups
             else "no image is in a group of two or more"
         )
+        learn = "hardly learn" if counts.in_groups else "do not learn"
         better = schedule.threshold_that_groups(FEW)
         advice = (
             "all captions are equal, and images of one caption are not grouped"
@@ -187,6 +188,6 @@ def schedule_warnings(schedule: GroupSchedule, config: TrainConfig, num_images: 
             else "larger batches or groups would hold more together"
         )
         words.append(
-            f"at threshold {schedule.threshold:g} {together}, so the weights hardly learn to share; {advice}"
+            f"at threshold {schedule.threshold:g} {together}, so the weights {learn} to share; {advice}"
         )
     return words

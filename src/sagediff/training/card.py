@@ -22,8 +22,8 @@ def model_card(
         )
     else:
         trained_for = (
-            f"Not trained to share: no two captions of a batch were at least {config.grouped_at:g} alike, so every "
-            "image was trained on alone."
+            f"Not trained to share: no batch held a group of two or more captions (threshold {config.grouped_at:g}), "
+            "so every image was trained on alone."
         )
     load = (
         f'pipe.load_lora_weights("{weights}")' if config.rank else f'# the denoiser itself: load "{weights}"'

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sagediff.denoiser.condition import mean_condition
 from sagediff.errors import InputError, ModelError
-from sagediff.files.atomic import sweep, write_text, writing
+from sagediff.files.atomic import at_work, output_errors, sweep, write_text, writing
 from sagediff.options import OptionError
 from sagediff.pipelines.loading import load_for_planning, supported_parts
 from sagediff.pipelines.run_settings import own_sharing
@@ -30,13 +30,13 @@ from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.card import model_card
 from sagediff.training.encoding import EncodedExamples
 from sagediff.training.forward_process import ForwardProcess
+from sagediff.training.identity import data_identity, model_identity
 from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
-from sagediff.training.train_config import TrainConfig
+from sagediff.training.run_folder import CHECKPOINTS, LOG, check_output
+from sagediff.training.train_config import WARMUP, TrainConfig
 from sagediff.training.trainable import TrainableDenoiser, check_trainable
 from sagediff.training.trained import NOT_TERMS, Trained, counts_record
 from sagediff.training.validation import draw_validation
-
-LOG = "log.jsonl"
 
 
 def train(pipe: Any, data: CaptionedImages, config: TrainConfig, base: str = "") -> Path:
@@ -48,14 +48,17 @@ def train(pipe: Any, data: CaptionedImages, config: TrainConfig, base: str = "")
     Afterwards the pipeline carries the trained weights (the running mean, if there is one).
 
     Raises:
-        InputError: an output folder in use, a checkpoint of another run, no images, or one that cannot be read.
+        InputError: an output folder in use, a checkpoint of another run, or no images.
+        OutputError: the disk refused, or an image cannot be read; checkpoints are kept.
         ModelError: the loss, its gradient or the weights are not finite. The last checkpoint is kept, no weights are
             written.
     """
     if not len(data):
         raise InputError("there are no images to train on")
     own = own_sharing(Path(str(getattr(pipe, "name_or_path", None) or "")))
-    return _Run(pipe, data, config.with_threshold(own.threshold), base).go()
+    run = _Run(pipe, data, config.with_threshold(own.threshold), base)
+    with at_work(), output_errors(config.out):
+        return run.go()
 
 
 class _Run:
@@ -66,9 +69,10 @@ class _Run:
 
         self.config, self.pipe, self.data = config, pipe, data
         self.base = base or str(getattr(pipe, "name_or_path", None) or type(pipe).__name__)
-        self.checkpoints = config.out / "checkpoints"
-        found = checkpoint.latest(self.checkpoints)
+        self.checkpoints = config.out / CHECKPOINTS
         check_output(config)
+        self.record = config.record() | {"data": data_identity(data), "model": model_identity(pipe)}
+        found = _checkpoint(config, self.checkpoints, self.record)
         try:
             self.accelerator = Accelerator(
                 mixed_precision=config.mixed_precision,
@@ -107,6 +111,11 @@ class _Run:
         if self.accelerator.is_main_process:
             for words in schedule_warnings(self.schedule, config, len(data)):
                 print(f"warning: {words}", file=sys.stderr)
+            if config.lr_warmup_steps is None and config.warmup_steps < WARMUP:
+                print(
+                    f"the learning rate warms up over {config.warmup_steps} of {config.steps} steps",
+                    file=sys.stderr,
+                )
 
         torch.manual_seed(config.seed)
         if config.rank:
@@ -131,10 +140,10 @@ class _Run:
         self.weights = {f"parameter.{name}": p for name, p in self.trained.items()} | {
             f"average.{name}": p for name, p in zip(self.trained, self.average.shadow_params, strict=True)
         }
-        self.record = config.record() | {"data": [len(data), len(self.captions)]}
         self.start = 0
-        if found is not None and config.resume:
-            self.start = checkpoint.restore(found, self.weights, optimizer, self.record)
+        if found is not None:
+            found.restore(self.weights, optimizer)
+            self.start = found.step
             self.average.optimization_step = self.start
         for group in optimizer.param_groups:
             group["initial_lr"] = config.learning_rate  # torch asks for it to begin at a later step
@@ -324,12 +333,13 @@ class _Log:
 
     def __init__(self, path: Path, start: int) -> None:
         self._path = path
-        kept = path.read_text(encoding="utf-8").splitlines()[:start] if path.is_file() and start else []
-        write_text(path, "".join(line + "\n" for line in kept))
+        with output_errors(path):
+            before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() and start else ""
+        write_text(path, "".join(line + "\n" for line in before.split("\n")[:start] if line))
         self._running: dict[str, float] = {}
 
     def write(self, record: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
             if name not in NOT_TERMS:
@@ -340,20 +350,20 @@ class _Log:
         return " ".join(f"{name} {value:.4f}" for name, value in self._running.items())
 
 
-def check_output(config: TrainConfig) -> None:
-    """Refuse a folder that this run must not write to. Writes nothing.
+def _checkpoint(config: TrainConfig, folder: Path, record: dict[str, Any]) -> checkpoint.Checkpoint | None:
+    """What a run goes on from; broken checkpoints that are passed over are named on stderr.
 
     Raises:
-        InputError: in use without `resume`, or `resume` without a checkpoint.
+        InputError: none is whole, or it is of another run.
     """
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file, not a folder")
-    used = out.is_dir() and any(out.iterdir())
-    if used and not config.resume:
-        raise InputError(f"--out {out} is in use; choose another folder, or --resume to go on with that run")
-    if used and checkpoint.latest(out / "checkpoints") is None and not (out / LOG).is_file():
-        raise InputError(f"--resume: {out} holds no checkpoint of a training run")
+    if not config.resume:
+        return None
+    found, broken = checkpoint.newest_whole(folder)
+    if found is not None:
+        found.check(record)
+        for words in broken:
+            print(f"warning: {words}; going on from {found.path.name} before it", file=sys.stderr)
+    return found
 
 
 def check_model(name: str, config: TrainConfig) -> None:

@@ -58,6 +58,9 @@ class SageWeights:
         check(self)
 
 
+WARMUP = 50  # steps, where a run is long enough
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run of `sagediff train`; what each option does is its `help`.
@@ -87,7 +90,7 @@ class TrainConfig:
     )
     gradient_accumulation_steps: int = option(1, "Batches per step.", low=1)
     lr_warmup_steps: int | None = option(
-        None, "Steps of the linear warm-up [default: 50, but at most a quarter of the steps].", low=0
+        None, f"Steps of the linear warm-up [default: {WARMUP}, but at most a quarter of the steps].", low=0
     )
     adam_weight_decay: float = option(1e-2, "Weight decay of AdamW.", flag=False)
     max_grad_norm: float = option(1.0, "Norm that the gradient is cut to.", flag=False)
@@ -188,7 +191,7 @@ class TrainConfig:
     @property
     def warmup_steps(self) -> int:
         """Steps of the warm-up, with the default filled in."""
-        return min(50, self.steps // 4) if self.lr_warmup_steps is None else self.lr_warmup_steps
+        return min(WARMUP, self.steps // 4) if self.lr_warmup_steps is None else self.lr_warmup_steps
 
     def shared_as(self) -> Sharing:
         """The sharing in the middle of what the weights are trained for."""

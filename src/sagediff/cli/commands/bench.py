@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sagediff.cli import options
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.errors import InputError
+from sagediff.files.claim import claimed_output
+from sagediff.files.output_folder import OutputFolder
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
 
@@ -59,6 +61,8 @@ def bench(
         }
     if (lora := model.chosen_lora()) is not None:
         arms["sage"] = arm(lora)
-    from sagediff.cli.comparing import run_bench_command
+    with claimed_output(compared.out):
+        OutputFolder(compared.out).check_free(compared.resume)
+        from sagediff.cli.comparing import run_bench_command
 
-    run_bench_command(arms, compared, measuring, prompt_file)
+        run_bench_command(arms, compared, measuring, prompt_file)

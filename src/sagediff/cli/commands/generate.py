@@ -6,6 +6,7 @@ from typing import Annotated
 
 from sagediff.cli import options
 from sagediff.cli.job_options import Generation, OutputOptions, ScaleOptions, WorkerOptions
+from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
@@ -34,9 +35,10 @@ def generate(
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(texts, settings, output, micro_batch, scale, pool)
     folder, manifest = OutputFolder(output.out), job.manifest()
-    folder.check(manifest, output.resume)
     if output.shard_size is not None:
         check_shard_size(output.shard_size)
-    from sagediff.cli.generation import run_generation  # imports what takes seconds
+    with claimed_output(output.out):
+        folder.check(manifest, output.resume)
+        from sagediff.cli.generation import run_generation  # imports what takes seconds
 
-    run_generation(job, folder, manifest)
+        run_generation(job, folder, manifest)

@@ -40,7 +40,9 @@ def plan(
     from rich.console import Console
 
     from sagediff.distributed.cluster import usable_cores
+    from sagediff.pipelines.content import embedding_source
     from sagediff.pipelines.loading import load_for_planning
+    from sagediff.plan.compatibility import copy_numbers
     from sagediff.progress import stage_bars
     from sagediff.prompts.embeddings import text_encoder
     from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
@@ -55,15 +57,19 @@ def plan(
         settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
     )
     guidance = default_guidance(type(pipe)) if scale_named is None else scale_named
+    reading = read_prompts(pipe, texts)
     if scale.work is not None:
+        copies = None if chosen.repeats_may_share else copy_numbers(reading.keys)
         cover = CoverOptions(chosen.threshold, chosen.max_group_size, jobs=scale.jobs or usable_cores())
         with stage_bars() as show:
             groups = groups_at_scale(
                 texts, text_encoder(pipe, encoder), scale.work, cover,
-                source=settings.embedded_by, on_progress=show,
+                source=embedding_source(settings), copies=copies, on_progress=show,
             )  # fmt: skip
-    found = plan_prompts(texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups)
-    if warning := read_prompts(pipe, texts).warning():
+    found = plan_prompts(
+        texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups, read=reading.keys
+    )
+    if warning := reading.warning():
         print(f"warning: {warning}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.errors import InputError
+from sagediff.files.claim import claimed_output
 from sagediff.pipelines.lora import sharing_record
+from sagediff.training.run_folder import check_output
 from sagediff.training.train_config import SageWeights, TrainConfig
 
 options.FLAGS.update(options.renamed(SageWeights))
@@ -64,16 +68,18 @@ def train(
         if find_spec(module) is None:
             instead = ", or --report-to none" if module in report else ""
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'{instead}")
-    from sagediff.pipelines.loading import load_pipeline, quiet_libraries
-    from sagediff.training.captioned_images import load_images
-    from sagediff.training.loop import check_model, check_output, train
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one writes
+    with claimed_output(config.out) if first else nullcontext():
+        check_output(config)
+        from sagediff.pipelines.loading import load_pipeline, quiet_libraries
+        from sagediff.training.captioned_images import load_images
+        from sagediff.training.loop import check_model, train
 
-    quiet_libraries()
-    check_output(config)
-    check_model(model, config)
-    images = load_images(data)
-    pipe = load_pipeline(model)
-    pipe.set_progress_bar_config(disable=True)
-    path = train(pipe, images, config, model)
+        quiet_libraries()
+        check_model(model, config)
+        images = load_images(data)
+        pipe = load_pipeline(model)
+        pipe.set_progress_bar_config(disable=True)
+        path = train(pipe, images, config, model)
     record = sharing_record(path) if config.rank else None
     print(json.dumps({"weights": str(path), "steps": config.steps, **(record or config.sharing())}))

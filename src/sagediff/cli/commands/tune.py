@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
+from sagediff.files.claim import claimed_file
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def tune(
         sagediff tune --model path/or/hub-id --prompts prompts.txt --metric clip
     """
     settings = resolve(model, sampling, options.named(sharing))
-    from sagediff.cli.tuning import run_tune
+    with claimed_file(searched.out):
+        from sagediff.cli.tuning import run_tune
 
-    run_tune(settings, searched, measuring, prompt_file)
+        run_tune(settings, searched, measuring, prompt_file)

@@ -39,6 +39,7 @@ class MadeImage:
         group_size: members of its group, itself included.
         shared_steps: steps that it took together with others, earlier requests included.
         replayed_steps: those of them that were replayed from an earlier request's.
+        cut_at: tokens that the text encoders read of its prompt, where it is longer; None where they read it all.
     """
 
     image: Any
@@ -49,6 +50,7 @@ class MadeImage:
     group_size: int
     shared_steps: int
     replayed_steps: int = 0
+    cut_at: int | None = None
 
 
 class Ticket:

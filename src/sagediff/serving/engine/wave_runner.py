@@ -30,6 +30,8 @@ from sagediff.serving.engine.sizes import check_size
 from sagediff.serving.engine.ticket import MadeImage, Ticket
 from sagediff.serving.failures import Cancelled
 
+_LARGE = 512 * 512  # pixels from which on a single attention may take long on a CPU
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -125,7 +127,8 @@ class WaveRunner:
             sharing,
             lambda texts: np.stack([by_prompt[text] for text in texts]),
             across_tenants=self.settings.across_tenants,
-            repeats_may_share=sharing.fresh_noise > 0,
+            # without fresh noise, which this solver may not take, they would come out as one image
+            repeats_may_share=sharing.repeats_may_share and sharing.fresh_noise > 0,
             read=self._read([requests[i] for i in rest]),
         )
         return Arrangement(
@@ -155,7 +158,8 @@ class WaveRunner:
         shared, left = sharing.shared_steps(steps), dict[int, int]()
         task = self._task(tickets, arrangement, sharing, steps)
         try:
-            with interruptible(self.pipe, lambda: not all(ticket.gone for ticket in tickets)):
+            large = _pixels(tickets[0].request) >= _LARGE
+            with interruptible(self.pipe, lambda: not all(ticket.gone for ticket in tickets), large=large):
                 images, run = run_wave(
                     self.pipe,
                     task,
@@ -229,10 +233,12 @@ class WaveRunner:
                 value = rows_alone(run.plan, shared)
                 self._reuse.keep(key, vectors, noise[group[0]], recorded[group[0]], value)
 
-    @staticmethod
-    def _images(tickets: Sequence[Ticket], images: Sequence[Any], run: SharedRun) -> list[MadeImage | None]:
+    def _images(
+        self, tickets: Sequence[Ticket], images: Sequence[Any], run: SharedRun
+    ) -> list[MadeImage | None]:
         """Of every ticket; None where its client left on the way."""
         plan = run.plan
+        reading = read_prompts(self.pipe, [ticket.request.prompt for ticket in tickets])
         names = {
             i: (name, len(group)) for group in plan.groups for name in [secrets.token_hex(6)] for i in group
         }
@@ -251,6 +257,7 @@ class WaveRunner:
                 *names[i],
                 plan.branch_steps[i],
                 replayed[i],
+                reading.limit if i in reading.cut else None,
             )
             for i, image in enumerate(images)
         ]
@@ -296,3 +303,8 @@ class WaveRunner:
     def embed(self, prompts: list[str]) -> npt.NDArray[np.float32]:
         """Prompts to unit vectors, (N, D), by which they are grouped."""
         return embed_prompts(prompts, self.pipe, self.settings.encoder).vectors
+
+
+def _pixels(request: QueuedRequest) -> int:
+    """Of its image; 0 for the model's own size."""
+    return 0 if request.width is None or request.height is None else request.width * request.height

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagediff.errors import InputError
+from sagediff.serving.engine.ticket import MadeImage
 from sagediff.serving.failures import (
     Cancelled,
     DeadlineExpired,
@@ -88,9 +89,18 @@ def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def format_fields(body: ParsedBody) -> dict[str, Any]:
-    """The fields of the request that OpenAI repeats in every answer, and what there is to say about others."""
-    warnings = {"warnings": body.warnings} if body.warnings else {}
+def format_fields(body: ParsedBody, *made: MadeImage) -> dict[str, Any]:
+    """The fields of the request that OpenAI repeats in every answer, and `warnings` if there is something to say of
+    others, or of the images that it answers with."""
+    cut = sorted({image.cut_at for image in made if image.cut_at is not None})
+    told = [
+        *body.warnings,
+        *(
+            f"the prompt is longer than the {limit} tokens that the model reads; its end changes nothing"
+            for limit in cut
+        ),
+    ]
+    warnings = {"warnings": told} if told else {}
     return {
         "background": "auto",
         "output_format": body.output_format,
@@ -100,13 +110,15 @@ def format_fields(body: ParsedBody) -> dict[str, Any]:
     }
 
 
-def stream_event(kind: str, body: ParsedBody, data: bytes, more: dict[str, Any]) -> str:
-    """A server-sent event that carries an image."""
+def stream_event(
+    kind: str, body: ParsedBody, data: bytes, more: dict[str, Any], made: MadeImage | None = None
+) -> str:
+    """A server-sent event that carries an image, finished if it is `made`."""
     event = {
         "type": kind,
         "b64_json": base64_text(data),
         "created_at": int(time.time()),
-        **format_fields(body),
+        **format_fields(body, *(() if made is None else (made,))),
         **more,
     }
     return f"event: {kind}\ndata: {json.dumps(event)}\n\n"

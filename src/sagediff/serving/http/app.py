@@ -120,7 +120,7 @@ def create_app(engine: ImageService, config: ServeConfig, metrics: Metrics, num_
                 data.append({"url": str(request.url_for("image", name=name)), **more})
             else:
                 data.append({"b64_json": await asyncio.to_thread(base64_text, file), **more})
-        answer = {"created": int(time.time()), "data": data, **format_fields(parsed)}
+        answer = {"created": int(time.time()), "data": data, **format_fields(parsed, *images)}
         return await asyncio.to_thread(JSONResponse, answer)
 
     @app.post("/v1/images/batches")

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import logging
 import os
-import resource
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -142,6 +141,10 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
 
 def most_connections(wanted: int) -> int:
     """As many connections as wanted, or as the system allows open files beside those that are open now."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such bound
+        return wanted
     try:
         opened = len(os.listdir("/proc/self/fd"))
     except OSError:

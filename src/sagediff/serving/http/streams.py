@@ -100,11 +100,14 @@ class ImageStream:
     async def _complete(self, ticket: Ticket) -> str:
         made = ticket.future.result()
         more = sampling_fields(made, ticket.request.num_inference_steps)
-        return await self._event("image_generation.completed", ticket, made.image, more)
+        return await self._event("image_generation.completed", ticket, made.image, more, made)
 
-    async def _event(self, kind: str, ticket: Ticket, image: Any, more: dict[str, Any]) -> str:
+    async def _event(
+        self, kind: str, ticket: Ticket, image: Any, more: dict[str, Any], made: MadeImage | None = None
+    ) -> str:
         data = await asyncio.to_thread(encode_all, [image], self._body, self._metrics)
-        return stream_event(kind, self._body, data[0], {**more, "index": self._numbers[ticket.request.id]})
+        more = {**more, "index": self._numbers[ticket.request.id]}
+        return stream_event(kind, self._body, data[0], more, made)
 
     # -- from the engine's thread
 
