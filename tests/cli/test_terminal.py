@@ -131,7 +131,13 @@ def test_standard_input_is_a_prompt_file(
 
 def process(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sagediff", *arguments], text=True, stderr=subprocess.PIPE, **options
+        [sys.executable, "-m", "sagediff", *arguments],
+        text=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a test run in the background ignores it
+        **options,
     )
 
 

@@ -53,7 +53,7 @@ def test_four_prompts_cannot_show_a_loss_of_one_percent(
     assert main([*command, "--threshold", "-1", "--share-ratio", "0.7", "--max-group-size", "32"]) == 0
     said = capsys.readouterr()
     assert "4 different prompts cannot show a loss of at most 0.01" in said.err
-    assert "at least 183 are needed" in said.err and "shares nothing" in said.err
+    assert "at least 184 are needed" in said.err and "shares nothing" in said.err
     record = json.loads(said.out)
     assert record["share_ratio"] == 0 and record["rungs"] == [] and record["tuned"]["trials"] == 1
     assert Sharing.load(out).share_ratio == 0

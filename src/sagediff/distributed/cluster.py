@@ -82,10 +82,10 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
             import ray.serve
     except ImportError as error:
         raise InputError("--ray needs Ray: pip install 'sagediff[ray]'") from error
+    if options.address is not None and "RAY_USE_TLS" not in os.environ:
+        check_reachable(_found_address(options.address))
     own = not ray.is_initialized()
     if own:
-        if options.address is not None and "RAY_USE_TLS" not in os.environ:
-            check_reachable(_found_address(options.address))
         try:
             if options.address is None:
                 ray.init("local", num_cpus=usable_cores(), logging_level="ERROR", include_dashboard=False)

@@ -32,7 +32,7 @@ def loss_at_most(before: Sequence[float], after: Sequence[float], confidence: fl
     if not whole > 0:
         return math.inf
     losses = np.append(alone - np.asarray(after, float), whole)
-    error = float(losses.std()) / math.sqrt(len(losses))
+    error = float(losses.std(ddof=1)) / math.sqrt(len(losses))
     return (float(losses.mean()) + NormalDist().inv_cdf(confidence) * error) / whole
 
 
@@ -44,7 +44,4 @@ def prompts_needed(budget: float, confidence: float) -> int | None:
     if budget <= 0:
         return None
     errors = NormalDist().inv_cdf(confidence)
-    count = max(1, math.floor((1 + errors) / budget) - 3)
-    while (1 + errors * math.sqrt(count / (count + 1))) / (count + 1) > budget:
-        count += 1
-    return count
+    return max(1, math.ceil((1 + errors) / budget * (1 - 1e-12)) - 1)

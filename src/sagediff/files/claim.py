@@ -33,8 +33,12 @@ def claimed_output(folder: Path, option: str = "--out", mode: int = 0o777) -> It
         InputError: another run is writing there, or it is a file. OutputError: the disk refused.
     """
     words, beside = f"{option} {folder}", _lock_beside(folder)
+    missing: list[Path] = []
     with _nameable(words, OSError):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        path = folder
+        while not path.exists():
+            missing.append(path)
+            path = path.parent
     _refuse_held(beside, words)  # before a folder stands where that run is about to put its file
     lock = _locked_in(folder, words, mode)
     try:
