@@ -7,9 +7,10 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from engines import POLICY, SETTINGS
+from engines import POLICY, SETTINGS, SHARING
 
 from sagediff import embed_prompts
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter, RouteReason
@@ -21,6 +22,8 @@ from sagediff.serving.fleet.messages import Command, Event
 from sagediff.serving.fleet.replica_fleet import Fleet
 from sagediff.serving.fleet.replica_host import ReplicaHost
 
+_COPIES = replace(SHARING, repeats="share")
+COPIES_SHARE = replace(SETTINGS, sharing=_COPIES, guided=_COPIES)
 PATIENCE = 300.0  # seconds that anything may take beside busy cores
 
 
@@ -147,7 +150,7 @@ class LocalFleet:
     def __init__(
         self,
         pipes: list[Any],
-        settings: ModelSettings = SETTINGS,
+        settings: ModelSettings = COPIES_SHARE,
         policy: BatchPolicy = POLICY,
         affinity: AffinityPolicy = AffinityPolicy(0.35, 8),  # noqa: B008
         load: Callable[[int], Any] | None = None,

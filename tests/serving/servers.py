@@ -19,8 +19,9 @@ from sagediff.serving.engine.wave_runner import ModelSettings
 from sagediff.serving.http.server import server_for
 from sagediff.serving.metrics import Metrics
 
-SHARED = Sharing(threshold=0.35, share_ratio=0.5, unguided=1.0, handover_noise=1.0)
-GUIDED = Sharing(threshold=0.35, share_ratio=0.5)
+# copies of a prompt share, so that few prompts are enough for groups
+SHARED = Sharing(threshold=0.35, share_ratio=0.5, unguided=1.0, handover_noise=1.0, repeats="share")
+GUIDED = Sharing(threshold=0.35, share_ratio=0.5, repeats="share")
 SETTINGS = ModelSettings(SHARED, GUIDED, guidance_scale=4.0)
 
 LEAVES = httpx.Timeout(300, read=0.3)  # a client that has asked, and does not wait for the answer

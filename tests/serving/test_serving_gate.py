@@ -136,9 +136,11 @@ def test_the_connection_ends_with_a_body_that_was_not_read(server: Address) -> N
 @pytest.mark.parametrize(
     "body, words",
     [
-        (b"[" * 60_000, "more than 32 deep"),
-        (b'{"prompt": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "more than 32 deep"),
-        (b"[" + b"[]," * 20_000 + b"[]]", "a JSON object"),
+        (b"[" * 5_000, "more than 32 deep"),
+        (b'{"prompt": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", "more than 32 deep"),
+        (b"[" + b"[]," * 2_000 + b"[]]", "a JSON object"),
+        (b'{"a": [' + b"{}," * 20_000 + b"{}]}", "more than 10000 values"),
+        (b'{"a": "\\\\", "b": [' + b'"\\"",' * 10_000 + b"1]}", "more than 10000 values"),
         (b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", "5000 digits"),
         (b'{"prompt": "a", "seed": 1e999}', "not finite"),
         (b'{"prompt": "a", "guidance_scale": NaN}', "not finite"),
@@ -151,7 +153,7 @@ def test_the_connection_ends_with_a_body_that_was_not_read(server: Address) -> N
         (b'{"prompt": "a\\u001b[31m"}', "U+001B"),
         (b'{"prompt": "a", "n": []}', "n: Input should be a valid integer"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_json_that_is_none_or_out_of_bounds_is_a_400_in_words(
     server: Address, body: bytes, words: str
@@ -175,6 +177,15 @@ def test_a_body_that_is_not_said_to_be_json_is_refused_by_the_name_of_the_header
     error = made.json()["error"]
     assert (made.status_code, error["param"]) == (415, None)
     assert "Content-Type: application/json" in error["message"] and (kind or "none") in error["message"]
+
+
+def test_what_stands_in_texts_does_not_count(server: Address) -> None:
+    texts = ["[{,}]" * 700, '"\\"' * 1000, "\\" * 3999 + '"', "ж," * 1900]
+    body = json.dumps({"prompts": texts, "user": "[" * 9000, "response_format": "url"})
+    made = httpx.post(
+        f"{server.url}/v1/images/batches", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert "b64_json, not url" in made.json()["error"]["message"]  # it came as far as that
 
 
 def test_many_names_twice_are_found_at_once(server: Address) -> None:

@@ -132,7 +132,9 @@ class ServeConfig(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
-            raise InputError(f"the server's setting `{name}` is invalid: {first['msg']}") from None
+            raise InputError(
+                f"the server's setting `{name}` is invalid: {first['msg'].removeprefix('Value error, ')}"
+            ) from None
         if config.max_n > config.max_queue:
             raise InputError(
                 f"max_n ({config.max_n}) must not exceed max_queue ({config.max_queue}): such a request would "

@@ -143,10 +143,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _own_error(error: Exception) -> Exception:
     if isinstance(error, Cancelled | InputError):
         return error
-    if isinstance(error, ModelError):  # without its message, which names the prompt
-        failed = ImageFailed(_NOT_FINITE)
-        failed.__cause__ = error.with_traceback(None)
-        return failed
+    if isinstance(error, ModelError):  # without its message, which would bring the prompt into the log
+        return ImageFailed(_NOT_FINITE)
     if refused_by_pipeline(error):
         refused = RefusedByPipeline(f"the model does not take this request: {str(error)[:500]}")
         refused.__cause__ = error

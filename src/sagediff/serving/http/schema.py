@@ -108,7 +108,7 @@ def parse_body(
     if body.model is not None and body.model != config.model_name:
         raise RequestProblem(
             "model",
-            f"the model {body.model!r} does not exist here; this server has {config.model_name!r}",
+            f"the model {body.model[:80]!r} does not exist here; this server has {config.model_name!r}",
             "model_not_found",
         )
     many = isinstance(body, BatchBody)
