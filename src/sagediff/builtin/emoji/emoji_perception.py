@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -15,6 +14,7 @@ from torch import Tensor
 from sagediff.builtin.emoji import naming_dir
 from sagediff.builtin.emoji.naming_tower import load_naming
 from sagediff.builtin.emoji.svg_render import IMAGE_SIZE
+from sagediff.builtin.held_out import draw_captions, features_of
 from sagediff.errors import InputError
 from sagediff.evaluation.feature_networks import open_features
 from sagediff.files.json_input import parse_object
@@ -90,12 +90,7 @@ def reference_features(captions: Sequence[str] | None = None) -> Tensor:
     """
     with safe_open(_reference_file(), "pt") as file:
         features: Tensor = file.get_tensor("features").float()
-    if captions is None:
-        return features
-    place = {caption: i for i, caption in enumerate(_held_out())}
-    if unknown := [caption for caption in captions if caption not in place]:
-        raise InputError(f"no artwork is shipped of {unknown[0]!r}; only of held-out captions")
-    return features[[place[caption] for caption in captions]]
+    return features_of(_held_out(), features, captions)
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[str]:
@@ -104,10 +99,7 @@ def held_out_captions(count: int, seed: int = 0) -> list[str]:
     Raises:
         InputError: there are not so many, or the file that lists them is missing.
     """
-    captions = _held_out()
-    if not 1 <= count <= len(captions):
-        raise InputError(f"captions must lie in [1, {len(captions)}], all that are held out, got {count}")
-    return [captions[i] for i in sorted(np.random.default_rng(seed).permutation(len(captions))[:count])]
+    return draw_captions(_held_out(), count, seed)
 
 
 def _held_out() -> list[str]:

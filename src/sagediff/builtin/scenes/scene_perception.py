@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sagediff.builtin.held_out import draw_captions, features_of
 from sagediff.builtin.scenes import judge_dir, weights_dir
 from sagediff.builtin.scenes.networks import load_judge, load_score_tower
 from sagediff.builtin.scenes.tokenizer import MAX_LENGTH
@@ -68,12 +68,7 @@ def reference_features(captions: Sequence[str] | None = None) -> Tensor:
         InputError: a caption that is not held out, and so has no render there.
     """
     features = load_file(judge_dir() / "reference.safetensors")["features"].float() / FEATURE_SCALE
-    if captions is None:
-        return features
-    place = {scene.caption: i for i, scene in enumerate(held_out_scenes())}
-    if unknown := [caption for caption in captions if caption not in place]:
-        raise InputError(f"no render is shipped of {unknown[0]!r}; only of held-out captions")
-    return features[[place[caption] for caption in captions]]
+    return features_of([scene.caption for scene in held_out_scenes()], features, captions)
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[str]:
@@ -82,11 +77,7 @@ def held_out_captions(count: int, seed: int = 0) -> list[str]:
     Raises:
         InputError: there are not so many.
     """
-    scenes = held_out_scenes()
-    if not 1 <= count <= len(scenes):
-        raise InputError(f"captions must lie in [1, {len(scenes)}], all that are held out, got {count}")
-    order = np.random.default_rng(seed).permutation(len(scenes))[:count]
-    return [scenes[i].caption for i in sorted(order)]
+    return draw_captions([scene.caption for scene in held_out_scenes()], count, seed)
 
 
 def _parts(images: Tensor) -> Sequence[Tensor]:
