@@ -34,7 +34,7 @@ def claimed_output(folder: Path, option: str = "--out", mode: int = 0o777) -> It
     """
     words, beside = f"{option} {folder}", _lock_beside(folder)
     with _nameable(words, OSError):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = _missing(folder)
     _refuse_held(beside, words)  # before a folder stands where that run is about to put its file
     lock = _locked_in(folder, words, mode)
     try:
@@ -45,6 +45,15 @@ def claimed_output(folder: Path, option: str = "--out", mode: int = 0o777) -> It
         for made in missing:
             with suppress(OSError):
                 made.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, innermost first."""
+    found = []
+    while not folder.exists():
+        found.append(folder)
+        folder = folder.parent
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def _image(folder: Path, name: object, where: str) -> Path:
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: no such image: {shortened(repr(name))}; `file_name` should name one")
     file = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if Path(name).is_absolute() or os.pardir in Path(name).parts:
         raise InputError(f"{where}: `file_name` leaves the folder: {shortened(name)}")
     try:
         there = is_file(file)
