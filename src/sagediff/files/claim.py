@@ -33,12 +33,8 @@ def claimed_output(folder: Path, option: str = "--out", mode: int = 0o777) -> It
         InputError: another run is writing there, or it is a file. OutputError: the disk refused.
     """
     words, beside = f"{option} {folder}", _lock_beside(folder)
-    missing: list[Path] = []
     with _nameable(words, OSError):
-        path = folder
-        while not path.exists():
-            missing.append(path)
-            path = path.parent
+        missing = _missing(folder)
     _refuse_held(beside, words)  # before a folder stands where that run is about to put its file
     lock = _locked_in(folder, words, mode)
     try:
@@ -49,6 +45,15 @@ def claimed_output(folder: Path, option: str = "--out", mode: int = 0o777) -> It
         for made in missing:
             with suppress(OSError):
                 made.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, innermost first."""
+    found = []
+    while not folder.exists():
+        found.append(folder)
+        folder = folder.parent
+    return found
 
 
 @contextmanager

@@ -110,7 +110,13 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
     import diffusers
 
     if folder is not None:
-        index, where = read_object(folder / INDEX, max_bytes=SMALL), str(folder / INDEX)
+        where = str(folder / INDEX)
+        try:
+            index = read_object(folder / INDEX, max_bytes=SMALL)
+        except InputError as error:
+            raise InputError(
+                f"cannot load the model {str(name_or_path)!r}: its index names no pipeline: {error}"
+            ) from error
     else:
         where = f"{INDEX} of {name_or_path}"
         try:

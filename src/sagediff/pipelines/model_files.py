@@ -99,9 +99,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _roots(folder: Path) -> list[Path]:
     """The folders that a model's files may lie in."""
-    own = folder.resolve()
+    own = above = folder.resolve()
     roots = [own]
-    for above in own.parents:
+    while above != above.parent:
+        above = above.parent
         if above.name == "snapshots" and above.parent.name.startswith("models--"):
             roots.append(above.parent / "blobs")
     return roots
