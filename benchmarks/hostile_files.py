@@ -37,6 +37,8 @@ from safetensors.torch import load_file, save
 
 from sagediff.builtin.scenes import lora_dir, weights_dir
 from sagediff.errors import InputError
+from sagediff.evaluation.search import Measured
+from sagediff.evaluation.trials import TrialFile
 from sagediff.files.image_input import open_rgb
 from sagediff.files.imagefolder import read_imagefolder
 from sagediff.files.output_folder import OutputFolder
@@ -58,6 +60,7 @@ from sagediff.serving.engine.cache_files import (
     read_entry,
     write_entry,
 )
+from sagediff.training import checkpoint
 
 # -- files of every kind, and their readers
 
@@ -67,9 +70,9 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        name: of the file that holds it; readers go by endings.
+        name: of the file that holds it, below a folder of its own; readers go by endings.
         good: a whole one.
-        read: reads the file, which lies alone in its folder.
+        read: reads the file, which nothing else lies beside.
     """
 
     name: str
@@ -110,6 +113,8 @@ def kinds() -> dict[str, Kind]:
         "TIFF": Kind("a.tif", _image("TIFF"), open_rgb),
         "WebP": Kind("a.webp", _image("WEBP"), open_rgb),
         "groups": Kind("groups.npz", _groups(), lambda file: load_groups(file, "key")),
+        "checkpoint": Kind(*_checkpoint(), lambda file: checkpoint.newest_whole(file.parent.parent)),
+        "trials": Kind("trials.jsonl", _trials(), lambda file: TrialFile(file, {"a": 1}).read()),
         "cache entry": Kind(*_entry(), lambda file: read_entry(file, 1 << 20)),
     }  # fmt: skip
 
@@ -176,6 +181,24 @@ def _groups() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         save_groups(Path(folder) / "groups.npz", "key", [[0, 2], [1]])
         return (Path(folder) / "groups.npz").read_bytes()
+
+
+def _checkpoint() -> tuple[str, bytes]:
+    weights = {"a": torch.nn.Parameter(torch.ones(3))}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(
+            Path(folder), 3, weights, torch.optim.AdamW(weights.values()), {"steps": 9, "rank": 2}, 1
+        )
+        file = next(Path(folder).rglob("*.safetensors"))
+        return str(file.relative_to(folder)), file.read_bytes()
+
+
+def _trials() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        trials = TrialFile(Path(folder) / "trials.jsonl", {"a": 1})
+        for ratio in (0.2, 0.4):
+            trials.add(Sharing(0.35, ratio, rungs=((0.5, 0.6),)), Measured((0.9, 0.8), (0.1,)))
+        return trials.path.read_bytes()
 
 
 def _entry() -> tuple[str, bytes]:
@@ -334,6 +357,7 @@ def _measured(kind: Kind, data: bytes) -> tuple[str, float, float]:
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
             sys.stderr = nowhere
             file = Path(folder) / kind.name
+            file.parent.mkdir(exist_ok=True)
             file.write_bytes(data)
             before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
             found = outcome(kind, file)
@@ -377,6 +401,7 @@ def main() -> None:
     for name, kind in table.items():  # what is imported on the way is no file's
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / kind.name
+            file.parent.mkdir(exist_ok=True)
             file.write_bytes(kind.good)
             _ = name == "parquet" or outcome(kind, file)
     print(

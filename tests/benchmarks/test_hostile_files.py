@@ -18,6 +18,7 @@ KINDS = hostile_files.kinds()
 def read(kind: hostile_files.Kind, data: bytes, folder: Path) -> str:
     """What comes of a file with these bytes."""
     file = folder / kind.name
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(data)
     return hostile_files.outcome(kind, file)
 

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from sagediff.builtin.scenes import lora_dir, weights_dir
-from sagediff.cli import main
+from sagediff.cli import generation, main
 from sagediff.files.claim import claimed_file, claimed_output
 
 PROMPTS = [f"a large {thing} at the top on a red background" for thing in ("cat", "star", "cake", "heart")]
@@ -188,6 +189,61 @@ def test_shards_take_no_image_that_is_not_whole(
     for name in ("000000.tar", "000001.tar", "000000.parquet", "000001.parquet"):
         assert (out / "shards" / name).read_bytes() == (finished / "shards" / "shards" / name).read_bytes()
     assert not list((out / "images").iterdir())
+
+
+class _Killed(BaseException):
+    """What no handler catches, as a kill would not be."""
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs take one pipeline, as loading it takes longer than all else here."""
+    pipe = cache(generation.open_pipeline)
+    monkeypatch.setattr(generation, "open_pipeline", lambda model: pipe(model))
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_a_kill_at_any_write_changes_no_byte(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None, kind: str
+) -> None:
+    """Each run is killed two writes later than the one before it, with the file half written or not yet renamed."""
+    command = [*GENERATE, *(["--shard-size", "2"] if kind == "shards" else [])]
+    whole = everything(finished / kind)
+    del whole["report.json"]  # holds times
+    rename, write, left = os.replace, Path.write_bytes, 0
+
+    def killed_rename(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _Killed
+        rename(source, target)
+
+    def killed_write(path: Path, data: bytes) -> int:
+        if left == 0:
+            write(path, data[: len(data) // 2])
+            raise _Killed
+        return write(path, data)
+
+    for number in range(0, 30, 2):
+        out = tmp_path / str(number)
+        left = number
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed_rename)
+            if number % 4:
+                patch.setattr(Path, "write_bytes", killed_write)
+            try:
+                ended = main([*command, "--out", str(out)]) == 0
+            except _Killed:
+                ended = False
+        assert ended or list(out.rglob("*.partial"))
+        assert main([*command, "--out", str(out), "--resume"]) == 0
+        after = everything(out)
+        del after["report.json"]
+        assert after == whole
+        if ended:
+            break
+    assert ended and number > 6
 
 
 # -- exit code 2 leaves nothing

@@ -64,6 +64,22 @@ def test_names_that_cannot_be_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+ONCE = [
+    ("--prompts", "p.txt"), ("--model", "demo"), ("--lora", "a"), ("--policy", "p"), ("--steps", "3"),
+    ("--guidance", "2"), ("--threshold", "0.5"), ("--share-ratio", "0.5"), ("--max-group-size", "3"),
+    ("--shared-guidance", "same"), ("--scheduler", "ddim"), ("--device", "cpu"), ("--no-lora",), ("--work", "w"),
+    ("--encoder", "e"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ONCE, ids=lambda option: option[0])
+def test_an_option_of_one_value_is_given_once(
+    capsys: pytest.CaptureFixture[str], option: tuple[str, ...]
+) -> None:
+    assert main(["plan", *option, *option]) == 2
+    assert f"{option[0]} is given more than once" in told(capsys)
+
+
 def test_prompts_are_shown_as_they_are() -> None:
     from rich.console import Console
 

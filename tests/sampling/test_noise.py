@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tiny import tiny
 from sagediff.errors import UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
+from sagediff.sampling.noise import MemberNoise
 
 STEPS = 5
 
@@ -188,6 +190,23 @@ def test_a_seed_decides_stochastic_solvers_that_are_handed_no_generator(family: 
     alone = sample(SharePlan.from_groups([[0]], STEPS, 0.4), [8], [6], [2])
     torch.testing.assert_close(one[1:2], alone, rtol=0, atol=1e-5)
     assert "prepare_latents" not in vars(case.pipe)
+
+
+def test_a_solver_does_not_draw_the_initial_noise_again() -> None:
+    """A group starts from the noise of one member's seed, which then goes on with other numbers."""
+    plan = make_plan(0.4)
+    noise = MemberNoise(tiny("sd", "euler_a").pipe.scheduler, plan, member_noise=[5, 6, 7, 8])
+    run = SimpleNamespace(plan=plan, step=3)
+    start = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6, 7, 8)]
+    drawn = [
+        [torch.randn(4, generator=each) for each in noise.generators(run, plan.generators(0))]  # type: ignore[arg-type, union-attr]
+        for _ in range(2)
+    ]
+    assert not any(torch.equal(row, initial) for rows in drawn for row in rows for initial in start)
+    assert len({tuple(row.tolist()) for rows in drawn for row in (rows[0], rows[2], rows[3])}) == 6
+    noise.begin()
+    again = [torch.randn(4, generator=each) for each in noise.generators(run, plan.generators(0))]  # type: ignore[arg-type, union-attr]
+    assert all(torch.equal(again[i], drawn[0][i]) for i in range(4))
 
 
 def test_a_solver_that_draws_its_own_noise_is_refused() -> None:

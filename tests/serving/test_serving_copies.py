@@ -19,7 +19,7 @@ def test_requests_that_read_alike_come_out_different(demo: Any) -> None:
     with running(demo, settings, BatchPolicy(window=30.0, max_batch=len(ALIKE))) as (engine, reports):
         made = results(engine.submit([wanted(str(i), text) for i, text in enumerate(ALIKE)]))
     images = [np.asarray(each.image, dtype=int) for each in made]
-    assert reports[0].group_sizes == (len(ALIKE),)
+    assert sum(reports[0].group_sizes) == len(ALIKE)  # one wave, in whatever groups
     for i in range(len(images)):
         for j in range(i):
             assert np.abs(images[i] - images[j]).mean() > 1

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError
 
 import sagediff
 from sagediff.cli.options import flag_name
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(tokens)
         flush_stdout()
         return code
+    except RepeatArgumentError as error:
+        return complain(f"{error.token.keyword} is given more than once; give it once", 2)
     except CycloptsError as error:
         return complain(str(error), 2)
     except OptionError as error:

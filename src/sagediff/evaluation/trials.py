@@ -123,9 +123,9 @@ class TrialFile:
         found: dict[Sharing, Measured] = {}
         with output_errors(self.path):
             content = self.path.read_bytes() if self.path.is_file() else b""
-        for number, line in enumerate(content.split(b"\n"), 1):
+        for line in filter(bytes.strip, dict.fromkeys(content.split(b"\n"))):  # equal ones once
             with suppress(InputError, KeyError):  # a line cut short by a kill, or written by somebody else
-                entry = parse_object(line, f"{self.path}, line {number}")
+                entry = parse_object(line, f"a line of {self.path}")
                 if entry["about"] == self._about:
                     measured = Measured(
                         _figures(entry["quality"]), _figures(entry["apart"]), _figures(entry["each"])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sagediff.denoiser.scheduler import corrects_last_state, noise_in, noise_levels_of, prediction_type
 from sagediff.errors import InputError
+from sagediff.files.digest import number_of
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.run import SharedRun
 
@@ -70,16 +71,25 @@ class MemberNoise:
 
     def begin(self) -> None:
         """A run of the pipeline begins: generators start anew."""
-        self._generators: dict[int, torch.Generator] = {}
+        self._generators: dict[tuple[int, bool], torch.Generator] = {}
         self._fallback: torch.Generator | None = None
 
-    def _generator(self, prompt: int) -> torch.Generator | None:
-        """The prompt's own generator; None (torch's) without seeds."""
+    def _generator(self, prompt: int, for_solver: bool = False) -> torch.Generator | None:
+        """The prompt's own generator; None (torch's) without seeds.
+
+        Args:
+            for_solver: the one that its solver draws from.  A group's initial noise often has the seed of one of its
+                members, so that one's solver must not begin with the same numbers: it would add to the noise in the
+                state as much again, not what is missing.
+        """
         if self._seeds is None:
             return None
-        if prompt not in self._generators:
-            self._generators[prompt] = torch.Generator().manual_seed(int(self._seeds[prompt]))
-        return self._generators[prompt]
+        key = prompt, for_solver
+        if key not in self._generators:
+            seed = int(self._seeds[prompt])
+            seed = number_of(f"solver\0{seed}") >> 1 if for_solver else seed
+            self._generators[key] = torch.Generator().manual_seed(seed)
+        return self._generators[key]
 
     def generators(self, run: SharedRun, given: Generators) -> Generators:
         """What the solver's call draws from: prompts past their branch point from generators of their own, prompts
@@ -102,7 +112,7 @@ class MemberNoise:
         if len(rows) != plan.num_prompts:
             rows = rows[:1] * plan.num_prompts
         for prompt in branched:
-            rows[prompt] = self._generator(prompt)
+            rows[prompt] = self._generator(prompt, for_solver=True)
         return rows
 
     def added(self, run: SharedRun, state: Tensor, given: Mapping[str, Any]) -> Tensor:

@@ -34,6 +34,7 @@ from sagediff.builtin.world_judges import judge_of
 from sagediff.cli import main as sagediff
 from sagediff.errors import InputError
 from sagediff.evaluation.perception import Judging, Perception
+from sagediff.files.claim import claimed_file
 from sagediff.pipelines import loading
 from sagediff.pipelines.sentence_encoder import TEXT_WIDTH, load_encoder, load_tokenizer
 
@@ -219,6 +220,17 @@ def test_missing_weights_and_a_missing_package_are_said_before_anything_loads(
     for missing in (EmojiPerception, reference_features, lambda: emoji_perception.held_out_captions(2)):
         with pytest.raises(InputError, match="this installation holds no"):
             missing()
+
+
+def test_a_stage_runs_once_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    with claimed_file(tmp_path / "out" / "unet.checkpoint.safetensors"):
+        assert main(["unet", "--out", str(tmp_path / "out")]) == 2
+        assert "is being written by another run" in capsys.readouterr().err
+        assert main(["autoencoder", "--out", str(tmp_path / "out")]) == 2
+        assert "run the stage `data`" in capsys.readouterr().err
+    assert main(["unet", "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_stages_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

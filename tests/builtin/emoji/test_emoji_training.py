@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
-from sagediff.builtin.emoji.naming_tower import DIM, CaptionTable, NamingTower
+from sagediff.builtin.emoji.naming_tower import DIM, FILE, CaptionTable, NamingTower, load_naming
 from sagediff.builtin.emoji.training.flow_unet import draw_times, mix
 from sagediff.builtin.emoji.training.latents import decode, encode, normalise_latents, vary
-from sagediff.builtin.emoji.training.naming_stage import augment
+from sagediff.builtin.emoji.training.naming_stage import augment, write_naming
 from sagediff.builtin.training.architectures import new_autoencoder
 from sagediff.builtin.training.contrast import choice_terms
+from sagediff.errors import InputError
 
 
 def test_normalised_latents_decode_to_the_same_images() -> None:
@@ -100,3 +104,21 @@ def test_the_tower_learns_to_tell_captions_apart() -> None:
     assert vectors.shape == (6, DIM)
     table = CaptionTable(list("abcdef"), list("abcdef"), ["noto"] * 6, vectors)
     assert table.right(tower.image(images).detach(), list(range(6))).all()
+
+
+def test_the_judge_reads_back_as_many_captions_as_the_world_has(tmp_path: Path) -> None:
+    captions = [
+        f"a woman in motorized wheelchair with medium-dark skin tone {i}, in the style of Fluent Flat"
+        for i in range(16_000)
+    ]
+    table = CaptionTable(
+        captions, captions, ["noto"] * len(captions), torch.eye(DIM).repeat(63, 1)[: len(captions)]
+    )
+    path = write_naming(tmp_path / FILE, NamingTower(), table)
+    tower, found = load_naming(tmp_path)
+    assert (found.captions, found.vendors) == (captions, table.vendors)
+    assert torch.allclose(found.vectors, table.vectors)
+    assert not tower.training
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="not the judge's file"):
+        load_naming(tmp_path)

@@ -36,7 +36,7 @@ class NamingTower(nn.Module):
     def __init__(self, mean: Tensor | None = None, deviation: Tensor | None = None) -> None:
         super().__init__()
         self.image = ImageEncoder(DIM, WIDTHS)
-        self.text = nn.Sequential(nn.Linear(TEXT_WIDTH, 2 * DIM), nn.SiLU(), nn.Linear(2 * DIM, DIM))
+        self.text = nn.Linear(TEXT_WIDTH, DIM)  # a vendor's captions can all be told apart by it
         self.log_scale = nn.Parameter(torch.tensor(3.0))
         self.register_buffer("mean", torch.zeros(TEXT_WIDTH) if mean is None else mean)
         self.register_buffer("deviation", torch.ones(TEXT_WIDTH) if deviation is None else deviation)

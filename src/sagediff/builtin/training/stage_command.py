@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ import torch
 
 from sagediff.builtin.training.stage_loop import LoopConfig, bf16_pays
 from sagediff.errors import InputError, SagediffError
+from sagediff.files.atomic import output_errors
+from sagediff.files.claim import claimed_file
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,25 @@ def run_stages(
     config = config_type(**{field.name: getattr(args, field.name) for field in fields(config_type)})
     try:
         for name in stages if args.stage == "all" else [args.stage]:
-            print(stages[name](config), file=sys.stderr)
+            with _claimed(config.out, name):
+                print(stages[name](config), file=sys.stderr)
     except SagediffError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+@contextmanager
+def _claimed(out: Path, stage: str) -> Iterator[None]:
+    """Inside, no other process runs that stage into the folder; other stages may run beside it."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with claimed_file(out / f"{stage}.checkpoint.safetensors"):
+            yield
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # if nothing was written
 
 
 def require(folder: Path, names: Sequence[str], remedy: str) -> None:

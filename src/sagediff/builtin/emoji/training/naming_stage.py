@@ -74,7 +74,7 @@ def train_naming(config: EmojiStageConfig) -> Path:
     def report(average: NamingTower, done: int) -> Mapping[str, float]:
         return naming_figures(average, pool, config.device)
 
-    loop = config.loop("naming", 4500, 2e-3, SEED, ema=0.99, report_every=config.report_every)
+    loop = config.loop("naming", 4000, 2e-3, SEED, ema=0.99, report_every=config.report_every)
     trained = train(loop, tower, losses, report).to("cpu")
     return write_naming(config.out / FILE, trained, with_vectors(trained, pool))
 
