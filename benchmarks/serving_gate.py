@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,20 @@ def arrays(server: Running, expected: int) -> tuple[str, bool]:
     )
 
 
+def flood(server: Running) -> tuple[str, bool]:
+    """Bodies of a size that is taken, many at a time, which would take long to parse."""
+    body = b'{"a": [' + b"{}," * 300_000 + b"{}]}"
+
+    def send(number: int) -> int:
+        url = server.url + PATH
+        return httpx.post(url, content=body, headers=JSON, timeout=60, verify=False).status_code
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(24) as threads:
+        found = set(threads.map(send, range(72)))
+    return f"{found} after {time.monotonic() - start:.1f} s", found == {400}
+
+
 def key(number: int = KEYS - 1) -> dict[str, str]:
     return {"Authorization": f"Bearer secret{number}"}
 
@@ -271,6 +286,7 @@ def main() -> None:
             attack("foreign Host", health, lambda: foreign(server))
             attack("Content-Length: 5 beside chunks", health, lambda: smuggled(server))
             attack("60 MB of `[],`", health, lambda: arrays(server, 413))
+            attack("72 bodies of 300,000 objects, 24 at a time", health, lambda: flood(server))
             attack("no byte at all", health, lambda: silent(server))
             attack("a head, a byte at a time", health, lambda: trickled(server, head()[:-4] + b"\r\nX-A: "))
             body = head("Content-Type: application/json", "Content-Length: 9999")
