@@ -37,7 +37,9 @@ pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
 
 def request_of(steps: int = 2) -> ServeRequest:
     model = ModelOptions("demo", no_lora=True, scheduler="dpm++", device="cpu", dtype="float32")
-    settings = resolve(model, SamplingOptions(steps, 4.0), {"threshold": 0.35, "share_ratio": 0.5})
+    settings = resolve(
+        model, SamplingOptions(steps, 4.0), {"threshold": 0.35, "share_ratio": 0.5, "repeats": "share"}
+    )
     return ServeRequest(settings, settings.sharing, None, {}, least_replicas=2)
 
 

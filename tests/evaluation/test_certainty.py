@@ -18,10 +18,10 @@ def test_the_bound_is_the_exact_one_and_a_little_more(confidence: float, count: 
     before, after = np.ones(count), np.r_[np.zeros(worse), np.ones(count - worse)]
     found = loss_at_most(before.tolist(), after.tolist(), confidence)
     exact = float(beta.ppf(confidence, worse + 1, count - worse))  # Clopper and Pearson's
-    if confidence == 0.8:
+    if confidence == 0.8 and worse <= 0.1 * count:
         assert exact <= found <= exact + 0.5 / count
     assert found >= (worse + 1) / (count + 1)  # one image more than was seen
-    assert found >= 0.85 * exact
+    assert found >= 0.85 * exact  # it is a normal approximation, which is short where more is lost
 
 
 def test_the_bound_holds_as_often_as_it_says() -> None:

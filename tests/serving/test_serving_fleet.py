@@ -6,12 +6,13 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engines import CAT, DOG, STAR, close, condition_of, faulty, results, wanted
+from engines import CAT, DOG, SETTINGS, SHARING, STAR, close, condition_of, faulty, results, wanted
 from fleets import PATIENCE, LocalFleet, fleet_of, until
 
 from sagediff import load_pipeline
@@ -90,13 +91,15 @@ def test_seeds_give_the_images_of_the_pipeline_whatever_the_replica(
     assert all(close(image.image, alone.images[0]) for image in made)
 
 
-def test_what_means_the_same_meets_and_shares(local: LocalFleet) -> None:
-    asked = [wanted(f"{i} {p}", p) for p in (CAT, STAR) for i in range(3)]
-    made = results(local.fleet.submit(asked))
-    assert [p.group_size for p in made] == [3] * 6 or max(p.group_size for p in made) > 3
-    again = results(local.fleet.submit([wanted("later")]))
-    assert again[0].evaluations > 0
-    assert set(local.watch.routes) <= {"home", "founded"}
+def test_what_means_the_same_meets_and_shares(pipes: list[Any]) -> None:
+    shared = replace(SHARING, repeats="share")
+    with fleet_of(pipes, settings=replace(SETTINGS, sharing=shared, guided=shared)) as local:
+        asked = [wanted(f"{i} {p}", p) for p in (CAT, STAR) for i in range(3)]
+        made = results(local.fleet.submit(asked))
+        assert [p.group_size for p in made] == [3] * 6 or max(p.group_size for p in made) > 3
+        again = results(local.fleet.submit([wanted("later")]))
+        assert again[0].evaluations > 0
+        assert set(local.watch.routes) <= {"home", "founded"}
 
 
 def test_previews_come_through_and_none_twice(local: LocalFleet) -> None:

@@ -18,7 +18,7 @@ def loss_at_most(before: Sequence[float], after: Sequence[float], confidence: fl
 
     It is the mean of the differences, prompt by prompt, and so many of its standard errors. One more prompt is counted
     than was seen, whose image is lost altogether: without it a sample in which nothing went wrong would have no
-    spread. For right and wrong the bound is a little larger than the exact one (Clopper-Pearson).
+    spread. For right and wrong, and few that are lost, that is a little more than the exact bound (Clopper-Pearson).
 
     Args:
         before, after: (N,) quality of each prompt without and with sharing; higher is better.
