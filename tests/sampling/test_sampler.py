@@ -13,7 +13,8 @@ import torch
 
 from sagediff.builtin.scenes.world import POSITIONS, parse_caption
 from sagediff.errors import InputError, UnsupportedPipelineError
-from sagediff.plan.waves import noise_seeds, own_seeds, wave_members
+from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.waves import Waves, noise_seeds, own_seeds, wave_members
 from sagediff.prompts.requests import as_requests
 from sagediff.sampling.sampler import SharedSampler
 
@@ -194,16 +195,24 @@ def test_waves_are_whole_groups_within_the_size_and_together_everything(demo: An
     assert steps == [len(wave.prompts) for wave in waves for _ in range(2)]
 
 
-def test_finished_groups_are_skipped_and_half_finished_ones_run_again_the_same(demo: Any, whole: Any) -> None:
-    sampler = SharedSampler(demo, **OPTIONS)
-    plan = whole.plan
-    trio = next(group for group in plan.groups if len(group) == 3)
-    skip = [i for i in range(6) if i not in trio] + trio[:1]
-    (wave,) = sampler.waves(CAPTIONS, plan, GUIDANCE, skip=skip)
-    assert wave.prompts == trio
-    assert close(arrays(wave.images), arrays(whole.images)[trio])
-    assert wave.evaluations == plan.subset(trio).evaluations
+def test_finished_waves_are_skipped_and_half_finished_ones_run_again_the_same(demo: Any, whole: Any) -> None:
+    sampler, plan = SharedSampler(demo, **OPTIONS, wave_size=4), whole.plan
+    first, second = sampler.waves(CAPTIONS, plan, GUIDANCE)
+    again = list(sampler.waves(CAPTIONS, plan, GUIDANCE, skip=[*first.prompts, *second.prompts[:1]]))
+    assert [wave.prompts for wave in again] == [second.prompts]
+    assert np.array_equal(
+        arrays(again[0].images), arrays(second.images)
+    )  # to the last bit: the batch is the same
+    assert again[0].evaluations == second.evaluations
     assert list(sampler.waves(CAPTIONS, plan, GUIDANCE, skip=range(6))) == []
+
+
+@pytest.mark.parametrize("done", [[], [0], [5], [1, 4, 6], range(9)])
+def test_what_is_left_runs_in_the_waves_that_it_would_have_run_in(done: Any) -> None:
+    plan = SharePlan.from_groups([[0, 3], [1], [2, 4, 5, 6], [7], [8]], num_steps=2)
+    waves = Waves(as_requests([f"prompt {i}" for i in range(9)]), plan, 0, 3)
+    left = waves.without(done)
+    assert left.members == [wave for wave in waves.members if not set(wave) <= set(done)]
 
 
 def test_waves_are_packed_in_order() -> None:

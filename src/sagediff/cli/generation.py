@@ -120,8 +120,8 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     save = folder.save_png if shards is None else shards.save_png
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
-    made, run, finished, bad, is_hopeless = 0, 0, set(done), list[int](), Hopeless()
-    missing = sum(len(group) for group in plan.groups if not finished.issuperset(group)) * steps
+    made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
+    missing = sum(map(len, waves.without(done).members)) * steps
     if missing:
         folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
     with stderr_progress("images", "steps") as progress:

@@ -40,7 +40,8 @@ class Waves:
     Args:
         seed: every request's seed is derived from it, unless the request has one.
         wave_size: most requests of a wave, unless a group alone has more.
-        skip: requests that are finished; a group all of whose members are is left out.
+        skip: requests that are finished. A wave all of whose members are is left out; the others stay whole, since
+            images differ by rounding with the batch that they are made in, and those made later should not.
         read: for each request what the model's encoders read of its prompt (`repeats`).
 
     Attributes:
@@ -57,12 +58,12 @@ class Waves:
         skip: Sequence[int] = (),
         read: Sequence[Hashable] | None = None,
     ) -> None:
-        done = set(skip)
         together: dict[Key, list[list[int]]] = {}  # groups that may run in one call
         for group in plan.groups:
-            if not set(group) <= done:
-                together.setdefault(run_key(requests[group[0]]), []).append(group)
-        self.members = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
+            together.setdefault(run_key(requests[group[0]]), []).append(group)
+        waves = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
+        done = set(skip)
+        self.members = [wave for wave in waves if not done.issuperset(wave)]
         self._seed, self._wave_size = seed, wave_size
         self._own = own_seeds(requests, seed)
         self.noise_seeds = noise_seeds(requests, self._own, plan.groups)

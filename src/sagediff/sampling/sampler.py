@@ -242,7 +242,8 @@ class SharedSampler:
         """Sample wave by wave, so that a caller can save what is finished.
 
         Args:
-            skip: prompts that are finished already; a group all of whose members are is left out.
+            skip: prompts that are finished already; a wave all of whose members are is left out, the others run whole,
+                so that their images do not differ even by rounding from those of a run without `skip`.
             on_step: called after every step with the number of prompts that took it.
             kwargs: passed to the pipeline; what is given for each prompt (negative prompts, say, in a list, an array
                 or a tensor) is cut to the wave's.  `per_prompt.PER_PROMPT` says which those are.
