@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
         "a small guitar at the bottom right on a pink background",
     ]
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    common = ["generate", *prompts, "--steps", "8", "--wave-size", "1", "--out"]  # a wave for each group
+    common = ["generate", *prompts, "--steps", "4", "--wave-size", "1", "--out"]  # a wave for each group
     assert main([*common, str(whole)]) == 0
     arguments = [*common, str(out)]
     process = sagediff_process(arguments)

@@ -109,7 +109,7 @@ def test_the_file_holds_the_sharing_that_was_measured(
     monkeypatch.setattr(trials, "sampled", noted)
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--out", str(out), "--captions", "8", "--steps", "2", "--threshold", "-1", "--share-ratio", "0.5",
+        "tune", "--out", str(out), "--captions", "4", "--steps", "2", "--threshold", "-1", "--share-ratio", "0.5",
         "--families", "fixed", "--max-group-size", "4", "--budget", "0.99", "--metric", "clip", "--no-lora",
     ]  # fmt: skip
     assert main([*command, *option]) == 0

@@ -89,12 +89,6 @@ def model_offloading(case: Tiny) -> None:
     case.pipe.enable_model_cpu_offload(device="cpu")  # accelerate's hooks, from the processor to itself
 
 
-def compiled(case: Tiny) -> None:
-    torch.compiler.reset()
-    name = "unet" if hasattr(case.pipe, "unet") else "transformer"
-    setattr(case.pipe, name, torch.compile(case.denoiser, backend="eager"))
-
-
 def compiled_blocks(case: Tiny) -> None:
     torch.compiler.reset()
     case.denoiser.compile_repeated_blocks(backend="eager")
@@ -180,8 +174,7 @@ FEATURES = {
     "lora": Feature(lora, changes=True),
     "lora, fused": Feature(lora_fused, changes=True),
     "lora scale": Feature(lora, ("flux", "sd3"), lambda _: {"joint_attention_kwargs": {"scale": 0.5}}, True),
-    # over 10 s: traced anew for every number of rows; the U-Net is compiled in test_hook.py
-    "compile": Feature(compiled, ("flux",)),
+    # traced anew for every number of rows, which takes seconds; a whole denoiser is compiled in test_hook.py
     "compile blocks": Feature(compiled_blocks, ("flux",)),
     "layerwise casting": Feature(layerwise, changes=True),
     "group offloading": Feature(group_offloading),

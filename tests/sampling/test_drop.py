@@ -50,7 +50,7 @@ def rows_wanted(plan: SharePlan, leave: dict[int, int]) -> int:
     return total
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     leave=st.dictionaries(st.integers(0, 3), st.integers(-1, STEPS - 1), max_size=3),
     shared_guidance=st.sampled_from([None, 1.0]),

@@ -97,8 +97,7 @@ def replayed(
 # -- exactness
 
 
-@pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
-@pytest.mark.parametrize("shared_guidance", [None, 1.0])
+@pytest.mark.parametrize(("shared_guidance", "guided"), [(None, True), (1.0, True), (None, False)])
 @pytest.mark.parametrize(("family", "scheduler"), CASES)
 def test_a_replay_is_the_members_own_image(
     family: str, scheduler: str, shared_guidance: float | None, guided: bool

@@ -340,7 +340,7 @@ def test_large_waves_are_decoded_one_by_one_and_the_autoencoder_is_left_as_found
     handle = demo.vae.decoder.register_forward_pre_hook(look)
     try:
         with pytest.raises(RuntimeError, match="broken") if fails else nullcontext():
-            sample(demo, CAPTIONS * 3)
+            SharedSampler(demo, **OPTIONS)(CAPTIONS * 3, 1, GUIDANCE)
         assert rows == [1] * (1 if fails else len(CAPTIONS) * 3)
         assert demo.vae.use_slicing is on_already
     finally:

@@ -47,8 +47,10 @@ def embedded(demo: Any, texts: list[str]) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("wave_size", [64, 2])
-@pytest.mark.parametrize("holder", [*sorted(HOLDERS), "embeddings"])
+@pytest.mark.parametrize(
+    ("holder", "wave_size"),
+    [*((holder, 2) for holder in [*sorted(HOLDERS), "embeddings"]), ("list", 64), ("embeddings", 64)],
+)
 def test_negative_prompts_reach_their_prompts(
     demo: Any, with_negatives: Any, holder: str, wave_size: int
 ) -> None:

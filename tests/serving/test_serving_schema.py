@@ -37,7 +37,7 @@ def test_every_operation_answers_as_it_says(server: Address, mode: GenerationMod
             continue  # nothing about it could be wrong
 
         @settings(
-            max_examples=25 if operation.body else 2,
+            max_examples=15 if operation.body else 2,
             deadline=None,
             derandomize=True,
             suppress_health_check=SLOW,
