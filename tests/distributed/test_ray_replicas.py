@@ -160,7 +160,9 @@ def test_a_dead_replica_breaks_its_calls_off_loses_its_home_and_is_replaced(ray:
             os.kill(victim, signal.SIGKILL)
             with pytest.raises(Exception, match="died"):
                 await rest_of(one)
-            await until(lambda: number not in replicas.loads())  # Serve's router hears of it from the same call
+            await until(
+                lambda: number not in replicas.loads()
+            )  # Serve's router hears of it from the same call
             assert set(replicas.loads()) >= {0, 1} - {number}
             assert (await heard(replicas.call((1, 0.0), EAST)))[0] != victim  # before Serve knows of it
             assert len(await other) == 11
