@@ -151,7 +151,12 @@ def content(place: Path) -> dict[str, str]:
 
 def leftovers(place: Path) -> list[Path]:
     """Files under temporary names, in a folder or beside a file."""
-    names = list(place.rglob("*")) if place.is_dir() else list(place.parent.glob(f"{place.name}.*"))
+    if place.is_dir():  # os.walk passes over folders that are renamed meanwhile
+        names = [
+            Path(where) / name for where, folders, files in os.walk(place) for name in (*folders, *files)
+        ]
+    else:
+        names = list(place.parent.glob(f"{place.name}.*"))
     return [path for path in names if is_leftover(path)]
 
 
