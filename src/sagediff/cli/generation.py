@@ -121,13 +121,14 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
-    missing = sum(map(len, waves.without(done).members)) * steps
+    left = waves.without(done)
+    missing = sum(map(len, left.members)) * steps
     if missing:
         folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
     with stderr_progress("images", "steps") as progress:
         bar = progress.add_task("images", total=missing)
         for wave in _made(
-            job, prepared.sampler, waves, plan, done, lambda count: progress.advance(bar, count)
+            job, prepared.sampler, left, plan, done, texts, lambda count: progress.advance(bar, count)
         ):
             run += wave.evaluations
             for index, data in wave.images:
@@ -232,9 +233,10 @@ def _worker(job: Generation, guidance: float | None, threads: int) -> Callable[[
 def _made(
     job: Generation,
     sampler: list[SharedSampler],
-    waves: Waves,
+    left: Waves,
     plan: SharePlan,
     done: list[int],
+    own_texts: Callable[[int], dict[str, str]],
     on_steps: Callable[[int], None],
 ) -> Iterator[MadeWave]:
     """What is missing, wave by wave, made here or by workers; `on_steps` is told how many prompts took a step.
@@ -243,14 +245,10 @@ def _made(
         sampler: the only reference to it, given up where workers make the images: its memory is theirs.
     """
     guidance, finished, own = job.settings.sampling.guidance_scale, set(done), sampler.pop()
-    left, seeds = waves.without(done), waves.seeds(job.settings.sharing)
 
     def task(number: int) -> ImageTask:
         wave = left.task(number)
-        texts = [
-            None if i in finished else _texts(request.prompt, seeds[i], plan, i)
-            for i, request in zip(wave.members, wave.requests, strict=True)
-        ]
+        texts = [None if i in finished else own_texts(i) | _plan_texts(plan, i) for i in wave.members]
         return ImageTask(wave, texts)
 
     if job.pool is None:
@@ -272,8 +270,8 @@ def _own_texts(prompts: list[str], seeds: Sequence[int], index: int) -> dict[str
     return {"prompt": prompts[index], "seed": str(seeds[index])}
 
 
-def _texts(prompt: str, seed: int, plan: SharePlan, index: int) -> dict[str, str]:
-    """What stands in an image's text chunks."""
+def _plan_texts(plan: SharePlan, index: int) -> dict[str, str]:
+    """What an image's text chunks say of its group."""
     node = plan.levels[0][1][index]
     about = {
         "num_steps": plan.num_steps,
@@ -283,7 +281,7 @@ def _texts(prompt: str, seed: int, plan: SharePlan, index: int) -> dict[str, str
         "shared_guidance": plan.shared_guidance,
         "unguided_steps": plan.unguided_steps,
     }
-    return {"prompt": prompt, "seed": str(seed), "plan": json.dumps(about)}
+    return {"plan": json.dumps(about)}
 
 
 def _record(prompts: list[str], plan: SharePlan, seeds: list[int], index: int) -> dict[str, Any]:

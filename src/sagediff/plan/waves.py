@@ -5,6 +5,7 @@ Waves are formed before anybody says where they run, so that the same batches co
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -40,8 +41,6 @@ class Waves:
     Args:
         seed: every request's seed is derived from it, unless the request has one.
         wave_size: most requests of a wave, unless a group alone has more.
-        skip: requests that are finished. A wave all of whose members are is left out; the others stay whole, since
-            images differ by rounding with the batch that they are made in, and those made later should not.
         read: for each request what the model's encoders read of its prompt (`repeats`).
 
     Attributes:
@@ -55,27 +54,29 @@ class Waves:
         plan: SharePlan,
         seed: int,
         wave_size: int,
-        skip: Sequence[int] = (),
         read: Sequence[Hashable] | None = None,
     ) -> None:
         together: dict[Key, list[list[int]]] = {}  # groups that may run in one call
         for group in plan.groups:
             together.setdefault(run_key(requests[group[0]]), []).append(group)
-        waves = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
-        done = set(skip)
-        self.members = [wave for wave in waves if not done.issuperset(wave)]
-        self._seed, self._wave_size = seed, wave_size
+        self.members = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
         self._own = own_seeds(requests, seed)
         self.noise_seeds = noise_seeds(requests, self._own, plan.groups)
-        self._requests, self._plan, self._read = requests, plan, read
+        self._requests, self._plan = requests, plan
         self._repeats = repeats(requests, plan.groups, read)
 
     def __len__(self) -> int:
         return len(self.members)
 
     def without(self, done: Sequence[int]) -> Waves:
-        """The waves of what is left when these requests are finished."""
-        return Waves(self._requests, self._plan, self._seed, self._wave_size, done, self._read)
+        """The waves that are left when these requests are finished.
+
+        One with a member that is not stays whole, since images differ by rounding with the batch that they are made in,
+        and those made later should not.
+        """
+        finished, left = set(done), copy.copy(self)
+        left.members = [wave for wave in self.members if not finished.issuperset(wave)]
+        return left
 
     def costs(self) -> list[float]:
         """Denoiser rows of each wave."""

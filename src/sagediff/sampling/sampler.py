@@ -256,7 +256,7 @@ class SharedSampler:
         per_prompt = self._per_prompt(kwargs, len(requests))
         read = self.read(requests, kwargs.get("max_sequence_length")).keys
         self.check(requests, plan, read)
-        waves = Waves(requests, plan, seed, self.wave_size, skip, read)
+        waves = Waves(requests, plan, seed, self.wave_size, read).without(skip)
         yield from self._waves(waves, requests, per_prompt, guidance_scale, on_step)
 
     def _waves(
