@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from test_serving_cache import BYTES, KEY, direction, trajectory
 
 from sagediff.errors import InputError
+from sagediff.files.tensor_digest import tensors_digest
 from sagediff.sampling.trajectory import Trajectory
-from sagediff.serving.engine.cache_files import _digest, entry_name, entry_path, read_entry
+from sagediff.serving.engine.cache_files import entry_name, entry_path, read_entry
 from sagediff.serving.engine.trajectory_cache import TrajectoryCache
 
 ROOM = 10 * BYTES
@@ -38,7 +39,7 @@ def rewritten(path: Path, change: Callable[[Tensors, dict[str, Any], dict[str, A
     record, told = json.loads(metadata["entry"]), json.loads(metadata["trajectory"])
     change(tensors, record, told)
     if record.get("digest") != "wrong":
-        record["digest"] = _digest(tensors)
+        record["digest"] = tensors_digest(sorted(tensors.items()))
     path.unlink()
     try:
         found = replace(KEY, **record["key"])

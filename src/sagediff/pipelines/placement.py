@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.loading import load_pipeline, quiet_libraries, supported_parts
 from sagediff.pipelines.lora import lora_file
 from sagediff.pipelines.lora_weights import check_lora_weights, merge_lora
@@ -91,16 +91,14 @@ def weights_digest(pipe: Any) -> str:
     """A hash of all weights of a pipeline as loaded, a merged LoRA's included, and of their configurations."""
     import torch
 
-    digest = hashlib.blake2b(digest_size=16)
+    from sagediff.files.tensor_digest import tensors_digest
+
+    parts = []
     for name, part in sorted(pipe.components.items()):
-        if not isinstance(part, torch.nn.Module):
-            continue
-        digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
-        for key, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            whole = tensor.detach().cpu().contiguous()
-            digest.update(whole.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        if isinstance(part, torch.nn.Module):
+            weights = tensors_digest(sorted(part.state_dict().items()))
+            parts.append(f"{name} {type(part).__name__} {_settings(part)} {weights}")
+    return texts_digest(parts)
 
 
 def _settings(part: Any) -> str:

@@ -5,10 +5,9 @@ A checkpoint is believed if its file is whole, down to a digest of every number,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from sagediff.errors import InputError
 from sagediff.files.atomic import output_errors, sweep, sync_folder, writing
 from sagediff.files.json_input import parse_object
+from sagediff.files.tensor_digest import tensors_digest
 from sagediff.training.run_folder import CHECKPOINT as _PREFIX
 
 _FILE = "state.safetensors"
@@ -79,7 +79,8 @@ def save(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     target = folder / f"{_PREFIX}{step:07d}"
     metadata = {
-        "step": str(step), "record": json.dumps(record, sort_keys=True), "digest": _digest(sorted(tensors.items())),
+        "step": str(step), "record": json.dumps(record, sort_keys=True),
+        "digest": tensors_digest(sorted(tensors.items())),
     }  # fmt: skip
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def _read(path: Path) -> Checkpoint:
         with safe_open(path / _FILE, "pt") as file:
             metadata = file.metadata() or {}
             names = sorted(file.keys())
-            digest = _digest((name, file.get_tensor(name)) for name in names)
+            digest = tensors_digest((name, file.get_tensor(name)) for name in names)
         step, text = metadata["step"], metadata["record"]
         whole = digest == metadata["digest"] and f"{_PREFIX}{int(step):07d}" == path.name
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -135,15 +136,6 @@ def _read(path: Path) -> Checkpoint:
     if not whole:
         raise InputError(f"{path} is broken (it does not hold what was written)")
     return Checkpoint(path, int(step), parse_object(text, f"{path}, its record"))
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        numbers: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-        digest.update(numbers)
-    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ if it is whole, of the types that are written here, and holds what its name and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -19,14 +18,14 @@ from typing import Any, get_type_hints
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sagediff.errors import InputError, OutputError
+from sagediff.errors import InputError
 from sagediff.files.atomic import writing
 from sagediff.files.digest import cache_name
 from sagediff.files.json_input import parse_object
+from sagediff.files.tensor_digest import tensors_digest
 from sagediff.sampling.trajectory import Trajectory, read_file
 
 Vector = npt.NDArray[np.float32]
@@ -133,13 +132,10 @@ def write_entry(folder: Path, entry: Entry) -> None:
     tensors = entry.trajectory.tensors() | {"centroid": torch.from_numpy(entry.centroid)}
     told = {
         "key": asdict(entry.key), "noise_seed": entry.noise_seed, "value": entry.value,
-        "digest": _digest(tensors),
+        "digest": tensors_digest(sorted(tensors.items())),
     }  # fmt: skip
     with writing(entry_path(folder, entry.name)) as partial:
-        try:
-            save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": json.dumps(told)})
-        except SafetensorError as error:
-            raise OutputError(f"cannot write {partial.name}: {error}") from error
+        save_file(tensors, str(partial), entry.trajectory.metadata() | {"entry": json.dumps(told)})
 
 
 def read_entry(path: Path, max_bytes: int) -> Entry:
@@ -167,7 +163,7 @@ def read_entry(path: Path, max_bytes: int) -> Entry:
         raise InputError(f"{where}: its value is {str(value)[:40]!r}")
     centroid = _centroid(tensors, where)
     name = entry_name(key, centroid, seed)
-    if path.stem != name or record["digest"] != _digest(tensors):
+    if path.stem != name or record["digest"] != tensors_digest(sorted(tensors.items())):
         raise InputError(f"{path} does not hold the entry that its name and digest say; remove it")
     try:
         return Entry(name, key, centroid, seed, Trajectory.from_tensors(tensors, metadata), float(value))
@@ -196,13 +192,3 @@ def _centroid(tensors: Mapping[str, Tensor], where: str) -> Vector:
     if not abs(float(np.linalg.norm(centroid.astype(np.float64))) - 1) <= _UNIT:  # so that NaN fails too
         raise InputError(f"{where}: its centroid is not of length 1")
     return centroid
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of all tensors: names, types, shapes and numbers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
