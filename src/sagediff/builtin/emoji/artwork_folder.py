@@ -30,6 +30,7 @@ from sagediff.errors import InputError
 from sagediff.files.atomic import write_json_lines
 from sagediff.files.imagefolder import METADATA
 from sagediff.files.json_input import parse_object
+from sagediff.files.text_input import read_lines
 from sagediff.progress import stderr_track
 
 
@@ -112,8 +113,8 @@ def read_rows(
         raise InputError(f"there is no {path}; run the stage `data` into the same --out")
     rows = []
     taken: Counter[tuple[str, str]] = Counter()
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
             continue
         where = f"{path}, line {number}"
         entry = parse_object(line, where)
