@@ -96,7 +96,7 @@ def _prepared(job: Generation) -> Prepared:
     if words := reading.warning():
         print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
-    for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
+    for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(job.requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
     return Prepared([sampler], plan, waves, len(reading.cut))

@@ -28,8 +28,8 @@ def run_content(settings: RunSettings) -> dict[str, str]:
         InputError: a file that cannot be read.
     """
     content = {"model": model_digest(settings.model.name)}
-    if settings.model.lora is not None:
-        content["lora"] = files_digest([settings.model.lora])
+    if loras := settings.model.loras():  # their weights are among the settings
+        content["lora"] = files_digest([each.file for each in loras])
     return content | named_content(encoder=settings.sampling.encoder)
 
 
@@ -45,8 +45,10 @@ def embedding_source(settings: RunSettings) -> str:
     """What prompt embeddings depend on besides the encoder's name."""
     if settings.sampling.encoder:
         return named_content(encoder=settings.sampling.encoder).get("encoder", "")
-    lora = settings.model.lora
-    return f"{model_digest(settings.model.name, _EMBEDDING)}, {lora and files_digest([lora])}"
+    loras = settings.model.loras()
+    weights = "".join(f" {each.weight!r}" for each in loras if each.weight != 1 or len(loras) > 1)
+    found = files_digest([each.file for each in loras]) if loras else None
+    return f"{model_digest(settings.model.name, _EMBEDDING)}, {found}{weights}"
 
 
 def model_digest(name: str, parts: tuple[str, ...] = ("",)) -> str:
