@@ -204,7 +204,7 @@ def _manifest(
 
 def _content(settings: RunSettings, material: Material, measuring: MeasuringOptions) -> dict[str, str]:
     """Digests of the files behind the names in the manifest; it holds those of the LoRAs itself."""
-    content = {"model": model_digest(settings.model.name)}
+    content = {"model": model_digest(settings.model.source)}
     if material.real is not None:
         content["real_images"] = files_digest(material.real)
     return content | named_content(

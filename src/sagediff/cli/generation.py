@@ -45,7 +45,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
-    supported_parts(job.settings.model.name)  # refused before gigabytes of weights are read
+    supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
     content = run_content(job.settings)
     if job.output.resume:
         folder.check_content(content)

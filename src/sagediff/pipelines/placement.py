@@ -7,8 +7,9 @@ from typing import Any
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
-from sagediff.pipelines.loading import load_pipeline, quiet_libraries, supported_parts
+from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
 from sagediff.pipelines.lora_weights import check_lora_weights, merge_loras
+from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import ModelOptions
 
 
@@ -30,7 +31,7 @@ def working_device(device: str) -> str:
     return device
 
 
-def dtype_for(name: str, device: str) -> Any:
+def dtype_for(name: str | ModelSource, device: str) -> Any:
     """What `--dtype auto` is for a model on a device: a torch dtype, or one per part as `from_pretrained` takes it.
 
     On an accelerator it is the half precision that the model's family declares (`denoiser/table.py`). Where the family
@@ -77,8 +78,8 @@ def open_pipeline(model: ModelOptions) -> Any:
     for each in loras:
         check_lora_weights(each.file)  # before a model of gigabytes is read
     place = working_device(model.device)
-    dtype = dtype_for(model.name, place) if model.dtype == "auto" else getattr(torch, model.dtype)
-    pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=dtype)
+    dtype = dtype_for(model.source, place) if model.dtype == "auto" else getattr(torch, model.dtype)
+    pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     merge_loras(pipe, loras)
     return pipe.to(place)

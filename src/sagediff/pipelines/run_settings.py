@@ -12,11 +12,9 @@ from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
 from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
-from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
 from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
+from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
 from sagediff.plan.sharing import Layer, Sharing, for_guidance
-
-DEFAULTS_FILE = "sagediff.json"  # in a model's or a LoRA's folder: how it is best sampled
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,9 @@ class ModelOptions:
     """Which model runs, and on what."""
 
     name: str = option(
-        "demo", "'demo' or 'emoji' (built in), a local diffusers folder, or a hub id.", flag="model"
+        "demo",
+        "'demo' or 'emoji' (built in), a local diffusers folder, a single .safetensors file, or a hub id.",
+        flag="model",
     )
     lora: tuple[str, ...] = option(
         (),
@@ -43,10 +43,23 @@ class ModelOptions:
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
+    variant: str | None = option(None, "Variant of the weights, such as 'fp16' [default: the plain ones].")
+    revision: str | None = option(None, "Branch, tag or commit of a hub id [default: its main branch].")
+    config: str | None = option(
+        None,
+        "For a single file: folder or hub id of the whole pipeline that it is for [default: beside the file, else what "
+        "the names in the file tell].",
+    )
+
     def __post_init__(self) -> None:
         check(self)
         if self.lora and self.no_lora:
             raise InputError("give --lora or --no-lora, not both")
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model itself is."""
+        return ModelSource(self.name, self.variant, self.revision, self.config)
 
     def loras(self) -> tuple[Lora, ...]:
         """The LoRAs of a run: those named, else the one that comes with a built-in model.
@@ -65,6 +78,9 @@ class ModelOptions:
                     f"--lora {file} is given twice; give it once, with the weight that it should have"
                 )
         return found
+
+
+_IMAGES = ("variant", "revision", "config")  # further options of a model that decide which images come out
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,8 @@ class RunSettings:
             "lora": loras[0] if len(loras) == 1 else loras or None,
             "scheduler": self.model.scheduler,
         }
-        return model | asdict(self.sampling) | self.sharing.record()
+        named = {name: value for name in _IMAGES if (value := getattr(self.model, name)) is not None}
+        return model | named | asdict(self.sampling) | self.sharing.record()
 
 
 def resolve(
@@ -132,8 +149,8 @@ def resolve(
     Raises:
         InputError: a value out of range, an unknown model, or a file that is not there or not what it should be.
     """
-    folder = model_folder(model.name)
-    layers = [_file_layer(folder)]
+    own = model.source.defaults_file()
+    layers = [_file_layer(own)]
     loras = model.loras()
     said = [(each, _lora_layer(each)) for each in loras]  # refuses what is no safetensors file
     named = [Sharing.layer(given or {}), {} if policy is None else _layer(policy)]
@@ -154,10 +171,17 @@ def resolve(
     )
     scheduler = model.scheduler
     if scheduler is None and not loras:
-        scheduler = _preferred_scheduler(folder, sampling.num_inference_steps)
-    name = model.name if folder is None or model.name in BUILT_IN else str(folder.resolve())
+        scheduler = _preferred_scheduler(own, sampling.num_inference_steps)
+    source = model.source.absolute()
     return RunSettings(
-        replace(model, name=name, lora=resolved(loras), no_lora=not loras, scheduler=scheduler),
+        replace(
+            model,
+            name=source.name,
+            config=source.config,
+            lora=resolved(loras),
+            no_lora=not loras,
+            scheduler=scheduler,
+        ),
         replace(sampling, guidance_scale=scale),
         sharing,
         policy is not None and _measured(policy, sharing, loras, sampling.num_inference_steps),
@@ -174,7 +198,7 @@ def _lora_layer(lora: Lora) -> dict[str, Any]:
     record = sharing_record(lora.file)
     if lora.weight == 0:
         return {}
-    return _trained_layer(record) | _file_layer(lora.path if lora.path.is_dir() else None)
+    return _trained_layer(record) | _file_layer(lora.path / DEFAULTS_FILE if lora.path.is_dir() else None)
 
 
 def _agreed(said: Sequence[tuple[Lora, Layer]], named: Collection[str]) -> dict[str, Any]:
@@ -210,14 +234,13 @@ def own_sharing(folder: Path | None) -> Sharing:
     Raises:
         InputError: its `sagediff.json` is not what it should be.
     """
-    return Sharing.merged({k: v for k, v in _file_layer(folder).items() if k != "guidance_scale"})
+    layer = _file_layer(None if folder is None else folder / DEFAULTS_FILE)
+    return Sharing.merged({k: v for k, v in layer.items() if k != "guidance_scale"})
 
 
-def _file_layer(folder: Path | None) -> dict[str, Any]:
-    """What the file in a model's or a LoRA's folder says; nothing where there is none."""
-    if folder is None or not (folder / DEFAULTS_FILE).is_file():
-        return {}
-    return _layer(folder / DEFAULTS_FILE)
+def _file_layer(file: Path | None) -> dict[str, Any]:
+    """What the file beside a model or a LoRA says; nothing where there is none."""
+    return {} if file is None or not file.is_file() else _layer(file)
 
 
 def _layer(file: Path) -> dict[str, Any]:
@@ -236,18 +259,15 @@ def _trained_layer(record: Mapping[str, Any] | None) -> dict[str, Any]:
     return Sharing.layer({"share_ratio": ratio}) if told else {}
 
 
-def _preferred_scheduler(folder: Path | None, steps: int) -> str | None:
-    """The solver that a model's folder names for sharing without a LoRA, if the run has as many steps as it asks for.
+def _preferred_scheduler(file: Path | None, steps: int) -> str | None:
+    """The solver that a model's `sagediff.json` names for sharing without a LoRA, if the run has enough steps for it.
 
-    `sagediff.json` may hold `"scheduler": {"name": ..., "least_steps": ...}`. None: the model's own.
+    It may hold `"scheduler": {"name": ..., "least_steps": ...}`. None: the model's own.
 
     Raises:
         InputError: the entry is not of that form.
     """
-    file = None if folder is None else folder / DEFAULTS_FILE
-    entry = (
-        read_object(file, max_bytes=SMALL).get("scheduler") if file is not None and file.is_file() else None
-    )
+    entry = None if file is None else read_object(file, max_bytes=SMALL).get("scheduler")
     if entry is None:
         return None
     name, least = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "least_steps"))

@@ -54,7 +54,7 @@ def plan(
     scale_named = settings.sampling.guidance_scale
     chosen, groups = settings.sharing, None
     pipe, denoiser = load_for_planning(
-        settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
+        settings.model.source, scheduler=settings.model.scheduler, text_encoders=encoder is None
     )
     guidance = default_guidance(type(pipe)) if scale_named is None else scale_named
     reading = read_prompts(pipe, texts)
