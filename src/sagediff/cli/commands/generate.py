@@ -31,7 +31,7 @@ def generate(
         sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
     """
     texts = gather_prompts(prompts, prompt_file)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    settings = resolve(model, sampling, options.named(sharing), policy, cautious=True)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(texts, settings, output, micro_batch, scale, pool)
     folder, manifest = OutputFolder(output.out), job.manifest()

@@ -36,7 +36,7 @@ def plan(
         sagediff plan --prompts prompts.txt --threshold 0.7 --json
     """
     texts = gather_prompts(prompts, prompt_file)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    settings = resolve(model, sampling, options.named(sharing), policy, cautious=True)
     from rich.console import Console
 
     from sagediff.distributed.cluster import usable_cores
@@ -71,6 +71,8 @@ def plan(
     )
     if warning := reading.warning():
         print(f"warning: {warning}", file=sys.stderr)
+    if note := settings.note():
+        print(f"note: {note}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
