@@ -10,29 +10,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagediff.cli.job_options import Generation
-from sagediff.distributed.cluster import check_resources, connected, usable_cores
+from sagediff.cli.planning import plan_images
+from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
 from sagediff.files.atomic import at_work
 from sagediff.files.contact_sheet import contact_sheet
 from sagediff.files.output_folder import OutputFolder, png_bytes
 from sagediff.files.shards import ShardStore
-from sagediff.pipelines.content import embedding_source, run_content
+from sagediff.pipelines.content import run_content
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
-from sagediff.plan.compatibility import copy_numbers
+from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.waves import Waves, WaveTask
-from sagediff.progress import stage_bars, stderr_progress
-from sagediff.prompts.embeddings import text_encoder
+from sagediff.progress import stderr_progress
+from sagediff.prompts.columns import beside
+from sagediff.prompts.image_list import ImageList
 from sagediff.sampling.sampler import SharedSampler
 from sagediff.sampling.wave import Hopeless, images_missing
-from sagediff.scale.cover import CoverOptions
-from sagediff.scale.disk_groups import groups_at_scale
 
 REPORT = "report.json"
 
@@ -74,31 +74,17 @@ class Prepared:
 
 
 def _prepared(job: Generation) -> Prepared:
-    settings, sharing, prompts = job.settings, job.settings.sharing, job.prompts
-    steps, sampler, groups = settings.sampling.num_inference_steps, _sampler(job), None
-    reading = sampler.read(prompts)
-    if job.scale.work is not None:
-        cover = CoverOptions(sharing.threshold, sharing.max_group_size, jobs=job.scale.jobs or usable_cores())
-        used = text_encoder(sampler.pipe, settings.sampling.encoder)
-        with stage_bars() as show:
-            copies = None if sharing.repeats_may_share else copy_numbers(reading.keys)
-            groups = groups_at_scale(
-                prompts,
-                used,
-                job.scale.work,
-                cover,
-                source=embedding_source(settings),
-                copies=copies,
-                on_progress=show,
-            )
-    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups, read=reading.keys)
-    sampler.check(prompts, plan, reading.keys)
+    settings, sharing = job.settings, job.settings.sharing
+    sampler = _sampler(job.settings, job.output.wave_size, job.micro_batch_size)
+    plan, reading = plan_images(job.images, settings, job.scale, sampler.pipe, sampler.denoiser_class)
+    requests = job.images.requests
+    sampler.check(requests, plan, reading.keys)
     if words := reading.warning():
         print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
-    waves = Waves(job.requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
+    waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
     return Prepared([sampler], plan, waves, len(reading.cut))
 
 
@@ -108,10 +94,11 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     Args:
         start: when the run began, on `time.perf_counter`.
     """
-    prompts, plan, waves = job.prompts, prepared.plan, prepared.waves
+    images, plan, waves = job.images, prepared.plan, prepared.waves
+    prompts = images.prompts
     sharing, steps = job.settings.sharing, job.settings.sampling.num_inference_steps
     seeds = waves.seeds(sharing)
-    record, texts = partial(_record, prompts, plan, seeds), partial(_own_texts, prompts, seeds)
+    record, texts = partial(_record, images, plan, seeds), partial(_own_texts, prompts, seeds)
     shards = None
     if job.shard_size is not None:
         order = [i for group in plan.groups for i in group]
@@ -169,14 +156,14 @@ def _warn(words: str) -> None:
     print(words, file=sys.stderr)
 
 
-def _sampler(job: Generation) -> SharedSampler:
-    settings = job.settings
-    pipe = open_pipeline(settings.model)
+def _sampler(
+    settings: RunSettings, wave_size: int, micro_batch_size: int | Literal["auto"] | None
+) -> SharedSampler:
     return SharedSampler(
-        pipe,
+        open_pipeline(settings.model),
         settings.sharing,
-        wave_size=job.output.wave_size,
-        micro_batch_size=job.micro_batch_size,
+        wave_size=wave_size,
+        micro_batch_size=micro_batch_size,
         encoder=settings.sampling.encoder,
     )
 
@@ -222,12 +209,16 @@ def _make(
     return MadeWave(images, evaluations, bad)
 
 
-def _worker(job: Generation, guidance: float | None, threads: int) -> Callable[[ImageTask], MadeWave]:
+def _worker(
+    settings: RunSettings, wave_size: int, micro_batch_size: int | Literal["auto"] | None, threads: int
+) -> Callable[[ImageTask], MadeWave]:
     """What makes waves on a worker; its pipeline is built where the worker is."""
     import torch
 
     torch.set_num_threads(threads)
-    return partial(_make, _sampler(job), guidance, None)
+    return partial(
+        _make, _sampler(settings, wave_size, micro_batch_size), settings.sampling.guidance_scale, None
+    )
 
 
 def _made(
@@ -255,7 +246,8 @@ def _made(
         yield from (_make(own, guidance, on_steps, task(number)) for number in range(len(left)))
         return
     del own
-    worker = partial(_worker, job, guidance, max(1, int(job.pool.cpus_per_worker)))
+    threads = max(1, int(job.pool.cpus_per_worker))
+    worker = partial(_worker, job.settings, job.output.wave_size, job.micro_batch_size, threads)
     pool = Pool(worker, job.pool, _warn)
     for number, made in pool.run(task, left.costs()):
         on_steps(len(left.members[number]) * plan.num_steps)
@@ -284,15 +276,18 @@ def _plan_texts(plan: SharePlan, index: int) -> dict[str, str]:
     return {"plan": json.dumps(about)}
 
 
-def _record(prompts: list[str], plan: SharePlan, seeds: list[int], index: int) -> dict[str, Any]:
+def _record(images: ImageList, plan: SharePlan, seeds: list[int], index: int) -> dict[str, Any]:
     """An image's metadata, but for where it is."""
-    return {
-        "prompt": prompts[index],
+    ours = {
+        "prompt": images.requests[index].prompt,
         "seed": seeds[index],
         "group": plan.levels[0][1][index],
         "branch_step": plan.branch_steps[index],
         "evaluations": round(float(plan.prompt_evaluations[index]), 6),
     }
+    taken = {*ours, "file_name"}
+    row = images.record(index)
+    return ours | {beside(name) if name in taken else name: value for name, value in row.items()}
 
 
 def _show(prompts: list[str], plan: SharePlan, folder: OutputFolder) -> Path:

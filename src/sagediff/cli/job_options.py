@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
-from sagediff.files.digest import texts_digest
 from sagediff.options import check, option
 from sagediff.pipelines.run_settings import RunSettings
-from sagediff.prompts.requests import ImageRequest, as_requests
+from sagediff.prompts.image_list import ImageList
 
 
 @dataclass(frozen=True)
@@ -105,28 +103,24 @@ class ReplicaOptions:
 class Generation:
     """What to make and where to; the settings, the seed and the prompts decide the images, the rest only how."""
 
-    prompts: list[str]
+    images: ImageList
     settings: RunSettings
     output: OutputOptions
     micro_batch_size: int | Literal["auto"] | None
     scale: ScaleOptions
     pool: PoolOptions | None  # None: made in this process
 
-    @cached_property
-    def requests(self) -> list[ImageRequest]:
-        return as_requests(self.prompts)
-
     @property
     def shard_size(self) -> int | None:
         """Images per shard; None where each is a file."""
         size = self.output.shard_size
-        return size if size is not None and len(self.prompts) > size else None
+        return size if size is not None and len(self.images) > size else None
 
     def manifest(self) -> dict[str, Any]:
         """What a resumed run must repeat."""
         return self.settings.record() | {
             "seed": self.output.seed,
-            "prompts": texts_digest(self.prompts),
+            **self.images.digests(),
             "shard_size": self.shard_size,
         }
 
