@@ -51,6 +51,8 @@ class SharePlan:
             reports. None when it is not known.
         replayed_steps: for each prompt how many of its first steps are replayed from a recorded trajectory and so
             cost no rows; members agree while they are one node. None: nothing is replayed.
+        guided: with 2 rows per prompt, for each prompt whether it is guided, where not all are; members of a group
+            agree. None: all are.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -64,6 +66,7 @@ class SharePlan:
     calls_per_step: tuple[int, ...] | None = None
     share_ratio: float | tuple[float, ...] | None = None
     replayed_steps: tuple[int, ...] | None = None
+    guided: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_steps(self.num_steps)
@@ -87,6 +90,7 @@ class SharePlan:
             )
         check_levels(self.levels, self.num_steps)
         self._check_replayed()
+        self._check_guided()
 
     def _check_replayed(self) -> None:
         replayed = self.replayed_steps
@@ -109,6 +113,18 @@ class SharePlan:
                         f"prompts {other} and {prompt} are one node until step {end}, but replay "
                         f"{replayed[other]} and {replayed[prompt]} steps: give both the same number, or part them"
                     )
+
+    def _check_guided(self) -> None:
+        if self.guided is None:
+            return
+        if len(self.guided) != self.num_prompts or not all(type(each) is bool for each in self.guided):
+            raise PlanError(
+                f"guided must hold true or false for each of the {self.num_prompts} prompts, got {self.guided!r}"
+            )
+        if self.rows_per_prompt != 2:
+            raise PlanError(f"guided prompts take 2 rows per prompt, got {self.rows_per_prompt}")
+        if mixed := next((group for group in self.groups if len({self.guided[i] for i in group}) > 1), None):
+            raise PlanError(f"prompts {mixed} are one group, but some are guided and some are not")
 
     @classmethod
     def from_groups(
@@ -229,16 +245,27 @@ class SharePlan:
         """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
         return step >= self.unguided_steps and not (members > 1 and self.shared_guidance == 1.0)
 
-    def _rows(self, step: int, members: int) -> int:
-        return self.rows_per_prompt if self.runs_negative(step, members) else 1
+    @cached_property
+    def _rows_of_prompts(self) -> npt.NDArray[np.int64]:
+        """Denoiser rows of each prompt where its negative rows are run, shape (N,)."""
+        rows = np.full(self.num_prompts, self.rows_per_prompt, dtype=np.int64)
+        return rows if self.guided is None else np.where(self.guided, rows, 1)
+
+    def _rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Denoiser rows of one call for each node, shape (nodes,), whether the step is replayed or not."""
+        nodes = self.partition(step)
+        members = np.bincount(nodes)
+        rows = np.ones(len(members), dtype=np.int64)
+        rows[nodes] = self._rows_of_prompts
+        runs_negative = [self.runs_negative(step, int(n)) for n in members]
+        return np.where(runs_negative, rows, 1)
 
     def _node_rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Denoiser rows of one call for each node, shape (nodes,); 0 where the step is replayed."""
+        """As `_rows`; 0 where the step is replayed."""
         nodes = self.partition(step)
         run = np.zeros(max(nodes, default=-1) + 1, dtype=bool)
         run[nodes] = ~self.replays(step)
-        rows = [self._rows(step, int(n)) for n in np.bincount(nodes)]
-        return np.asarray(rows, dtype=np.int64) * run
+        return self._rows(step) * run
 
     def _calls(self, start: int, end: int) -> int:
         """Denoiser calls of the steps from `start` to the one before `end`."""
@@ -262,15 +289,14 @@ class SharePlan:
     @property
     def evaluations_independent(self) -> int:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
-        return self.num_prompts * self.rows_per_prompt * self._calls(0, self.num_steps)
+        return int(self._rows_of_prompts.sum()) * self._calls(0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
         """Denoiser rows of independent sampling that leaves guidance out wherever this plan does, prompt by prompt."""
         return sum(
-            self._rows(start, int(members)) * int(members) * calls
+            int((self._rows(start) * np.bincount(self.partition(start))).sum()) * calls
             for start, calls in self._spans()
-            for members in np.bincount(self.partition(start))
         )
 
     @property
@@ -320,10 +346,17 @@ class SharePlan:
     def recost(
         self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
     ) -> SharePlan:
-        """The same sharing on another cost basis; None leaves a basis as it is."""
-        rows = self.rows_per_prompt if rows_per_prompt is None else rows_per_prompt
+        """The same sharing on another cost basis; None leaves a basis as it is. Rows are those of every prompt."""
         calls = self.calls_per_step if calls_per_step is None else tuple(calls_per_step)
-        return replace(self, rows_per_prompt=rows, calls_per_step=calls)
+        if rows_per_prompt is None:
+            return replace(self, calls_per_step=calls)
+        return replace(self, rows_per_prompt=rows_per_prompt, guided=None, calls_per_step=calls)
+
+    def with_guided(self, guided: Sequence[bool]) -> SharePlan:
+        """The same sharing where these prompts, one flag each, are guided and the others are not."""
+        if len(set(guided)) == 1:
+            return self.recost(2 if guided[0] else 1)
+        return replace(self, rows_per_prompt=2, guided=tuple(guided))
 
     def subset(self, prompts: Sequence[int]) -> SharePlan:
         """The plan of some whole groups, their prompts renumbered in the order given.
@@ -346,7 +379,10 @@ class SharePlan:
         # ratios given one per group stand in the caller's order of groups, which a part cannot tell
         ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
         replayed = self.replayed_steps and tuple(self.replayed_steps[i] for i in prompts)
-        return replace(self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed)
+        part_plan = replace(
+            self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed, guided=None
+        )
+        return part_plan if self.guided is None else part_plan.with_guided([self.guided[i] for i in prompts])
 
     # -- noise
 

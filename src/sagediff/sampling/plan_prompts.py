@@ -35,6 +35,12 @@ class CostBasis:
         return plan.recost(self.rows_per_prompt, self.calls_per_step)
 
 
+def _costed(plan: SharePlan, bases: Sequence[CostBasis]) -> SharePlan:
+    """A plan costed by the basis of each prompt; the calls of a step are those of the solver, and equal."""
+    guided = [basis.rows_per_prompt == 2 for basis in bases]
+    return plan.recost(calls_per_step=bases[0].calls_per_step).with_guided(guided)
+
+
 def plan_prompts(
     prompts: Iterable[str | ImageRequest],
     sharing: Sharing,
@@ -69,24 +75,22 @@ def plan_prompts(
     requests = as_requests(prompts)
     if has_negative is None:
         has_negative = true_cfg_scale is not None
-    guidance = dict.fromkeys(
+    guidance = [
         (
             guidance_scale if each.guidance_scale is None else each.guidance_scale,
             has_negative or each.negative_prompt is not None,
         )
         for each in requests
-    )
-    bases = {
-        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, is_negative)
-        for scale, is_negative in guidance
-    }
-    if len(bases) > 1:
-        raise InputError(
-            "some of these requests are guided and some are not, which one plan cannot cost; sample them apart"
+    ]
+    found_bases = {
+        (scale, is_negative): cost_basis(
+            pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, is_negative
         )
-    basis = bases.pop()
+        for scale, is_negative in dict.fromkeys(guidance)
+    }
+    bases = [found_bases[each] for each in guidance]
     if groups is not None:
-        return basis.of(sharing.plan_groups(groups, num_inference_steps))
+        return _costed(sharing.plan_groups(groups, num_inference_steps), bases)
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
     if read is None:
@@ -94,7 +98,7 @@ def plan_prompts(
     found = group_requests(
         requests, sharing, lambda texts: np.stack([rows[text] for text in texts]), read=read, starts=starts
     )
-    return basis.of(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
+    return _costed(sharing.plan_groups(found, num_inference_steps, vectors=vectors), bases)
 
 
 def cost_basis(
