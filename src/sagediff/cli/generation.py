@@ -19,8 +19,9 @@ from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
 from sagediff.files.atomic import at_work
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.output_folder import OutputFolder, png_bytes
-from sagediff.files.shards import ShardStore
+from sagediff.files.image_formats import ImageFormat
+from sagediff.files.output_folder import OutputFolder
+from sagediff.files.shards import SHARD_COLUMNS, ShardStore
 from sagediff.pipelines.content import run_content
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_warnings
@@ -53,6 +54,9 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         if job.pool is not None:  # what cannot be reached is refused before anything is written
             check_resources(ray.enter_context(connected(job.pool)), job.pool, lambda words: None)
         prepared = _prepared(job)
+        names = job.file_names(prepared.seeds)
+        if names is not None:
+            folder = OutputFolder(folder.path, folder.image_format, names.__getitem__)
         folder.begin(manifest, content, prepared.plan.to_json())
         with at_work():
             _make_all(job, folder, prepared, start)
@@ -64,12 +68,14 @@ class Prepared:
 
     Attributes:
         sampler: the only reference to it, so that it can be given up where workers make the images.
+        seeds: of each image's noise.
         cut: prompts that the encoder did not read to their end.
     """
 
     sampler: list[SharedSampler]
     plan: SharePlan
     waves: Waves
+    seeds: list[int]
     cut: int
 
 
@@ -85,7 +91,7 @@ def _prepared(job: Generation) -> Prepared:
     for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
-    return Prepared([sampler], plan, waves, len(reading.cut))
+    return Prepared([sampler], plan, waves, waves.seeds(sharing), len(reading.cut))
 
 
 def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
@@ -94,17 +100,19 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     Args:
         start: when the run began, on `time.perf_counter`.
     """
-    images, plan, waves = job.images, prepared.plan, prepared.waves
+    images, plan, waves, seeds = job.images, prepared.plan, prepared.waves, prepared.seeds
     prompts = images.prompts
     sharing, steps = job.settings.sharing, job.settings.sampling.num_inference_steps
-    seeds = waves.seeds(sharing)
-    record, texts = partial(_record, images, plan, seeds), partial(_own_texts, prompts, seeds)
+    record, texts = (
+        partial(_record, images, plan, seeds, job.shard_size is not None),
+        partial(_own_texts, prompts, seeds),
+    )
     shards = None
     if job.shard_size is not None:
         order = [i for group in plan.groups for i in group]
         shards = ShardStore(folder, order, job.shard_size, record, texts)
     done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
-    save = folder.save_png if shards is None else shards.save_png
+    save = folder.save_image if shards is None else shards.save_image
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
@@ -129,9 +137,13 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         raise images_missing({i: prompts[i] for i in sorted(bad)}, sorted(bad))
     sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
-        names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
+        home = folder.path
         folder.write_lines(
-            "metadata.jsonl", [{"file_name": name} | record(i) for i, name in enumerate(names)]
+            "metadata.jsonl",
+            (
+                {"file_name": folder.image_path(i).relative_to(home).as_posix()} | record(i)
+                for i in range(len(images))
+            ),
         )
         seen = f"images in {folder.path / 'images'}, contact sheet: {_show(prompts, plan, folder)}"
     else:
@@ -181,7 +193,7 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class MadeWave:
-    """images: (prompt number, PNG); evaluations: denoiser rows run; bad: prompts whose images are not finite."""
+    """images: (prompt number, its file); evaluations: denoiser rows run; bad: prompts whose images are not finite."""
 
     images: list[tuple[int, bytes]]
     evaluations: int
@@ -189,9 +201,13 @@ class MadeWave:
 
 
 def _make(
-    sampler: SharedSampler, guidance: float | None, on_step: Callable[[int], None] | None, task: ImageTask
+    sampler: SharedSampler,
+    image_format: ImageFormat,
+    guidance: float | None,
+    on_step: Callable[[int], None] | None,
+    task: ImageTask,
 ) -> MadeWave:
-    """A wave's PNG files in memory."""
+    """A wave's image files in memory."""
     bad: list[int] = []
     try:
         wave = sampler.run(task.wave, guidance, on_step)
@@ -202,7 +218,7 @@ def _make(
         made, evaluations = error.images, task.wave.plan.evaluations
         bad = [task.wave.members[row] for row in error.bad]
     images = [
-        (index, png_bytes(image, texts))
+        (index, image_format.encode(image, texts))
         for index, image, texts in zip(task.wave.members, made, task.texts, strict=True)
         if texts is not None and image is not None
     ]
@@ -210,15 +226,18 @@ def _make(
 
 
 def _worker(
-    settings: RunSettings, wave_size: int, micro_batch_size: int | Literal["auto"] | None, threads: int
+    settings: RunSettings,
+    wave_size: int,
+    micro_batch_size: int | Literal["auto"] | None,
+    image_format: ImageFormat,
+    threads: int,
 ) -> Callable[[ImageTask], MadeWave]:
     """What makes waves on a worker; its pipeline is built where the worker is."""
     import torch
 
     torch.set_num_threads(threads)
-    return partial(
-        _make, _sampler(settings, wave_size, micro_batch_size), settings.sampling.guidance_scale, None
-    )
+    sampler = _sampler(settings, wave_size, micro_batch_size)
+    return partial(_make, sampler, image_format, settings.sampling.guidance_scale, None)
 
 
 def _made(
@@ -236,6 +255,7 @@ def _made(
         sampler: the only reference to it, given up where workers make the images: its memory is theirs.
     """
     guidance, finished, own = job.settings.sampling.guidance_scale, set(done), sampler.pop()
+    image_format = job.output.image_format
 
     def task(number: int) -> ImageTask:
         wave = left.task(number)
@@ -243,11 +263,11 @@ def _made(
         return ImageTask(wave, texts)
 
     if job.pool is None:
-        yield from (_make(own, guidance, on_steps, task(number)) for number in range(len(left)))
+        yield from (_make(own, image_format, guidance, on_steps, task(number)) for number in range(len(left)))
         return
     del own
     threads = max(1, int(job.pool.cpus_per_worker))
-    worker = partial(_worker, job.settings, job.output.wave_size, job.micro_batch_size, threads)
+    worker = partial(_worker, job.settings, job.output.wave_size, job.micro_batch_size, image_format, threads)
     pool = Pool(worker, job.pool, _warn)
     for number, made in pool.run(task, left.costs()):
         on_steps(len(left.members[number]) * plan.num_steps)
@@ -276,7 +296,9 @@ def _plan_texts(plan: SharePlan, index: int) -> dict[str, str]:
     return {"plan": json.dumps(about)}
 
 
-def _record(images: ImageList, plan: SharePlan, seeds: list[int], index: int) -> dict[str, Any]:
+def _record(
+    images: ImageList, plan: SharePlan, seeds: list[int], sharded: bool, index: int
+) -> dict[str, Any]:
     """An image's metadata, but for where it is."""
     ours = {
         "prompt": images.requests[index].prompt,
@@ -285,7 +307,7 @@ def _record(images: ImageList, plan: SharePlan, seeds: list[int], index: int) ->
         "branch_step": plan.branch_steps[index],
         "evaluations": round(float(plan.prompt_evaluations[index]), 6),
     }
-    taken = {*ours, "file_name"}
+    taken = {*ours, "file_name", *SHARD_COLUMNS} if sharded else {*ours, "file_name"}
     row = images.record(index)
     return ours | {beside(name) if name in taken else name: value for name, value in row.items()}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
+from sagediff.files.file_names import FIELDS, NameTemplate
+from sagediff.files.image_formats import QUALITY, Format, ImageFormat
 from sagediff.options import check, option
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.prompts.image_list import ImageList
@@ -26,6 +29,15 @@ class OutputOptions:
         "Most denoiser rows run at once, or 'auto' to measure what is fastest and fits [default: all]. Lower: less "
         "memory.",
     )
+    format: str = option("png", "Format of the images: png, jpg or webp.", choices=("png", "jpg", "webp"))
+    quality: int | None = option(
+        None, f"Quality of jpg and webp, 1 to 100 [default: {QUALITY}].", low=1, high=100
+    )
+    file_name: str | None = option(
+        None,
+        f"Names of the images' files, such as '{{id}}-{{index}}'; fields: {', '.join(FIELDS)} [default: "
+        "'{index:06d}'].",
+    )
     shard_size: int | None = option(
         None,
         "With more prompts than this write webdataset shards of this many images, with parquet metadata "
@@ -34,6 +46,20 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.quality is not None and self.format == "png":
+            raise InputError("--quality is for --format jpg and webp; png loses nothing")
+        if self.file_name is not None and self.shard_size is not None:
+            raise InputError("--file-name is for files of their own, and shards number theirs; leave out one")
+        _ = self.template  # its own check
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(cast("Format", self.format), self.quality)
+
+    @property
+    def template(self) -> NameTemplate | None:
+        """What files are called; None for their numbers."""
+        return None if self.file_name is None else NameTemplate(self.file_name, self.image_format.suffix)
 
 
 @dataclass(frozen=True)
@@ -122,7 +148,37 @@ class Generation:
             "seed": self.output.seed,
             **self.images.digests(),
             "shard_size": self.shard_size,
+            "format": self.output.format,
+            "quality": self.output.quality,
+            "file_name": self.output.file_name,
         }
+
+    def file_names(self, seeds: Sequence[int] | None = None) -> list[str] | None:
+        """What each image's file is called, without the ending; None for its number.
+
+        Args:
+            seeds: of each image; None while they are not known.
+
+        Raises:
+            InputError: one that cannot be a file's name, or two that are the same.
+        """
+        template, images = self.output.template, self.images
+        if template is None or (seeds is None and "seed" in template.fields):
+            return None
+        names = []
+        for index, request in enumerate(images.requests):
+            row = images.row(index)
+            values: dict[str, str | int | None] = {
+                "index": index,
+                "row": row,
+                "copy": images.copy(index),
+                "id": images.ids[row],
+                "seed": None if seeds is None else seeds[index],
+                "prompt": request.prompt,
+            }
+            names.append(template.name(values, images.where(index)))
+        template.check_distinct(names, map(images.where, range(len(images))))
+        return names
 
 
 def replica_range(text: str | None) -> tuple[int, int]:

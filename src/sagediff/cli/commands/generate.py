@@ -35,7 +35,8 @@ def generate(
     settings = resolve(model, sampling, options.named(sharing), policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(images, settings, output, micro_batch, scale, pool)
-    folder, manifest = OutputFolder(output.out), job.manifest()
+    folder, manifest = OutputFolder(output.out, output.image_format), job.manifest()
+    job.file_names()  # refused before anything heavy is imported
     if output.shard_size is not None:
         check_shard_size(output.shard_size)
     with claimed_output(output.out):
