@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sagediff.cli.job_options import Generation
-from sagediff.cli.planning import plan_images
+from sagediff.cli.planning import plan_images, warnings
 from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
@@ -28,6 +28,7 @@ from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, WaveTask
 from sagediff.progress import stderr_progress
 from sagediff.prompts.columns import beside
@@ -81,17 +82,19 @@ class Prepared:
 
 def _prepared(job: Generation) -> Prepared:
     settings, sharing = job.settings, job.settings.sharing
-    sampler = _sampler(job.settings, job.output.wave_size, job.micro_batch_size)
-    plan, reading = plan_images(job.images, settings, job.scale, sampler.pipe, sampler.denoiser_class)
+    sampler = _sampler(settings, job.guided, job.output.wave_size, job.micro_batch_size)
+    plan, reading = plan_images(
+        job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class
+    )
     requests = job.images.requests
     sampler.check(requests, plan, reading.keys)
-    if words := reading.warning():
+    for words in warnings(job.images, plan, reading):
         print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
-    return Prepared([sampler], plan, waves, waves.seeds(sharing), len(reading.cut))
+    return Prepared([sampler], plan, waves, waves.seeds(sampler.sharing_of), len(reading.cut))
 
 
 def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
@@ -169,7 +172,7 @@ def _warn(words: str) -> None:
 
 
 def _sampler(
-    settings: RunSettings, wave_size: int, micro_batch_size: int | Literal["auto"] | None
+    settings: RunSettings, guided: Sharing, wave_size: int, micro_batch_size: int | Literal["auto"] | None
 ) -> SharedSampler:
     return SharedSampler(
         open_pipeline(settings.model),
@@ -177,6 +180,7 @@ def _sampler(
         wave_size=wave_size,
         micro_batch_size=micro_batch_size,
         encoder=settings.sampling.encoder,
+        guided=guided,
     )
 
 
@@ -227,6 +231,7 @@ def _make(
 
 def _worker(
     settings: RunSettings,
+    guided: Sharing,
     wave_size: int,
     micro_batch_size: int | Literal["auto"] | None,
     image_format: ImageFormat,
@@ -236,7 +241,7 @@ def _worker(
     import torch
 
     torch.set_num_threads(threads)
-    sampler = _sampler(settings, wave_size, micro_batch_size)
+    sampler = _sampler(settings, guided, wave_size, micro_batch_size)
     return partial(_make, sampler, image_format, settings.sampling.guidance_scale, None)
 
 
@@ -267,7 +272,9 @@ def _made(
         return
     del own
     threads = max(1, int(job.pool.cpus_per_worker))
-    worker = partial(_worker, job.settings, job.output.wave_size, job.micro_batch_size, image_format, threads)
+    worker = partial(
+        _worker, job.settings, job.guided, job.output.wave_size, job.micro_batch_size, image_format, threads
+    )
     pool = Pool(worker, job.pool, _warn)
     for number, made in pool.run(task, left.costs()):
         on_steps(len(left.members[number]) * plan.num_steps)

@@ -1,4 +1,4 @@
-"""Names of images' files from a template such as "{id}-{index}"; refused where one cannot be a name or two are equal."""
+"""Names of images' files from a template such as "{id}-{index}"; refused where one cannot be or two are equal."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ class SharePlan:
             reports. None when it is not known.
         replayed_steps: for each prompt how many of its first steps are replayed from a recorded trajectory and so
             cost no rows; members agree while they are one node. None: nothing is replayed.
-        guided: with 2 rows per prompt, for each prompt whether it is guided, where not all are; members of a group
-            agree. None: all are.
+        guided_from: with 2 rows per prompt, for each prompt the first step with guidance, None where it has none at
+            all; members of a group agree. None: `unguided_steps` for all.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -66,7 +66,7 @@ class SharePlan:
     calls_per_step: tuple[int, ...] | None = None
     share_ratio: float | tuple[float, ...] | None = None
     replayed_steps: tuple[int, ...] | None = None
-    guided: tuple[bool, ...] | None = None
+    guided_from: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_steps(self.num_steps)
@@ -115,16 +115,20 @@ class SharePlan:
                     )
 
     def _check_guided(self) -> None:
-        if self.guided is None:
+        starts = self.guided_from
+        if starts is None:
             return
-        if len(self.guided) != self.num_prompts or not all(type(each) is bool for each in self.guided):
+        if len(starts) != self.num_prompts or not all(
+            start is None or (type(start) is int and 0 <= start <= self.num_steps) for start in starts
+        ):
             raise PlanError(
-                f"guided must hold true or false for each of the {self.num_prompts} prompts, got {self.guided!r}"
+                f"guided_from must hold a whole number in [0, {self.num_steps}], or None, for each of the "
+                f"{self.num_prompts} prompts, got {starts!r}"
             )
-        if self.rows_per_prompt != 2:
-            raise PlanError(f"guided prompts take 2 rows per prompt, got {self.rows_per_prompt}")
-        if mixed := next((group for group in self.groups if len({self.guided[i] for i in group}) > 1), None):
-            raise PlanError(f"prompts {mixed} are one group, but some are guided and some are not")
+        if self.rows_per_prompt != 2 or self.unguided_steps:
+            raise PlanError("guided_from goes with 2 rows per prompt, and says what unguided_steps would")
+        if mixed := next((group for group in self.groups if len({starts[i] for i in group}) > 1), None):
+            raise PlanError(f"prompts {mixed} are one group, but are not guided alike")
 
     @classmethod
     def from_groups(
@@ -243,22 +247,33 @@ class SharePlan:
 
     def runs_negative(self, step: int, members: int) -> bool:
         """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
-        return step >= self.unguided_steps and not (members > 1 and self.shared_guidance == 1.0)
+        return step >= self.unguided_steps and self._may_guide(members)
+
+    def is_guided(self) -> npt.NDArray[np.bool_]:
+        """Whether each prompt is guided in any of its steps, shape (N,)."""
+        starts = np.maximum(self._guided_from, self.branch_steps if self.shared_guidance == 1.0 else 0)
+        return np.asarray(starts < self.num_steps)
+
+    def _may_guide(self, members: int) -> bool:
+        return not (members > 1 and self.shared_guidance == 1.0)
 
     @cached_property
-    def _rows_of_prompts(self) -> npt.NDArray[np.int64]:
-        """Denoiser rows of each prompt where its negative rows are run, shape (N,)."""
-        rows = np.full(self.num_prompts, self.rows_per_prompt, dtype=np.int64)
-        return rows if self.guided is None else np.where(self.guided, rows, 1)
+    def _guided_from(self) -> npt.NDArray[np.int64]:
+        """For each prompt the first step with guidance, shape (N,); past the last one where it has none."""
+        if self.guided_from is None:
+            start = self.unguided_steps if self.rows_per_prompt == 2 else self.num_steps
+            return np.full(self.num_prompts, start, dtype=np.int64)
+        starts = [self.num_steps if start is None else start for start in self.guided_from]
+        return np.asarray(starts, dtype=np.int64)
 
     def _rows(self, step: int) -> npt.NDArray[np.int64]:
         """Denoiser rows of one call for each node, shape (nodes,), whether the step is replayed or not."""
         nodes = self.partition(step)
         members = np.bincount(nodes)
-        rows = np.ones(len(members), dtype=np.int64)
-        rows[nodes] = self._rows_of_prompts
-        runs_negative = [self.runs_negative(step, int(n)) for n in members]
-        return np.where(runs_negative, rows, 1)
+        starts = np.zeros(len(members), dtype=np.int64)
+        starts[nodes] = self._guided_from
+        may_guide = np.asarray([self._may_guide(int(n)) for n in members], dtype=bool)
+        return np.where((starts <= step) & may_guide, 2, 1)
 
     def _node_rows(self, step: int) -> npt.NDArray[np.int64]:
         """As `_rows`; 0 where the step is replayed."""
@@ -274,7 +289,7 @@ class SharePlan:
     def _spans(self) -> list[tuple[int, int]]:
         """(first step, denoiser calls) of the stretches in which a step's rows do not change."""
         starts = (start for start, _ in self.levels)
-        cuts = sorted({*starts, *(self.replayed_steps or ()), self.unguided_steps, self.num_steps})
+        cuts = sorted({*starts, *(self.replayed_steps or ()), *self._guided_from.tolist(), self.num_steps})
         return [(start, self._calls(start, end)) for start, end in pairwise(cuts)]
 
     def step_evaluations(self, step: int) -> int:
@@ -289,7 +304,9 @@ class SharePlan:
     @property
     def evaluations_independent(self) -> int:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
-        return int(self._rows_of_prompts.sum()) * self._calls(0, self.num_steps)
+        unguided = 0 if self.guided_from is None else self.guided_from.count(None)
+        rows = self.num_prompts * self.rows_per_prompt - unguided
+        return rows * self._calls(0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
@@ -350,13 +367,16 @@ class SharePlan:
         calls = self.calls_per_step if calls_per_step is None else tuple(calls_per_step)
         if rows_per_prompt is None:
             return replace(self, calls_per_step=calls)
-        return replace(self, rows_per_prompt=rows_per_prompt, guided=None, calls_per_step=calls)
+        return replace(self, rows_per_prompt=rows_per_prompt, guided_from=None, calls_per_step=calls)
 
-    def with_guided(self, guided: Sequence[bool]) -> SharePlan:
-        """The same sharing where these prompts, one flag each, are guided and the others are not."""
-        if len(set(guided)) == 1:
-            return self.recost(2 if guided[0] else 1)
-        return replace(self, rows_per_prompt=2, guided=tuple(guided))
+    def with_guidance(self, starts: Sequence[int | None]) -> SharePlan:
+        """The same sharing where each prompt is guided from its step on, or, with None, not at all."""
+        first = starts[0]
+        if len(set(starts)) > 1:
+            return replace(self, rows_per_prompt=2, unguided_steps=0, guided_from=tuple(starts))
+        if first is None:
+            return replace(self, rows_per_prompt=1, guided_from=None)
+        return replace(self, rows_per_prompt=2, unguided_steps=first, guided_from=None)
 
     def subset(self, prompts: Sequence[int]) -> SharePlan:
         """The plan of some whole groups, their prompts renumbered in the order given.
@@ -380,9 +400,10 @@ class SharePlan:
         ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
         replayed = self.replayed_steps and tuple(self.replayed_steps[i] for i in prompts)
         part_plan = replace(
-            self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed, guided=None
+            self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed, guided_from=None
         )
-        return part_plan if self.guided is None else part_plan.with_guided([self.guided[i] for i in prompts])
+        starts = self.guided_from
+        return part_plan if starts is None else part_plan.with_guidance([starts[i] for i in prompts])
 
     # -- noise
 

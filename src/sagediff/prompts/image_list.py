@@ -96,6 +96,11 @@ class ImageList:
         """The text of each image's prompt."""
         return [request.prompt for request in self.requests]
 
+    @cached_property
+    def names_guidance(self) -> bool:
+        """Whether any row names a guidance scale."""
+        return any(request.guidance_scale is not None for request in self.requests)
+
     def row(self, image: int) -> int:
         """The number of an image's row, from 0."""
         return bisect_right(self.starts, image) - 1

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
-from sagediff.cli.job_options import Generation, OutputOptions, ScaleOptions, WorkerOptions
+from sagediff.cli.job_options import (
+    Generation,
+    OutputOptions,
+    ScaleOptions,
+    WorkerOptions,
+    guided_sharing,
+)
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
@@ -32,9 +38,11 @@ def generate(
         sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
     """
     images = read_images(prompts, prompt_file, requested)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    given = options.named(sharing)
+    settings = resolve(model, sampling, given, policy)
+    guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
-    job = Generation(images, settings, output, micro_batch, scale, pool)
+    job = Generation(images, settings, guided, output, micro_batch, scale, pool)
     folder, manifest = OutputFolder(output.out, output.image_format), job.manifest()
     job.file_names()  # refused before anything heavy is imported
     if output.shard_size is not None:

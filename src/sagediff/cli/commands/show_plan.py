@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
-from sagediff.cli.job_options import ScaleOptions
+from sagediff.cli.job_options import ScaleOptions, guided_sharing
 from sagediff.cli.terminal import print_json
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
@@ -37,10 +37,12 @@ def plan(
         sagediff plan --prompts prompts.txt --threshold 0.7 --json
     """
     images = read_images(prompts, prompt_file, requested, with_own=False)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    given = options.named(sharing)
+    settings = resolve(model, sampling, given, policy)
+    guided = guided_sharing(images, settings, model, sampling, given, policy)
     from rich.console import Console
 
-    from sagediff.cli.planning import plan_images
+    from sagediff.cli.planning import plan_images, warnings
     from sagediff.pipelines.loading import load_for_planning
     from sagediff.scale.disk_groups import GROUPS
 
@@ -50,9 +52,9 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
-    found, reading = plan_images(images, settings, scale, pipe, denoiser)
-    if warning := reading.warning():
-        print(f"warning: {warning}", file=sys.stderr)
+    found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
+    for words in warnings(images, found, reading):
+        print(f"warning: {words}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
