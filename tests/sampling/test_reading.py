@@ -107,7 +107,7 @@ def test_copies_have_seeds_of_their_own_where_they_have_noise_of_their_own(small
         sharing = Sharing(threshold=-1.0, share_ratio=ratio, fresh_noise=noise)
         groups = [[0, 1, 2, 3]] if ratio else [[0], [1], [2], [3]]
         waves = Waves(requests, sharing.plan_groups(groups, 4), 0, 64, read=keys)
-        seeds = waves.seeds(sharing)
+        seeds = waves.seeds(lambda request, own=sharing: own)
         assert len(set(seeds)) == different
         assert len(set(seeds[:3])) == min(different, 3)
 

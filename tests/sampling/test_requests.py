@@ -71,6 +71,33 @@ def test_requests_share_only_where_all_but_the_text_agrees(small_demo: Any) -> N
     ]
 
 
+def test_guided_and_unguided_requests_run_in_one_call_each_at_its_own_cost(small_demo: Any) -> None:
+    wanted = [
+        ImageRequest(CAT, guidance_scale=1.0),
+        CAT,
+        ImageRequest(DOG, guidance_scale=1.0),
+        DOG,
+        ImageRequest(CAT, guidance_scale=1.0, seed=5),
+        ImageRequest(CAT, seed=5),
+    ]
+    sampler = SharedSampler(small_demo, **ALIKE)
+    plan = sampler.plan(wanted, STEPS, GUIDANCE)
+    assert plan.groups == [[0, 2], [1, 3], [4], [5]]
+    assert plan.prompt_evaluations.tolist() == [
+        3.0,
+        5.0,
+        3.0,
+        5.0,
+        4.0,
+        8.0,
+    ]  # half of 4 steps, shared without guidance
+    result = sampler(wanted, STEPS, GUIDANCE)
+    assert result.report["evaluations_run"] == plan.evaluations == 28
+    assert result.report["evaluations_independent"] == 36
+    assert close(result.images[4], own(small_demo, wanted[4], 1.0))  # type: ignore[arg-type]
+    assert close(result.images[5], own(small_demo, wanted[5]))  # type: ignore[arg-type]
+
+
 def test_a_seed_shares_where_it_is_said(small_demo: Any) -> None:
     plan = SharedSampler(small_demo, **ALIKE).plan([ImageRequest(CAT, seed=1, share=True), DOG], STEPS)
     assert plan.groups == [[0, 1]]
@@ -90,7 +117,6 @@ def test_texts_and_requests_of_them_are_the_same(small_demo: Any) -> None:
 @pytest.mark.parametrize(
     ("wanted", "options", "words"),
     [
-        ([ImageRequest(CAT, guidance_scale=1.0), DOG], {}, "guided and some are not"),
         (
             [ImageRequest(CAT, negative_prompt="a")],
             {"negative_prompt": "b"},

@@ -11,53 +11,21 @@ from typing import Any
 import pytest
 import torch
 from engines import CAT, DOG, SETTINGS, STAR, faulty, results, running, wanted
-from tiny import RECIPES
-from tiny.parts import SCHEDULERS
 from torch.nn.functional import scaled_dot_product_attention
 
 from sagediff.errors import ModelError
 from sagediff.serving.engine import interrupt, recovery
 from sagediff.serving.engine.reuse import CacheUse
-from sagediff.serving.engine.sizes import check_size, refused_by_pipeline, size_multiple
 from sagediff.serving.engine.ticket import MadeImage
 from sagediff.serving.engine.trajectory_cache import TrajectoryCache
-from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
+from sagediff.serving.failures import (
+    Cancelled,
+    ImageFailed,
+    OutOfMemory,
+    RefusedByPipeline,
+    refused_by_pipeline,
+)
 from sagediff.serving.http.answers import error_answer
-
-MULTIPLES = {
-    "sd": 8, "sdxl": 8, "sd3": 4, "flux": 4, "flux2": 16, "sana": 32, "pixart-sigma": 8, "auraflow": 16,
-    "lumina2": 16, "qwen-image": 16, "chroma": 16,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MULTIPLES)
-def test_sizes_are_multiples_of_what_the_pipelines_own_check_says(name: str) -> None:
-    recipe = RECIPES[name]
-    pipe = recipe.build(SCHEDULERS[recipe.schedulers[0]]())
-    before = dict(vars(pipe))
-    assert size_multiple(pipe) == MULTIPLES[name]
-    assert vars(pipe).keys() == before.keys()
-
-
-def test_a_pipeline_that_checks_nothing_takes_its_autoencoders_factor() -> None:
-    class Bare:
-        vae_scale_factor = 8
-
-        def __call__(self, prompt: Any) -> None: ...
-
-    assert size_multiple(Bare()) == 8
-
-
-class Image:
-    def __init__(self, *size: int) -> None:
-        self.size = size
-
-
-def test_an_image_of_another_size_than_asked_for_is_none() -> None:
-    check_size((None, None), Image(64, 48))
-    check_size((64, 48), Image(64, 48))
-    with pytest.raises(RefusedByPipeline, match="makes 64x48 of the size 65x48"):
-        check_size((65, 48), Image(64, 48))
 
 
 def test_what_the_pipeline_refuses_is_the_clients_to_mend(small_demo: Any) -> None:
