@@ -154,7 +154,9 @@ def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
     import torch
 
     tokens = _tokens(tokenizer, texts, "pt")
-    device = next(model.parameters()).device  # offloaded weights are elsewhere: hooks bring them, and these inputs
+    device = next(
+        model.parameters()
+    ).device  # offloaded weights are elsewhere: hooks bring them, and these inputs
     device = torch.device("cpu") if device.type == "meta" else device
     # CLIP reads its padding, as pipelines have it; encoders of other kinds (T5) are told to pass over theirs
     reads_padding = type(model).__name__.startswith("CLIP")
