@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from sagediff.errors import InputError
 from sagediff.options import option
-from sagediff.pipelines.loading import BUILT_IN
+from sagediff.pipelines.model_source import BUILT_IN
 from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.prompts.image_list import prompt_texts
 

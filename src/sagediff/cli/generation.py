@@ -47,7 +47,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
-    supported_parts(job.settings.model.name)  # refused before gigabytes of weights are read
+    supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
     content = run_content(job.settings)
     if job.output.resume:
         folder.check_content(content)
@@ -91,7 +91,7 @@ def _prepared(job: Generation) -> Prepared:
     for words in warnings(job.images, plan, reading):
         print(f"warning: {words}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
-    for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
+    for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
     return Prepared([sampler], plan, waves, waves.seeds(sampler.sharing_of), len(reading.cut))

@@ -48,7 +48,7 @@ def plan(
 
     texts, chosen = images.prompts, settings.sharing
     pipe, denoiser = load_for_planning(
-        settings.model.name,
+        settings.model.source,
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
