@@ -23,21 +23,18 @@ DEFAULTS_FILE = "sagediff.json"  # in a model's or a LoRA's folder: how it is be
 class ModelOptions:
     """Which model runs, and on what."""
 
-    name: str = option(
-        "demo", "'demo' or 'emoji' (built in), a local diffusers folder, or a hub id.", flag="model"
-    )
+    name: str = option("demo", "'demo' or 'emoji' (built in), a diffusers folder, or a hub id.", flag="model")
     lora: Path | None = option(
-        None, "LoRA weights: a .safetensors file or a folder that holds one [default: the demo's own]."
+        None, "LoRA: a .safetensors file, or a folder with one. [default: the demo's own]"
     )
     no_lora: bool = option(False, "Run the demo without the LoRA that comes with it.")
     scheduler: str | None = option(
-        None, f"Solver: {', '.join(SCHEDULERS)} [default: the model's own].", choices=tuple(SCHEDULERS)
+        None, f"Solver: {', '.join(SCHEDULERS)}. [default: the model's own]", choices=tuple(SCHEDULERS)
     )
     device: str = option("auto", "'auto', 'cpu', 'cuda', 'mps' and so on.")
     dtype: str = option(
         "auto",
-        "'auto' (float32 on the CPU; on an accelerator the half precision that suits the model), float32, float16 or "
-        "bfloat16.",
+        "float32, float16, bfloat16, or 'auto' by device and model.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
@@ -60,11 +57,11 @@ class SamplingOptions:
 
     num_inference_steps: int = option(30, "Sampling steps.", low=1, high=10_000, flag="steps")
     guidance_scale: float | None = option(
-        None, "Guidance scale [default: the model's own].", low=0, flag="guidance"
+        None, "Guidance scale. [default: the model's own]", low=0, flag="guidance"
     )
     encoder: str | None = option(
         None,
-        "A sentence-transformers model to group prompts by [default: the model's own text encoder].",
+        "A sentence-transformers model to group by. [default: the model's text encoder]",
     )
 
     def __post_init__(self) -> None:

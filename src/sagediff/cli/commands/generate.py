@@ -24,12 +24,7 @@ def generate(
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     workers: Annotated[WorkerOptions, options.flattened("Scale")] = WorkerOptions(),  # noqa: B008
 ) -> None:
-    """Generate one image per prompt.
-
-    Examples:
-        sagediff generate "a large cat on a red background" "a large dog on a red background"
-        sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
-    """
+    """Generate one image per prompt."""
     texts = gather_prompts(prompts, prompt_file)
     settings = resolve(model, sampling, options.named(sharing), policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()

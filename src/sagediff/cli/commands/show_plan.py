@@ -29,12 +29,7 @@ def plan(
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
     ] = False,
 ) -> None:
-    """Show how prompts would be grouped and what that saves, without loading the denoiser.
-
-    Examples:
-        sagediff plan --prompts prompts.txt --model path/or/hub-id
-        sagediff plan --prompts prompts.txt --threshold 0.7 --json
-    """
+    """Show how prompts would be grouped and what that saves, without loading the denoiser."""
     texts = gather_prompts(prompts, prompt_file)
     settings = resolve(model, sampling, options.named(sharing), policy)
     from rich.console import Console
