@@ -108,3 +108,10 @@ def _nodes(groups: Groups, count: int) -> tuple[int, ...]:
 def _append(levels: list[Level], start: int, nodes: tuple[int, ...]) -> None:
     if not levels or levels[-1][1] != nodes:
         levels.append((start, nodes))
+
+
+def check_ratios(ratios: Sequence[float]) -> None:
+    """Raises PlanError for one that is not a part of the steps."""
+    for ratio in ratios:
+        if not 0 <= ratio <= 1:
+            raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")

@@ -5,7 +5,6 @@ Pure: knows neither tensors nor pipelines (generators excepted, which import tor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sagediff.errors import InputError, PlanError
+from sagediff.errors import PlanError
 from sagediff.files.digest import number_of
-from sagediff.files.json_input import parse
 from sagediff.plan.levels import (
     Level,
     branching_levels,
     check_groups,
     check_levels,
+    check_ratios,
     part_of_steps,
     renumber,
     tree_levels,
 )
+from sagediff.plan.plan_json import plan_fields, plan_text
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,7 @@ class SharePlan:
             raise PlanError(
                 f"share_ratio must be one number or one per group ({len(groups)}), got {len(ratios)}"
             )
-        _check_ratios(ratios)
+        check_ratios(ratios)
         branch = [
             part_of_steps(ratio, num_steps) if len(group) > 1 else 0
             for ratio, group in zip(ratios, groups, strict=True)
@@ -170,7 +170,7 @@ class SharePlan:
         """
         _check_steps(num_steps)
         ratios = [float(ratio) for ratio, _ in tree]
-        _check_ratios(ratios)
+        check_ratios(ratios)
         if not ratios or ratios != sorted(set(ratios)):
             raise PlanError(
                 f"a tree needs share ratios that grow from one partition to the next, got {ratios}"
@@ -389,34 +389,17 @@ class SharePlan:
         }
 
     def to_json(self) -> str:
-        return json.dumps({"format": "sagediff.SharePlan", "version": 1} | asdict(self))
+        return plan_text(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> SharePlan:
         """Raises PlanError for text that is no plan, or a plan that is not valid."""
+        fields = plan_fields(text)
         try:
-            data = parse(text, "the share plan")
-            if not isinstance(data, dict) or data.get("format") != "sagediff.SharePlan":
-                raise PlanError("not a share plan: expected JSON with format 'sagediff.SharePlan'")
-            if data.get("version") != 1:
-                raise PlanError(
-                    f"share plan of version {data.get('version')!r}; this sagediff reads version 1"
-                )
-            ratio, calls = data["share_ratio"], data["calls_per_step"]
-            replayed = data.get("replayed_steps")  # not in plans that were written before there was replay
-            return cls(
-                num_steps=data["num_steps"],
-                levels=tuple((_whole(start), tuple(map(_whole, nodes))) for start, nodes in data["levels"]),
-                shared_guidance=_number(data["shared_guidance"]),
-                unguided_steps=data["unguided_steps"],
-                rows_per_prompt=_whole(data["rows_per_prompt"]),
-                calls_per_step=None if calls is None else tuple(map(_whole, calls)),
-                share_ratio=tuple(map(_ratio, ratio)) if isinstance(ratio, list) else _ratio(ratio),
-                replayed_steps=None if replayed is None else tuple(map(_whole, replayed)),
-            )
+            return cls(**fields)
         except PlanError:
             raise
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a share plan: {error}") from error
 
     def __str__(self) -> str:
@@ -434,25 +417,6 @@ class SharePlan:
         return "\n".join(lines)
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PlanError(f"not a share plan: {value!r} should be a whole number")
-    return value
-
-
-def _number(value: object) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise PlanError(f"not a share plan: {value!r} should be a number or null")
-    return value
-
-
-def _ratio(value: object) -> Any:
-    ratio = _number(value)
-    if ratio is not None:
-        _check_ratios([ratio])
-    return ratio
-
-
 def _saving(run: int, instead_of: int) -> float:
     return 1 - run / instead_of if instead_of else 0.0
 
@@ -460,9 +424,3 @@ def _saving(run: int, instead_of: int) -> float:
 def _check_steps(num_steps: object) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
         raise PlanError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
-
-
-def _check_ratios(ratios: Sequence[float]) -> None:
-    for ratio in ratios:
-        if not 0 <= ratio <= 1:
-            raise PlanError(f"share_ratio must lie in [0, 1], got {ratio}")
