@@ -171,3 +171,37 @@ def test_examples_run(
             assert run_example(line.strip(), monkeypatch) == 0
     assert len(served) == (2 if command == "serve" else 0)
     assert command in ("plan", "serve") or len(os.listdir(folder)) > 1
+
+
+# -- what is shorter to type
+
+
+def test_short_names_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["plan", "a cat", "--steps", "2", "--json"]
+    assert main([*long, "--images-per-prompt", "2", "--width", "64", "--height", "32"]) == 0
+    first = capsys.readouterr().out
+    assert main([*long, "-n", "2", "--size", "64x32"]) == 0
+    assert capsys.readouterr().out == first and json.loads(first)["num_prompts"] == 2
+    for wrong, words in (
+        (["--size", "64"], "as in 768x512"),
+        (["--size", "64x64", "--width", "64"], "not both"),
+        (["--size", "0x64"], "--width must be at least 1"),
+        (["-n", "0"], "--images-per-prompt must"),
+    ):
+        assert main([*long, *wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["my.txt", "my.CSV", "my.jsonl.gz", "my.parquet"])
+def test_the_name_of_a_prompt_file_is_no_prompt(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("a cat")
+    for command in ("plan", "generate"):
+        assert main([command, "a dog", name]) == 2
+        assert f"prompt 2 is the name of a file: to take the prompts in it, give --prompts {name}" in (
+            capsys.readouterr().err
+        )
+    (tmp_path / name).unlink()
+    assert main(["plan", name, "a" * 300 + ".txt", "--steps", "1"]) == 0

@@ -15,6 +15,7 @@ WIDTH = 100
 _WIDEST_NAME = 32  # columns; a longer name has its text below it
 _GAP = 2
 _BRACKETS = re.compile(r"\[[^]]*\]$")  # the default, which stays on one line
+_DEFAULT = re.compile(r"\[default: ([^]]*)\](\..*)$")  # before the end of a text
 _NO_BREAK = "\0"
 _ZERO = re.compile(r"(?<=\d)\.0\b")  # of whole floats
 
@@ -82,7 +83,7 @@ def _name(entry: HelpEntry) -> str:
 
 def _text(entry: HelpEntry) -> str:
     """What an option is for, and its default."""
-    parts = [" ".join(_plain(entry.description).split())]
+    parts = [_DEFAULT.sub(r"\2 [default: \1]", " ".join(_plain(entry.description).split()))]
     if entry.required:
         parts.append("[required]")
     elif entry.default is not None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from sagediff.errors import InputError
-from sagediff.options import types_of
+from sagediff.options import option, types_of
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
 from sagediff.plan.sharing import Sharing
+from sagediff.prompts.image_list import RequestOptions
 
 _GROUPS = {
     "Prompts": "",
@@ -31,6 +33,7 @@ _GROUPS = {
 GROUPS = {
     name: Group(name, help=note, sort_key=number) for number, (name, note) in enumerate(_GROUPS.items())
 }
+_SIZE = re.compile(r"(\d{1,6})\s*[x\u00d7]\s*(\d{1,6})")
 
 
 def renamed(cls: type) -> dict[str, str]:
@@ -129,10 +132,40 @@ PromptFile = Annotated[
     of(
         "Prompts",
         "--prompts",
-        help="File: .txt, .jsonl, .csv, also .gz, or .parquet; '-' is standard input.",
+        help="File: .txt, .jsonl, .json, .csv, .tsv, also .gz, or .parquet; or '-'.",
         allow_leading_hyphen=True,  # for "-" itself
     ),
 ]
+
+
+def _again(name: str) -> Any:
+    """A field of `RequestOptions` once more, for another annotation."""
+    declared = next(each for each in fields(RequestOptions) if each.name == name)
+    return field(default=declared.default, metadata=declared.metadata)
+
+
+@dataclass(frozen=True)
+class ShortRequestOptions(RequestOptions):
+    """The same, shorter to type."""
+
+    images_per_prompt: Annotated[int, Parameter(alias="-n")] = _again("images_per_prompt")
+    size: str | None = option(None, "Both, as in 768x512. [default: the model's own]")
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            sides = _SIZE.fullmatch(self.size.strip().lower())
+            if sides is None:
+                raise InputError(
+                    f"--size takes width and height in pixels, as in 768x512; got {self.size[:100]!r}"
+                )
+            if self.width is not None or self.height is not None:
+                raise InputError("give --size, or --width and --height, not both")
+            object.__setattr__(self, "width", int(sides[1]))
+            object.__setattr__(self, "height", int(sides[2]))
+        super().__post_init__()
+
+
+Requested = Annotated[ShortRequestOptions, flattened("Prompts")]
 Model = Annotated[ModelOptions, flattened("Model")]
 Sampling = Annotated[SamplingOptions, flattened("Sampling")]
 SharingOptions = Annotated[GivenSharing | None, flattened("Sharing")]

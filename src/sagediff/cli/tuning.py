@@ -16,8 +16,9 @@ from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import at_work, sweep, write_text
-from sagediff.files.digest import file_digest, texts_digest
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.content import named_content, run_content
+from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -85,7 +86,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
     return asdict(settings.sampling) | {
         "version": sagediff.__version__,
         "model": model.name,
-        "lora": None if model.lora is None else file_digest(model.lora),
+        "lora": loras_digest(model.loras()),
         "scheduler": model.scheduler,
         "dtype": model.dtype,
         "prompts": texts_digest(runner.prompts),
@@ -114,7 +115,7 @@ def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
 
 
 def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, found: Tuned) -> None:
-    best, alone, lora = found.best, found.alone, settings.model.lora
+    best, alone = found.best, found.alone
     apart = {} if best.apart is None else {"apart": best.apart, "apart_independent": alone.apart}
     plan = runner.plan(best.policy)
     record = best.policy.record() | {
@@ -129,7 +130,7 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             **apart,
             "loss_at_most": found.loss_at_most(best),
             "confidence": options.confidence,
-            "lora": None if lora is None else file_digest(lora),
+            "lora": loras_digest(settings.model.loras()),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,
             "num_prompts": len(runner.prompts),
