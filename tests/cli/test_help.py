@@ -85,7 +85,7 @@ def test_defaults_on_the_page_are_those_that_are_declared(
         for each in fields(cls):
             if (
                 each.metadata["flag"] is False
-                or each.default in (None, MISSING)
+                or each.default in (None, MISSING, ())
                 or types_of(cls)[each.name] is bool
             ):
                 continue

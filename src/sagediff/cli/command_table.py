@@ -60,8 +60,8 @@ COMMANDS = {
     "train": Command(
         "Teach a model to share: train a LoRA on groups of captioned images.",
         (
-            "sagediff train --data captioned-images --out my-lora",
-            "sagediff train --data captioned-images --out my-lora --steps 2000 --resume",
+            "sagediff train --data captioned-images --out my-lora --report-to none",
+            "sagediff train --data captioned-images --out lora --rank 32 --report-to none",
         ),
         "train",
         _RESUMABLE,
