@@ -194,7 +194,7 @@ def guided_sharing(
     scale = next((scale for scale in scales if scale is not None), None)
     if scale is None:
         return settings.sharing
-    return resolve(model, replace(sampling, guidance_scale=scale), given, policy).sharing
+    return resolve(model, replace(sampling, guidance_scale=scale), given, policy, cautious=True).sharing
 
 
 def replica_range(text: str | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from sagediff.files.json_input import SMALL, read_object
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
 from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
-from sagediff.plan.sharing import Layer, Sharing, for_guidance
+from sagediff.plan.sharing import CAUTIOUS, Layer, Sharing, for_guidance
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,31 @@ class RunSettings:
         model: with the solver and the LoRAs' files that are really used.
         sampling: guidance_scale None is the pipeline's own default.
         measured: whether `sagediff tune` measured this sharing with these LoRAs and as many steps.
+        cautious: options of sharing that are those of `CAUTIOUS`, as nothing is known of the model.
     """
 
     model: ModelOptions
     sampling: SamplingOptions
     sharing: Sharing
     measured: bool = False
+    cautious: tuple[str, ...] = ()
+
+    def note(self) -> str:
+        """That nothing is known of how the model shares, and what follows; empty where it is known."""
+        sharing = self.sharing
+        if not self.cautious or not sharing.share_ratio:
+            return ""
+        words = {
+            "threshold": f"threshold {sharing.threshold:g}",
+            "share_ratio": f"share ratio {sharing.share_ratio:g}",
+            "max_group_size": f"groups of at most {sharing.max_group_size}",
+            "shared_guidance": "guidance in every step",
+        }
+        return (
+            f"nobody has measured how well this model shares, so this is cautious: "
+            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds what it bears, "
+            "`sagediff train` makes it bear more"
+        )
 
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
@@ -129,6 +148,8 @@ def resolve(
     sampling: SamplingOptions = SamplingOptions(),
     given: Mapping[str, Any] | None = None,
     policy: Path | None = None,
+    *,
+    cautious: bool = False,
 ) -> RunSettings:
     """Fill in what is left out.
 
@@ -142,6 +163,8 @@ def resolve(
     Args:
         given: options of `Sharing` by name, as the user named them.
         policy: a file as `Sharing.save` writes it; it may name a `guidance_scale` as well.
+        cautious: where no policy is given, and neither the model nor a LoRA says anything of sharing, what `given`
+            leaves out is that of `CAUTIOUS`; else the defaults.
 
     Raises:
         InputError: a value out of range, an unknown model, or a file that is not there or not what it should be.
@@ -158,11 +181,18 @@ def resolve(
     layers += [_agreed(said, {name for layer in named for name in layer})]
     if policy is not None:
         layers.append(_layer(policy))
+    known = (
+        policy is not None
+        or model.name in BUILT_IN
+        or any(layer.keys() - {"guidance_scale"} for layer in layers)
+    )
+    base: Layer = CAUTIOUS if cautious and not known else {}
     if scale is not None:
         layers = [for_guidance(layer) for layer in layers]
     else:
         scale = next((layer["guidance_scale"] for layer in layers[::-1] if "guidance_scale" in layer), None)
     sharing = Sharing.merged(
+        base,
         *({k: v for k, v in layer.items() if k != "guidance_scale"} for layer in layers),
         Sharing.layer(given or {}),
     )
@@ -182,6 +212,7 @@ def resolve(
         replace(sampling, guidance_scale=scale),
         sharing,
         policy is not None and _measured(policy, sharing, loras, sampling.num_inference_steps),
+        tuple(name for name in base if name not in named[0]),
     )
 
 

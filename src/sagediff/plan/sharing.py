@@ -268,6 +268,11 @@ class Sharing:
         return parts
 
 
+CAUTIOUS: Layer = {"threshold": 0.9, "share_ratio": 0.15, "max_group_size": 4, "shared_guidance": None}
+"""Sharing for a model of which nobody has measured what it bears: only prompts that are nearly the same share, for few
+steps and in small groups, and guidance is left out nowhere."""
+
+
 def for_guidance(layer: Layer) -> dict[str, Any]:
     """A layer without the options that belong to sampling without guidance (`option`'s `for_unguided`)."""
     left_out = {each.name for each in fields(Sharing) if each.metadata["for_unguided"]}

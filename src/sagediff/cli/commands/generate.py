@@ -34,7 +34,7 @@ def generate(
     """Generate one image per prompt."""
     images = read_images(prompts, prompt_file, requested)
     given = options.named(sharing)
-    settings = resolve(model, sampling, given, policy)
+    settings = resolve(model, sampling, given, policy, cautious=True)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(images, settings, guided, output, micro_batch, scale, pool)

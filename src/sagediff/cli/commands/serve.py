@@ -39,11 +39,11 @@ def serve(
 ) -> None:
     """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
     named = options.named(sharing)
-    settings = resolve(model, sampling, named, policy)
+    settings = resolve(model, sampling, named, policy, cautious=True)
     # what a client's own guidance scale changes: nothing is then left out that belongs to the model's default
     scale = 1.0 if settings.sampling.guidance_scale is None else settings.sampling.guidance_scale
     steps, encoder = sampling.num_inference_steps, sampling.encoder
-    guided = resolve(model, SamplingOptions(steps, scale, encoder), named, policy)
+    guided = resolve(model, SamplingOptions(steps, scale, encoder), named, policy, cautious=True)
     config = options.named(server) | {"share": False if no_share else None}
     from sagediff.serving.local_engine import ServeRequest
     from sagediff.serving.run_server import run_serve

@@ -33,7 +33,7 @@ def plan(
     """Show how prompts would be grouped and what that saves, without loading the denoiser."""
     images = read_images(prompts, prompt_file, requested, with_own=False)
     given = options.named(sharing)
-    settings = resolve(model, sampling, given, policy)
+    settings = resolve(model, sampling, given, policy, cautious=True)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     from rich.console import Console
 
@@ -50,6 +50,8 @@ def plan(
     found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
     for words in warnings(images, found, reading):
         print(f"warning: {words}", file=sys.stderr)
+    if note := settings.note():
+        print(f"note: {note}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
