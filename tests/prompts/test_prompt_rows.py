@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sagediff.errors import InputError
-from sagediff.prompts.columns import COLUMNS
+from sagediff.files.file_names import FIELDS
+from sagediff.prompts.columns import COLUMNS, NOT_OBEYED
 from sagediff.prompts.image_list import ImageList, RequestOptions, prompt_texts, read_images
 from sagediff.prompts.requests import ImageRequest
 
@@ -352,3 +353,7 @@ def test_every_column_is_said_in_the_docs() -> None:
     for column in COLUMNS:
         others = f" ({', '.join(f'`{name}`' for name in column.also)})" if column.also else ""
         assert f"| `{column.name}`{others} | {column.meaning} |" in page
+    for field, meaning in FIELDS.items():
+        assert f"| `{{{field}}}` | {meaning}" in page
+    for name in sorted(NOT_OBEYED):
+        assert f"`{name}`" in page

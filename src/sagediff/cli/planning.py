@@ -39,7 +39,8 @@ def plan_images(
             another run.
     """
     sampling = settings.sampling
-    check_sizes(pipe, images.requests, images.where)
+    is_whole = getattr(pipe, "vae", None) is not None  # else loaded to plan only
+    check_sizes(pipe, images.requests, images.where, knows_factor=is_whole)
     reading = read_prompts(pipe, images.prompts)
     groups = None if scale.work is None else _groups_on_disk(images, settings, scale, pipe, reading)
     guidance = sampling.guidance_scale

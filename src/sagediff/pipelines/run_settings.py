@@ -27,32 +27,29 @@ class ModelOptions:
 
     name: str = option(
         "demo",
-        "'demo' or 'emoji' (built in), a local diffusers folder, a single .safetensors file, or a hub id.",
+        "'demo', 'emoji', a folder, a .safetensors file, or a hub id.",
         flag="model",
     )
     lora: tuple[str, ...] = option(
         (),
-        "LoRA weights, PATH or PATH:WEIGHT: a .safetensors file or a folder that holds one, and how strongly it "
-        "counts; give the option again for another [default: the demo's own].",
+        "LoRA, PATH or PATH:WEIGHT; again for another. [default: the demo's own]",
     )
     no_lora: bool = option(False, "Run the demo without the LoRA that comes with it.")
     scheduler: str | None = option(
-        None, f"Solver: {', '.join(SCHEDULERS)} [default: the model's own].", choices=tuple(SCHEDULERS)
+        None, f"Solver: {', '.join(SCHEDULERS)}. [default: the model's own]", choices=tuple(SCHEDULERS)
     )
     device: str = option("auto", "'auto', 'cpu', 'cuda', 'mps' and so on.")
     dtype: str = option(
         "auto",
-        "'auto' (float32 on the CPU; on an accelerator the half precision that suits the model), float32, float16 or "
-        "bfloat16.",
+        "float32, float16, bfloat16, or 'auto' by device and model.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
-    variant: str | None = option(None, "Variant of the weights, such as 'fp16' [default: the plain ones].")
-    revision: str | None = option(None, "Branch, tag or commit of a hub id [default: its main branch].")
+    variant: str | None = option(None, "Variant of the weights, such as 'fp16'. [default: the plain ones]")
+    revision: str | None = option(None, "Branch, tag or commit of a hub id. [default: its main branch]")
     config: str | None = option(
         None,
-        "For a single file: folder or hub id of the whole pipeline that it is for [default: beside the file, else what "
-        "the names in the file tell].",
+        "Of a single file: its pipeline's folder or hub id. [default: found]",
     )
     vae: Path | None = option(
         None,
@@ -129,11 +126,11 @@ class SamplingOptions:
 
     num_inference_steps: int = option(30, "Sampling steps.", low=1, high=10_000, flag="steps")
     guidance_scale: float | None = option(
-        None, "Guidance scale [default: the model's own].", low=0, flag="guidance"
+        None, "Guidance scale. [default: the model's own]", low=0, flag="guidance"
     )
     encoder: str | None = option(
         None,
-        "A sentence-transformers model to group prompts by [default: the model's own text encoder].",
+        "A sentence-transformers model to group by. [default: the model's text encoder]",
     )
 
     def __post_init__(self) -> None:
