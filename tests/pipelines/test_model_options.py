@@ -248,7 +248,8 @@ def test_int8_weights_are_what_diffusers_makes_of_them(family: str, part: str, t
     file = tmp_path / "quantise.json"
     file.write_text(json.dumps({"quant_backend": "torchao", "quant_kwargs": {"quant_type": "int8wo"}}))
     config = PipelineQuantizationConfig(quant_mapping={part: TorchAoConfig(Int8WeightOnlyConfig())})
-    own = DiffusionPipeline.from_pretrained(tmp_path / "model", quantization_config=config, **absent)
+    options = {"quantization_config": config, "dtype": torch.float32}
+    own = DiffusionPipeline.from_pretrained(tmp_path / "model", **options, **absent)
     plain = latents(case, None, [7, 8, 7, 8])
     digests = set()
     for text in ("torchao:int8wo", str(file)):
@@ -296,7 +297,8 @@ def test_a_gguf_file_is_a_denoiser_in_fewer_bits(tmp_path: Path) -> None:
     wanted = latents(case, None, [7, 8, 7, 8])
     case.pipe = load_pipeline(file, config=tmp_path / "base")
     case.pipe.set_progress_bar_config(disable=True)
-    torch.testing.assert_close(latents(case, None, [7, 8, 7, 8]), wanted, rtol=0, atol=1e-5)
+    # diffusers unpacks in float16
+    torch.testing.assert_close(latents(case, None, [7, 8, 7, 8]), wanted, rtol=0, atol=5e-3)
     assert_exact(case)
     assert weights_digest(case.pipe)
 

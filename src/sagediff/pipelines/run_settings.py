@@ -86,6 +86,11 @@ class ModelOptions:
         """Where the model itself is."""
         return ModelSource(self.name, self.variant, self.revision, self.config)
 
+    def variations(self) -> dict[str, str]:
+        """The options, those that are given, by which other images come out of the same model and LoRAs."""
+        values = {name: getattr(self, name) for name in _IMAGES}
+        return {name: str(value) for name, value in values.items() if value is not None}
+
     def loras(self) -> tuple[Lora, ...]:
         """The LoRAs of a run: those named, else the one that comes with a built-in model.
 
@@ -174,8 +179,7 @@ class RunSettings:
             "lora": loras[0] if len(loras) == 1 else loras or None,
             "scheduler": self.model.scheduler,
         }
-        named = {name: str(value) for name in _IMAGES if (value := getattr(self.model, name)) is not None}
-        return model | named | asdict(self.sampling) | self.sharing.record()
+        return model | self.model.variations() | asdict(self.sampling) | self.sharing.record()
 
 
 def resolve(
