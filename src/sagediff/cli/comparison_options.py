@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 
+from sagediff.cli.options import GROUPS
 from sagediff.errors import InputError
 from sagediff.options import option
 from sagediff.pipelines.model_source import BUILT_IN
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sagediff.evaluation.perception import Perception
 
 _T = TypeVar("_T", int, float)
+_Value = TypeVar("_Value")
+_Output = Annotated[_Value, Parameter(group=GROUPS["Output"])]
 _DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 
 
@@ -26,14 +29,12 @@ _DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
-    captions: int | None = option(
-        None, "Prompts to use [default: all; of a built-in model's held-out ones 256]."
-    )
-    seeds: tuple[str, ...] = option((), "Seeds, with commas [default: 0,1,2 in bench, 0 in tune].")
+    captions: int | None = option(None, "Prompts to use. [default: all; of a built-in model's own 256]")
+    seeds: tuple[str, ...] = option((), "Seeds, with commas. [default: 0,1,2 in bench, 0 in tune]")
     features: str | None = option(
-        None, "'inception', 'efficientnet-lite0', or a DINOv2 or CLIP model [default: facebook/dinov2-base]."
+        None, "Inception, efficientnet-lite0, DINOv2 or CLIP. [default: facebook/dinov2-base]"
     )
-    clip: str | None = option(None, "CLIP model of the score [default: openai/clip-vit-base-patch16].")
+    clip: str | None = option(None, "CLIP model of the score. [default: openai/clip-vit-base-patch16]")
 
     def seeds_or(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """The seeds as numbers.
@@ -91,23 +92,23 @@ class MeasuringOptions:
 class BenchOptions:
     """What is compared, with what, and where the table goes; lists as they were given."""
 
-    out: Path = option(Path("out/bench"), "Folder for cells, tables and plots.")
-    resume: bool = option(False, "Go on with a bench that was stopped.")
-    baseline_lora: Path | None = option(None, "LoRA after standard fine-tuning.")
+    out: _Output[Path] = option(Path("out/bench"), "Folder for cells, tables and plots.")
+    resume: _Output[bool] = option(False, "Go on with a bench that was stopped.")
+    baseline_lora: Path | None = option(None, "LoRA after standard fine-tuning. [default: none]")
     data: Path | None = option(
-        None, "Folder with metadata.jsonl (file_name, text): captions are prompts, images real."
+        None, "Folder with metadata.jsonl, of prompts and real images. [default: none]"
     )
-    reference: Path | None = option(None, "Folder of real images to measure against.")
-    steps: tuple[str, ...] = option((), "Step counts, with commas [default: 6,8,10,12,16,20].")
+    reference: Path | None = option(None, "Folder of real images to measure against. [default: none]")
+    steps: tuple[str, ...] = option((), "Step counts, with commas. [default: 6,8,10,12,16,20]")
     share_ratio: tuple[str, ...] = option(
-        (), "Fractions of the steps to share, with commas [default: the model's own]."
+        (), "Fractions of the steps to share, with commas. [default: the model's own]"
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
-        (), "Minimum similarities of a group, with commas [default: the model's own]."
+        (), "Minimum similarities, with commas. [default: the model's own]"
     )
     unguided: tuple[str, ...] = option(
         (),
-        "Baseline with guidance off early: fractions of the steps, with commas [default: left out].",
+        "Baselines without early guidance: fractions of the steps. [default: none]",
     )
 
     def step_counts(self) -> tuple[int, ...]:
@@ -118,30 +119,26 @@ class BenchOptions:
 class TuneOptions:
     """What is searched, and where the policy goes; lists as they were given."""
 
-    out: Path = option(Path("policy.json"), "The policy file to write.")
-    budget: float = option(0.01, "Fraction of independent sampling's quality that may be lost.")
+    out: _Output[Path] = option(Path("policy.json"), "The policy file to write.")
+    budget: float = option(0.01, "Fraction of the quality that may be lost.")
     apart: float = option(
         0.25,
-        "How far apart the images of equal prompts have to stay, as a fraction of what two of independent sampling "
-        "are.",
+        "How unlike images of a prompt stay; 1: as of two seeds.",
     )
     confidence: float = option(
         0.8,
-        "How sure it must be that no more is lost, 0.5 to 1. Higher: more prompts are needed, less is saved.",
+        "How sure that must be, 0.5 to 1. Higher: more prompts.",
     )
     metric: Literal["accuracy", "clip"] | None = option(
-        None, "'accuracy' (built-in models) or 'clip' [default: accuracy where it can be judged]."
+        None, "What is quality. [default: accuracy for a built-in model, else clip]"
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
         (),
-        "Grid of minimum similarities, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else 0.6,0.7,0.8,0.9; "
-        "and 0.99 where prompts repeat and their copies may share].",
+        "Thresholds to try. [default: 0.6,0.7,0.8,0.9, lower for demo]",
     )
-    share_ratio: tuple[str, ...] = option((), "Grid, with commas [default: 0.1 to 0.8].")
-    max_group_size: tuple[str, ...] = option(
-        (), "Grid of the largest size of a group, with commas [default: 8,32]."
-    )
-    families: str = option("fixed,together,tree", "What is searched, with commas: fixed, together, tree.")
+    share_ratio: tuple[str, ...] = option((), "Share ratios to try. [default: 0.1,0.2 to 0.8]")
+    max_group_size: tuple[str, ...] = option((), "Largest sizes of a group to try. [default: 8,32]")
+    families: str = option("fixed,together,tree", "Kinds of plan to try.")
 
 
 def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:

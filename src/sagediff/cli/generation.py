@@ -90,6 +90,8 @@ def _prepared(job: Generation) -> Prepared:
     sampler.check(requests, plan, reading.keys)
     for words in warnings(job.images, plan, reading):
         print(f"warning: {words}", file=sys.stderr)
+    if note := settings.note():
+        print(f"note: {note}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)

@@ -32,7 +32,7 @@ from sagediff.prompts.columns import (
     shown,
 )
 from sagediff.prompts.kept_fields import KeptFields
-from sagediff.prompts.prompt_files import RowFile, open_rows
+from sagediff.prompts.prompt_files import RowFile, is_prompt_file, open_rows
 from sagediff.prompts.requests import ImageRequest
 
 MAX_IMAGES = 10_000_000
@@ -45,19 +45,15 @@ class RequestOptions:
 
     prompt_column: str | None = option(
         None,
-        "Column of the prompt file that holds the prompts [default: `prompt`, or the only one called much like it].",
+        "Column of the prompts. [default: `prompt`, or one like it]",
     )
-    negative_prompt: str | None = option(None, "What images should not show, for rows that do not say it.")
-    width: int | None = option(
-        None, "Width in pixels, for rows that do not say it [default: the model's own].", low=1
-    )
-    height: int | None = option(
-        None, "Height in pixels, for rows that do not say it [default: the model's own].", low=1
-    )
-    images_per_prompt: int = option(1, "Images of each row that does not say it.", low=1, high=MAX_COPIES)
+    negative_prompt: str | None = option(None, "What images should not show. [default: nothing]")
+    width: int | None = option(None, "Width in pixels. [default: the model's own]", low=1)
+    height: int | None = option(None, "Height in pixels. [default: the model's own]", low=1)
+    images_per_prompt: int = option(1, "Images per prompt.", low=1, high=MAX_COPIES)
     share_seeded: bool = option(
         False,
-        "Let rows with a seed of their own share as well; they then do not get the image that the seed gives alone.",
+        "Let rows with a `seed` share too; they lose the image it gives alone.",
     )
 
     def __post_init__(self) -> None:
@@ -203,6 +199,10 @@ def _arguments(given: Sequence[str]) -> RowFile:
     for number, prompt in enumerate(given, 1):
         if fault := text_fault(prompt) if prompt.strip() else "is empty":
             raise InputError(f"prompt {number} {fault}")
+        if is_prompt_file(prompt):
+            raise InputError(
+                f"prompt {number} is the name of a file: to take the prompts in it, give --prompts {shortened(prompt)}"
+            )
     return RowFile("", "prompt", ((number, {"prompt": text}) for number, text in enumerate(given, 1)), False)
 
 

@@ -59,6 +59,8 @@ def run_serve(request: ServeRequest) -> None:
                 engine = stack.enter_context(fleet)
             server = server_for(engine, config, metrics, steps)
             log.info("serving %s at http://%s:%d (%s)", config.model_name, config.host, config.port, keys)
+            if config.share and (note := settings.note()):
+                log.warning("%s", note)
             if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
                 log.warning("anyone who reaches this address may use it; set SAGEDIFF_API_KEYS")
             server.run()

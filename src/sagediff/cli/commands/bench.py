@@ -32,14 +32,9 @@ def bench(
     sharing: Annotated[GivenSharing | None, options.flattened("Sharing")] = None,
     policy: options.Policy = None,
     compared: Annotated[BenchOptions, options.flattened("Comparison")] = BenchOptions(),  # noqa: B008
-    measuring: Annotated[MeasuringOptions, options.flattened("Comparison")] = MeasuringOptions(),  # noqa: B008
+    measuring: Annotated[MeasuringOptions, options.flattened("Measuring")] = MeasuringOptions(),  # noqa: B008
 ) -> None:
-    """Compare independent and shared sampling, before and after training, in one table.
-
-    Examples:
-        sagediff bench --steps 8,12 --share-ratio 0.3,0.5 --out bench
-        sagediff bench --model path/or/hub-id --prompts prompts.txt --policy policy.json
-    """
+    """Compare independent and shared sampling, before and after training, in one table."""
     if find_spec("matplotlib") is None:
         raise InputError("sagediff bench needs matplotlib: pip install 'sagediff[eval]'")
     named, given = options.named(sampling), options.named(sharing)

@@ -16,13 +16,13 @@ from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
-from sagediff.prompts.image_list import RequestOptions, read_images
+from sagediff.prompts.image_list import read_images
 
 
 def generate(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    requested: options.Requested = RequestOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = options.ShortRequestOptions(),  # noqa: B008 - frozen, as the others
     model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
@@ -31,15 +31,10 @@ def generate(
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     workers: Annotated[WorkerOptions, options.flattened("Scale")] = WorkerOptions(),  # noqa: B008
 ) -> None:
-    """Generate one image per prompt.
-
-    Examples:
-        sagediff generate "a large cat on a red background" "a large dog on a red background"
-        sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
-    """
+    """Generate one image per prompt."""
     images = read_images(prompts, prompt_file, requested)
     given = options.named(sharing)
-    settings = resolve(model, sampling, given, policy)
+    settings = resolve(model, sampling, given, policy, cautious=True)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(images, settings, guided, output, micro_batch, scale, pool)

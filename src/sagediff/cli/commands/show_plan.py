@@ -11,7 +11,7 @@ from sagediff.cli.terminal import print_json
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
-from sagediff.prompts.image_list import RequestOptions, read_images
+from sagediff.prompts.image_list import read_images
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def plan(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    requested: options.Requested = RequestOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = options.ShortRequestOptions(),  # noqa: B008 - frozen, as the others
     model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
@@ -30,15 +30,10 @@ def plan(
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
     ] = False,
 ) -> None:
-    """Show how prompts would be grouped and what that saves, without loading the denoiser.
-
-    Examples:
-        sagediff plan --prompts prompts.txt --model path/or/hub-id
-        sagediff plan --prompts prompts.txt --threshold 0.7 --json
-    """
+    """Show how prompts would be grouped and what that saves, without loading the denoiser."""
     images = read_images(prompts, prompt_file, requested, with_own=False)
     given = options.named(sharing)
-    settings = resolve(model, sampling, given, policy)
+    settings = resolve(model, sampling, given, policy, cautious=True)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     from rich.console import Console
 
@@ -55,6 +50,8 @@ def plan(
     found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
     for words in warnings(images, found, reading):
         print(f"warning: {words}", file=sys.stderr)
+    if note := settings.note():
+        print(f"note: {note}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"

@@ -22,16 +22,9 @@ def tune(
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: Annotated[GivenSharing | None, options.flattened("Sharing")] = None,
     searched: Annotated[TuneOptions, options.flattened("Comparison")] = TuneOptions(),  # noqa: B008
-    measuring: Annotated[MeasuringOptions, options.flattened("Comparison")] = MeasuringOptions(),  # noqa: B008
+    measuring: Annotated[MeasuringOptions, options.flattened("Measuring")] = MeasuringOptions(),  # noqa: B008
 ) -> None:
-    """Find the sharing that saves most within a quality budget, and write it as a file for --policy.
-
-    Trials are kept beside the file: the same command goes on after a stop.
-
-    Examples:
-        sagediff tune --out policy.json --budget 0.01
-        sagediff tune --model path/or/hub-id --prompts prompts.txt --metric clip
-    """
+    """Find the sharing that saves most within a quality budget, and write it as a file for --policy."""
     settings = resolve(model, sampling, options.named(sharing))
     with claimed_file(searched.out):
         from sagediff.cli.tuning import run_tune
