@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sagediff.collector import collection_paused
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import SMALL, read_object
@@ -30,6 +31,7 @@ def load_for_planning(
     return load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out), denoiser
 
 
+@collection_paused()
 def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, str], str]:
     """The class name of each part that a model's index lists, and that of its denoiser; loads no weights.
 
@@ -117,6 +119,7 @@ def load_pipeline(
     return load_source(source, scheduler=scheduler, dtype=dtype, **kwargs)
 
 
+@collection_paused()
 def load_source(
     source: ModelSource, *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
 ) -> Any:

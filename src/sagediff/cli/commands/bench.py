@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
@@ -62,6 +63,7 @@ def bench(
         arms["sage"] = arm(tuple(map(str, loras)))
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)
-        from sagediff.cli.comparing import run_bench_command
+        with importing():
+            from sagediff.cli.comparing import run_bench_command
 
         run_bench_command(arms, compared, measuring, prompt_file)

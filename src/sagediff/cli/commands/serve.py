@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.cli.job_options import ReplicaOptions
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
@@ -52,7 +53,8 @@ def serve(
     steps, encoder = sampling.num_inference_steps, sampling.encoder
     guided = resolve(model, SamplingOptions(steps, scale, encoder), named, policy, cautious=True)
     config = options.named(server) | {"share": False if no_share else None}
-    from sagediff.serving.local_engine import ServeRequest
-    from sagediff.serving.run_server import run_serve
+    with importing():
+        from sagediff.serving.local_engine import ServeRequest
+        from sagediff.serving.run_server import run_serve
 
     run_serve(ServeRequest(settings, guided.sharing, micro_batch, config, replicas.pool(), replicas.least()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from sagediff.cli import options
 from sagediff.cli.job_options import ScaleOptions, guided_sharing
 from sagediff.cli.terminal import print_json
+from sagediff.collector import importing
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
@@ -40,11 +41,12 @@ def plan(
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from sagediff.cli.planning import plan_images, warnings
-    from sagediff.pipelines.loading import load_for_planning
-    from sagediff.scale.disk_groups import GROUPS
+        from sagediff.cli.planning import plan_images, warnings
+        from sagediff.pipelines.loading import load_for_planning
+        from sagediff.scale.disk_groups import GROUPS
 
     texts, chosen = images.prompts, settings.sharing
     pipe, denoiser = load_for_planning(

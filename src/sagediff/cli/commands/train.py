@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.pipelines.lora import sharing_record
@@ -70,9 +71,10 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one writes
     with claimed_output(config.out) if first else nullcontext():
         check_output(config)
-        from sagediff.pipelines.loading import load_source, quiet_libraries
-        from sagediff.training.captioned_images import load_images
-        from sagediff.training.loop import check_model, train
+        with importing():
+            from sagediff.pipelines.loading import load_source, quiet_libraries
+            from sagediff.training.captioned_images import load_images
+            from sagediff.training.loop import check_model, train
 
         quiet_libraries()
         check_model(source, config)

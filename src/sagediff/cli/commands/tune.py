@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
 from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
+from sagediff.collector import importing
 from sagediff.files.claim import claimed_file
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
@@ -34,6 +35,7 @@ def tune(
     """
     settings = resolve(model, sampling, options.named(sharing))
     with claimed_file(searched.out):
-        from sagediff.cli.tuning import run_tune
+        with importing():
+            from sagediff.cli.tuning import run_tune
 
         run_tune(settings, searched, measuring, prompt_file)
