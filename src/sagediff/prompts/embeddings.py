@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.prompts.requests import in_order
 
+NO_ENCODERS = "encoder by name needs sentence-transformers: pip install 'sagediff[embed]'"
 Encoder: TypeAlias = str | Callable[[list[str]], Any]
 
 
@@ -118,9 +119,7 @@ def named_encoder(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise InputError(
-            "encoder by name needs sentence-transformers: pip install 'sagediff[embed]'"
-        ) from error
+        raise InputError(NO_ENCODERS) from error
     model = SentenceTransformer(encoder)
     return lambda texts: model.encode(texts, show_progress_bar=False), encoder
 
