@@ -25,6 +25,7 @@ from sagediff.files.atomic import at_work
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
 from sagediff.pipelines.content import files_digest, model_digest, named_content
+from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -66,6 +67,7 @@ def run_bench_command(
     """
     settings = next(iter(arms["base"].values()))
     model = settings.model
+    check_makes_images(model.name, "bench")
     grid = _grid(arms, options)
     seeds = measuring.seeds_or(_DEFAULT_SEEDS)
     material = _material(settings, options, measuring, prompts)

@@ -18,6 +18,7 @@ from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, eq
 from sagediff.files.atomic import at_work, sweep, write_text
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.pipelines.content import named_content, run_content
+from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -38,6 +39,7 @@ def run_tune(
         OutputError: the file cannot be written.
     """
     model, out = settings.model, options.out
+    check_makes_images(model.name, "tune")
     texts = measuring.prompts(prompts, model, held_out=256)
     search = _search(settings, options, texts)
     seeds = measuring.seeds_or((0,))

@@ -142,6 +142,25 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
     return parts, denoiser
 
 
+def check_makes_images(name_or_path: str | Path, command: str) -> None:
+    """Refuse, before weights are read, a model that makes videos where only images are of use.
+
+    Args:
+        command: begins the message.
+
+    Raises:
+        InputError: as `load_pipeline`. UnsupportedPipelineError: it makes videos, or is none that sharing knows.
+    """
+    from sagediff.denoiser.lookup import FAMILIES
+
+    _, denoiser = supported_parts(name_or_path)
+    if FAMILIES[denoiser].makes != "images":
+        raise UnsupportedPipelineError(
+            f"{command} works with images, and the model {shortened(str(name_or_path))!r} makes videos: take a model "
+            f"that makes images; videos come from `sagediff generate` and SharedSampler"
+        )
+
+
 def load_pipeline(
     name_or_path: str | Path = "demo", *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
 ) -> Any:

@@ -1,11 +1,11 @@
-"""`SharedSampler`: prompts in, images out in the same order, in waves of whole groups."""
+"""`SharedSampler`: prompts in, images or videos out in the same order, in waves of whole groups."""
 
 from __future__ import annotations
 
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sagediff.denoiser.attention import check_perturbed_attention
@@ -34,12 +34,19 @@ _OWN = {
     "output_type",
     "return_dict",
     "num_images_per_prompt",
+    "num_videos_per_prompt",
 }
 
 
 @dataclass(frozen=True)
 class Wave:
-    """Images of some whole groups: prompt numbers, PIL images in that order, denoiser rows run."""
+    """Images of some whole groups.
+
+    Attributes:
+        prompts: their numbers.
+        images: PIL images in that order; of a pipeline that makes videos lists of frames, PIL images too.
+        evaluations: denoiser rows run.
+    """
 
     prompts: list[int]
     images: list[Any]
@@ -51,17 +58,19 @@ class SharedResult:
     """What a call gives.
 
     Attributes:
-        images: PIL images in the order of the prompts.
+        images: PIL images in the order of the prompts; none where the pipeline makes videos.
         plan: which prompts shared which steps.
         report: `SharePlan.summary` with seconds and more.
         seeds: of each image's noise (`plan.waves.Waves.seeds`): sampled alone with it, a prompt that shared nothing
             gets the same image.
+        videos: of a pipeline that makes videos, for each prompt its frames, PIL images.
     """
 
     images: list[Any]
     plan: SharePlan
     report: dict[str, Any]
     seeds: list[int]
+    videos: list[list[Any]] = field(default_factory=list)
 
 
 class SharedSampler:
@@ -71,11 +80,15 @@ class SharedSampler:
         pipe: any pipeline that `shared_sampling` supports.
         sharing: how prompts share; in its place its options may be given as keywords (`threshold=0.8, ...`).
         group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
-        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents;
-            more than 16 images, or few large ones, are decoded one by one where the autoencoder can.
+        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents, and for
+            the frames of a wave's videos; more than 16 images, few large ones, and videos are decoded one by one where
+            the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
         options: of `Sharing`.
+
+    Attributes:
+        makes: "images" or "videos", as the pipeline does.
 
     Raises:
         InputError: an option out of range, unknown, or given both ways.
@@ -99,11 +112,6 @@ class SharedSampler:
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
         denoiser = unwrapped(denoiser_of(pipe))
-        if family_of(denoiser).makes != "images":
-            raise UnsupportedPipelineError(
-                f"SharedSampler makes images, and {type(pipe).__name__} makes videos: group and plan yourself "
-                f"and run the pipeline inside shared_sampling"
-            )
         if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
             raise UnsupportedPipelineError(
                 f"SharedSampler gives prompts, and {type(pipe).__name__} takes none (it takes embeddings that "
@@ -112,6 +120,7 @@ class SharedSampler:
             )
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
+        self.makes = family_of(denoiser).makes
         self.group_condition = group_condition
         self.wave_size = wave_size
         self.micro_batches = micro_batches(micro_batch_size)  # what they measure serves all waves
@@ -179,7 +188,7 @@ class SharedSampler:
         on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> SharedResult:
-        """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
+        """One image (or video) per prompt. It depends on seed, its prompt and its group, not on order or waves.
 
         Args:
             prompts: texts, or requests that say more than a text, in any list, column or generator.
@@ -226,7 +235,10 @@ class SharedSampler:
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        return SharedResult(images, plan, report, waves.seeds(self.sharing))
+        seeds = waves.seeds(self.sharing)
+        if self.makes == "videos":
+            return SharedResult([], plan, report, seeds, images)
+        return SharedResult(images, plan, report, seeds)
 
     def waves(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sagediff.denoiser.condition import GroupCondition, mean_condition
+from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch
 from sagediff.errors import InputError, ModelError
 from sagediff.plan.sharing import Sharing
@@ -48,7 +49,8 @@ def run_wave(
         options: further keywords of the pipeline, as it takes them for the members.
 
     Returns:
-        PIL images in the order of the task's requests, and the finished run.
+        PIL images, or lists of frames where the pipeline makes videos, in the order of the task's requests; and the
+        finished run.
 
     Raises:
         InputError: an option that the requests name as well.
@@ -75,15 +77,15 @@ def run_wave(
     ):
         if on_step is not None and takes_callback(pipe):
             options["callback_on_step_end"] = _callback(on_step, run)
-        images = pipe(
+        output = pipe(
             prompt=[request.prompt for request in task.requests],
             num_inference_steps=task.plan.num_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
             output_type="pil",
             **given,
             **options,
-        ).images
-    images = list(images)
+        )
+    images = list(output.frames if family_of(denoiser_of(pipe)).makes == "videos" else output.images)
     bad = sorted((run.not_finite | decoded.not_finite(len(images))) - run.dropped)
     if bad:
         left = [None if row in bad else image for row, image in enumerate(images)]

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from sagediff.errors import InputError, SagediffError
 from sagediff.files.claim import claimed_output
-from sagediff.pipelines.loading import supported_parts
+from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.placement import working_device
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.fleet.ray_fleet import ray_fleet
@@ -36,7 +36,7 @@ def run_serve(request: ServeRequest) -> None:
     steps = settings.sampling.num_inference_steps
     if steps > config.max_steps:
         raise InputError(f"--steps is {steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request")
-    supported_parts(settings.model.name)  # refused before gigabytes of weights are read
+    check_makes_images(settings.model.name, "serve")  # refused before gigabytes of weights are read
     if request.pool is None:  # else it is the replicas' machines that must have the device
         working_device(settings.model.device)
     failures: list[Exception] = []
