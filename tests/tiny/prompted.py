@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
@@ -17,15 +18,26 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from tiny import tiny
 from tiny.parts import SCHEDULERS, WIDTH, louder
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "green", "small", "large", "cat", "dog", "bird"]
+WORDS += map(str, range(20))
 _LENGTH = 8  # tokens
 
 
@@ -50,6 +62,51 @@ def built(pipeline: Any, **parts: Any) -> Any:
     return pipe
 
 
+def clip() -> dict[str, Any]:
+    """As `t5`, of the other kind."""
+    config = CLIPTextConfig(
+        vocab_size=len(WORDS), hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=_LENGTH, projection_dim=WIDTH, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return {"tokenizer": t5()["tokenizer"], "text_encoder": CLIPTextModel(config).eval()}
+
+
+# -- images from an image --------------------------------------------------------------------------
+
+
+def random_image(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def half_mask(right: bool = True, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    """White, to be painted anew, on one side."""
+    width, height = size
+    white = (np.arange(width) >= width // 2) == right
+    return Image.fromarray(np.repeat(np.where(white, 255, 0).astype(np.uint8)[None], height, 0))
+
+
+def sd(pipeline: Any, scheduler: str = "ddim") -> Any:
+    """Stable Diffusion from an image, by the class of its pipeline; sizes in multiples of 16."""
+    parts = {name: getattr(tiny("sd", scheduler).pipe, name) for name in ("vae", "unet", "scheduler")}
+    return built(
+        pipeline,
+        **parts,
+        **clip(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def flux(pipeline: Any) -> Any:
+    """FLUX from an image, by the class of its pipeline."""
+    parts = {name: getattr(tiny("flux").pipe, name) for name in ("vae", "transformer", "scheduler")}
+    louder(parts["transformer"], 2.0)
+    second = {f"{name}_2": part for name, part in t5().items()}
+    return built(pipeline, **parts, **clip(), **second)
+
+
 # -- videos ----------------------------------------------------------------------------------------
 
 
@@ -64,8 +121,17 @@ def _wan_vae() -> AutoencoderKLWan:
     ).eval()
 
 
+def _image_encoder() -> dict[str, Any]:
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )  # fmt: skip
+    side = {"height": 16, "width": 16}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=side)
+    return {"image_encoder": CLIPVisionModel(config).eval(), "image_processor": processor}
+
+
 def wan(from_image: bool = False) -> Any:
-    """Makes clips of 4 n + 1 frames, sizes in multiples of 16."""
+    """Makes clips of 4 n + 1 frames, sizes in multiples of 16; from an image as Wan 2.1 does."""
     torch.manual_seed(0)
     channels = 4 + (4 + 4 if from_image else 0)  # the image's mask and latents
     transformer = WanTransformer3DModel(
@@ -78,9 +144,12 @@ def wan(from_image: bool = False) -> Any:
         ffn_dim=16,
         num_layers=1,
         rope_max_seq_len=8,
+        image_dim=WIDTH if from_image else None,
+        added_kv_proj_dim=24 if from_image else None,
     ).eval()
     return built(
         WanImageToVideoPipeline if from_image else WanPipeline,
+        **_image_encoder() if from_image else {},
         transformer=louder(transformer, 2.0),
         scheduler=SCHEDULERS["unipc_flow"](),
         vae=_wan_vae(),

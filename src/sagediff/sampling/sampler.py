@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from sagediff.denoiser.attention import check_perturbed_attention
@@ -15,14 +16,17 @@ from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
+from sagediff.plan.compatibility import check_groups_agree
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
+from sagediff.sampling.input_images import ImageKeywords, check_prompts_per_call
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
+from sagediff.sampling.strength import check_steps
 from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
 _OWN = {
@@ -89,6 +93,7 @@ class SharedSampler:
 
     Attributes:
         makes: "images" or "videos", as the pipeline does.
+        images: how it takes the images of requests.
 
     Raises:
         InputError: an option out of range, unknown, or given both ways.
@@ -111,6 +116,7 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
+        check_prompts_per_call(pipe)
         denoiser = unwrapped(denoiser_of(pipe))
         if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
             raise UnsupportedPipelineError(
@@ -121,6 +127,7 @@ class SharedSampler:
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
         self.makes = family_of(denoiser).makes
+        self.images = ImageKeywords.of(pipe)
         self.group_condition = group_condition
         self.wave_size = wave_size
         self.micro_batches = micro_batches(micro_batch_size)  # what they measure serves all waves
@@ -135,18 +142,19 @@ class SharedSampler:
         has_negative: bool | None = None,
         starts: Sequence[Hashable] | None = None,
         read: Sequence[Hashable] | None = None,
+        strength: float | None = None,
     ) -> SharePlan:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
 
         Args:
             prompts: texts or requests, in any list, column or generator.
-            true_cfg_scale, has_negative, starts, read: as `plan_prompts` has them.
+            true_cfg_scale, has_negative, starts, read, strength: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts, read,
+            self.encoder, groups, has_negative, starts, read, strength,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -154,15 +162,23 @@ class SharedSampler:
         return read_prompts(self.pipe, [each.prompt for each in as_requests(prompts)], max_sequence_length)
 
     def check(
-        self, prompts: Iterable[str | ImageRequest], plan: SharePlan, read: Sequence[Hashable] | None = None
+        self,
+        prompts: Iterable[str | ImageRequest],
+        plan: SharePlan,
+        read: Sequence[Hashable] | None = None,
+        num_inference_steps: int | None = None,
+        keywords: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Refuse, before anything runs, a plan that this pipeline could not carry out to the end.
 
         Args:
             read: the keys of what was `read` of the prompts; None reads them here.
+            num_inference_steps: of the pipeline's calls; None: the plan's.
+            keywords: of the pipeline's calls, as they are given for all prompts.
 
         Raises:
-            InputError: a plan for another number of prompts, or a negative prompt that the pipeline takes none of.
+            InputError: a plan for other prompts or steps, or a negative prompt, an image or a strength that the
+                pipeline takes none of.
             UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
                 and its noise levels, which that needs, are not known.
         """
@@ -173,6 +189,9 @@ class SharedSampler:
         parameters = inspect.signature(type(self.pipe).__call__).parameters
         if "negative_prompt" not in parameters and any(each.negative_prompt is not None for each in requests):
             raise InputError(f"{type(self.pipe).__name__} takes no negative prompts; leave them out")
+        self.images.check(requests, keywords)
+        check_groups_agree(requests, plan.groups, self.images.calls(requests))
+        check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
         noise = self.sharing.noise(plan, repeats(requests, plan.groups, read))
         if any(isinstance(strength, float) and strength > 0 for strength in noise.values()):
@@ -205,7 +224,8 @@ class SharedSampler:
         start = time.perf_counter()
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
-        scale = kwargs.get("true_cfg_scale")
+        self.images.check(requests, kwargs)
+        scale, strength = (kwargs.get(name) for name in ("true_cfg_scale", "strength"))
         reading = self.read(requests, kwargs.get("max_sequence_length"))
         plan = self.plan(
             requests,
@@ -215,11 +235,12 @@ class SharedSampler:
             has_negative=_has_negative(self.pipe, kwargs),
             starts=per_prompt.starts(),
             read=reading.keys,
+            strength=None if strength is None else float(strength),
         )
         images: list[Any] = [None] * len(requests)
         run = 0
-        self.check(requests, plan, reading.keys)
-        waves = Waves(requests, plan, seed, self.wave_size, read=reading.keys)
+        self.check(requests, plan, reading.keys, num_inference_steps, kwargs)
+        waves = self.waves_of(requests, plan, seed, reading.keys, num_inference_steps)
         try:
             for wave in self._waves(waves, requests, per_prompt, guidance_scale, on_step):
                 run += wave.evaluations
@@ -248,12 +269,15 @@ class SharedSampler:
         seed: int = 0,
         *,
         skip: Sequence[int] = (),
+        num_inference_steps: int | None = None,
         on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> Iterator[Wave]:
         """Sample wave by wave, so that a caller can save what is finished.
 
         Args:
+            num_inference_steps: of the pipeline's calls, where a strength below 1 leaves fewer, which the plan has;
+                None: the plan's.
             skip: prompts that are finished already; a wave all of whose members are is left out, the others run whole,
                 so that their images do not differ even by rounding from those of a run without `skip`.
             on_step: called after every step with the number of prompts that took it.
@@ -267,9 +291,21 @@ class SharedSampler:
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
         read = self.read(requests, kwargs.get("max_sequence_length")).keys
-        self.check(requests, plan, read)
-        waves = Waves(requests, plan, seed, self.wave_size, read).without(skip)
+        self.check(requests, plan, read, num_inference_steps, kwargs)
+        waves = self.waves_of(requests, plan, seed, read, num_inference_steps).without(skip)
         yield from self._waves(waves, requests, per_prompt, guidance_scale, on_step)
+
+    def waves_of(
+        self,
+        requests: Sequence[ImageRequest],
+        plan: SharePlan,
+        seed: int,
+        read: Sequence[Hashable] | None = None,
+        num_inference_steps: int | None = None,
+    ) -> Waves:
+        """The plan's waves, as this pipeline can run them; the arguments are those of `check`."""
+        calls = self.images.calls(requests)
+        return Waves(requests, plan, seed, self.wave_size, read, calls, num_inference_steps)
 
     def _waves(
         self,
@@ -338,19 +374,7 @@ class SharedSampler:
         if taken := sorted(_OWN & set(kwargs)):
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
         check_perturbed_attention(self.pipe, kwargs)
-        self._check_strength(kwargs)
         return PerPrompt(self.pipe, kwargs, count)
-
-    def _check_strength(self, kwargs: Mapping[str, Any]) -> None:
-        """Image to image: all planned steps must be taken."""
-        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("strength")
-        strength = kwargs.get("strength", getattr(parameter, "default", None))
-        if parameter is not None and isinstance(strength, int | float) and strength < 1:
-            raise InputError(
-                f"strength is {strength:g}, with which {type(self.pipe).__name__} skips steps that SharedSampler "
-                f"plans: give strength=1.0, or plan the steps that are left and run the pipeline inside "
-                f"shared_sampling"
-            )
 
 
 def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:

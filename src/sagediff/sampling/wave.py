@@ -19,6 +19,7 @@ from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.decoding import decoded_rows, decoding_in_parts
+from sagediff.sampling.input_images import ImageKeywords
 from sagediff.sampling.record_replay import Record
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.trajectory import Trajectory
@@ -58,7 +59,7 @@ def run_wave(
         ModelError: latents or images of some members are not finite; it holds the images of the others.
         Exception: whatever the pipeline raises.
     """
-    given = _request_options(task, guidance_scale)
+    given = _request_options(pipe, task, guidance_scale)
     if both := sorted(set(given) & set(options)):
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
     with (
@@ -79,7 +80,7 @@ def run_wave(
             options["callback_on_step_end"] = _callback(on_step, run)
         output = pipe(
             prompt=[request.prompt for request in task.requests],
-            num_inference_steps=task.plan.num_steps,
+            num_inference_steps=task.num_inference_steps or task.plan.num_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
             output_type="pil",
             **given,
@@ -136,13 +137,17 @@ def takes_callback(pipe: Any) -> bool:
     return "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
 
 
-def _request_options(task: WaveTask, guidance_scale: float | None) -> dict[str, Any]:
+def _request_options(pipe: Any, task: WaveTask, guidance_scale: float | None) -> dict[str, Any]:
     """The pipeline's keywords that the requests decide; what is not per request is equal in a wave."""
     first = task.requests[0]
     scale = guidance_scale if first.guidance_scale is None else first.guidance_scale
     options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
+    if first.images or first.strength is not None:
+        options |= ImageKeywords.of(pipe).of_wave(task.requests)
     if first.width is not None:
         options |= {"width": first.width, "height": first.height}
+        if first.height and "max_area" in inspect.signature(type(pipe).__call__).parameters:
+            options["max_area"] = first.width * first.height  # else FLUX Kontext scales to an area of its own
     if first.negative_prompt is not None:
         options["negative_prompt"] = [request.negative_prompt for request in task.requests]
     return options
