@@ -91,7 +91,6 @@ def test_a_row_that_contradicts_itself_is_refused(changes: dict[str, Any], words
 @pytest.mark.parametrize(
     "name, argument",
     [
-        ("WanTransformer3DModel", "encoder_hidden_states_image"),
         ("SanaTransformer2DModel", "guidance"),
         ("LTXVideoTransformer3DModel", "video_coords"),
         ("HunyuanDiT2DModel", "controlnet_block_samples"),

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from sagediff.builtin.scenes import lora_dir
 from sagediff.errors import InputError
-from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record
+from sagediff.pipelines.lora import RECORD_KEY, Lora, lora_file, sharing_record
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
 
 
@@ -27,7 +27,7 @@ def settings(
     model: str = "demo", lora: Path | None = None, steps: int = 20, guidance: float | None = None,
     policy: Path | None = None, no_lora: bool = False, **given: Any,
 ) -> RunSettings:  # fmt: skip
-    options = ModelOptions(model, None if lora is None else lora, no_lora)
+    options = ModelOptions(model, () if lora is None else (str(lora),), no_lora)
     return resolve(options, SamplingOptions(steps, guidance), given, policy)
 
 
@@ -56,12 +56,13 @@ def test_a_preference_of_another_form_is_refused(tmp_path: Path, entry: Any) -> 
 
 
 def test_the_built_in_model_comes_with_a_lora_that_no_lora_leaves_out(tmp_path: Path) -> None:
-    assert ModelOptions("demo").chosen_lora() == lora_dir()
-    assert ModelOptions("demo", no_lora=True).chosen_lora() is None
-    assert ModelOptions("demo", tmp_path).chosen_lora() == tmp_path
-    assert ModelOptions("some/hub-id").chosen_lora() is None
+    assert ModelOptions("demo").loras() == (Lora(lora_dir()),)
+    assert ModelOptions("demo", no_lora=True).loras() == ()
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    assert ModelOptions("demo", (str(tmp_path),)).loras() == (Lora(tmp_path),)
+    assert ModelOptions("some/hub-id").loras() == ()
     with pytest.raises(InputError, match="not both"):
-        ModelOptions("demo", tmp_path, no_lora=True)
+        ModelOptions("demo", (str(tmp_path),), no_lora=True)
 
 
 def test_the_lora_that_comes_with_it_is_small_and_says_what_it_was_trained_for() -> None:

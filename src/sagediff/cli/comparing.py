@@ -22,12 +22,13 @@ from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
 from sagediff.files.atomic import at_work
-from sagediff.files.digest import file_digest, texts_digest
+from sagediff.files.digest import texts_digest
 from sagediff.files.imagefolder import list_images, read_imagefolder
 from sagediff.pipelines.content import files_digest, model_digest, named_content
 from sagediff.pipelines.loading import check_makes_images
+from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
-from sagediff.pipelines.run_settings import RunSettings
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings
 from sagediff.progress import stderr_progress
 
 _DEFAULT_SEEDS = (0, 1, 2)
@@ -67,7 +68,7 @@ def run_bench_command(
     """
     settings = next(iter(arms["base"].values()))
     model = settings.model
-    check_makes_images(model.name, "bench")
+    check_makes_images(model.source, "bench")
     grid = _grid(arms, options)
     seeds = measuring.seeds_or(_DEFAULT_SEEDS)
     material = _material(settings, options, measuring, prompts)
@@ -80,8 +81,8 @@ def run_bench_command(
     device = working_device(model.device)
 
     def pipelines(weights: Weights) -> Any:
-        lora = _lora(arms, weights)
-        return open_pipeline(replace(model, lora=lora, no_lora=lora is None, scheduler=None))
+        lora = _model(arms, weights).lora
+        return open_pipeline(replace(model, lora=lora, no_lora=not lora, scheduler=None))
 
     sampling = settings.sampling
     bench = Bench(material.prompts, grid.settings(), seeds, None, pipelines, sampling.encoder)
@@ -107,8 +108,8 @@ def run_bench_command(
     print(f"table in {store.path / 'table.md'}, plots beside it", file=sys.stderr)
 
 
-def _lora(arms: Arms, weights: Weights) -> Path | None:
-    return next(iter(arms[weights].values())).model.lora
+def _model(arms: Arms, weights: Weights) -> ModelOptions:
+    return next(iter(arms[weights].values())).model
 
 
 def _grid(arms: Arms, options: BenchOptions) -> Grid:
@@ -182,7 +183,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """What a resumed bench must repeat. A LoRA by its content: the same path may hold other weights tomorrow."""
     settings = next(iter(arms["base"].values()))
-    digests = {weights: file_digest(lora) for weights in arms if (lora := _lora(arms, weights)) is not None}
+    digests = {weights: loras_digest(_model(arms, weights).loras()) for weights in arms}
     return {
         "command": "bench",
         "version": sagediff.__version__,
@@ -205,7 +206,7 @@ def _manifest(
 
 def _content(settings: RunSettings, material: Material, measuring: MeasuringOptions) -> dict[str, str]:
     """Digests of the files behind the names in the manifest; it holds those of the LoRAs itself."""
-    content = {"model": model_digest(settings.model.name)}
+    content = {"model": model_digest(settings.model.source)}
     if material.real is not None:
         content["real_images"] = files_digest(material.real)
     return content | named_content(

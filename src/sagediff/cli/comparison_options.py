@@ -11,9 +11,9 @@ from cyclopts import Parameter
 
 from sagediff.errors import InputError
 from sagediff.options import option
-from sagediff.pipelines.loading import BUILT_IN
+from sagediff.pipelines.model_source import BUILT_IN
 from sagediff.pipelines.run_settings import ModelOptions
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.prompts.image_list import prompt_texts
 
 if TYPE_CHECKING:
     from sagediff.evaluation.perception import Perception
@@ -65,7 +65,7 @@ class MeasuringOptions:
             InputError: no file and another model, or fewer prompts than are wanted.
         """
         if file is not None:
-            return self.first_of(read_prompts(file))
+            return self.first_of(prompt_texts(file))
         if model.name not in BUILT_IN:
             raise InputError(f"--model of your own needs --prompts FILE{instead}")
         from sagediff.builtin.world_judges import judge_of

@@ -13,6 +13,7 @@ from sagediff.errors import InputError
 from sagediff.options import types_of
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
 from sagediff.plan.sharing import Sharing
+from sagediff.prompts.image_list import RequestOptions
 
 _ORDER = ("Prompts", "Model", "Sampling", "Sharing", "Training", "Comparison", "Server", "Output", "Scale")
 GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(_ORDER)}
@@ -106,11 +107,12 @@ PromptFile = Annotated[
     of(
         "Prompts",
         "--prompts",
-        help="File of prompts: .txt (one per line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
+        help="File of prompts: .txt (one per line), .jsonl, .json, .csv or .tsv (column `prompt`), each also as .gz, "
         "or .parquet; '-' reads standard input.",
         allow_leading_hyphen=True,  # for "-" itself
     ),
 ]
+Requested = Annotated[RequestOptions, flattened("Prompts")]
 Model = Annotated[ModelOptions, flattened("Model")]
 Sampling = Annotated[SamplingOptions, flattened("Sampling")]
 SharingOptions = Annotated[GivenSharing | None, flattened("Sharing")]

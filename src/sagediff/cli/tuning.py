@@ -16,9 +16,10 @@ from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import at_work, sweep, write_text
-from sagediff.files.digest import file_digest, texts_digest
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.content import named_content, run_content
 from sagediff.pipelines.loading import check_makes_images
+from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -39,7 +40,7 @@ def run_tune(
         OutputError: the file cannot be written.
     """
     model, out = settings.model, options.out
-    check_makes_images(model.name, "tune")
+    check_makes_images(model.source, "tune")
     texts = measuring.prompts(prompts, model, held_out=256)
     search = _search(settings, options, texts)
     seeds = measuring.seeds_or((0,))
@@ -87,7 +88,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
     return asdict(settings.sampling) | {
         "version": sagediff.__version__,
         "model": model.name,
-        "lora": None if model.lora is None else file_digest(model.lora),
+        "lora": loras_digest(model.loras()),
         "scheduler": model.scheduler,
         "dtype": model.dtype,
         "prompts": texts_digest(runner.prompts),
@@ -116,7 +117,7 @@ def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
 
 
 def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, found: Tuned) -> None:
-    best, alone, lora = found.best, found.alone, settings.model.lora
+    best, alone = found.best, found.alone
     apart = {} if best.apart is None else {"apart": best.apart, "apart_independent": alone.apart}
     plan = runner.plan(best.policy)
     record = best.policy.record() | {
@@ -131,7 +132,7 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             **apart,
             "loss_at_most": found.loss_at_most(best),
             "confidence": options.confidence,
-            "lora": None if lora is None else file_digest(lora),
+            "lora": loras_digest(settings.model.loras()),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,
             "num_prompts": len(runner.prompts),

@@ -7,9 +7,9 @@ from typing import Any
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
-from sagediff.pipelines.loading import load_pipeline, quiet_libraries, supported_parts
-from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.lora_weights import check_lora_weights, merge_lora
+from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
+from sagediff.pipelines.lora_weights import check_lora_weights, merge_loras
+from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import ModelOptions
 
 
@@ -31,7 +31,7 @@ def working_device(device: str) -> str:
     return device
 
 
-def dtype_for(name: str, device: str) -> Any:
+def dtype_for(name: str | ModelSource, device: str) -> Any:
     """What `--dtype auto` is for a model on a device: a torch dtype, or one per part as `from_pretrained` takes it.
 
     On an accelerator it is the half precision that the model's family declares (`denoiser/table.py`). Where the family
@@ -66,7 +66,7 @@ def computes_in_bfloat16(device: str) -> bool:
 
 
 def open_pipeline(model: ModelOptions) -> Any:
-    """A pipeline on its device; a LoRA is merged into the weights, so that its steps cost no more than others.
+    """A pipeline on its device; LoRAs are merged into the weights, so that its steps cost no more than others.
 
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
@@ -74,16 +74,14 @@ def open_pipeline(model: ModelOptions) -> Any:
     import torch
 
     quiet_libraries()
-    lora = model.chosen_lora()
-    file = None if lora is None else lora_file(lora)
-    if file is not None:
-        check_lora_weights(file)  # before a model of gigabytes is read
+    loras = model.loras()
+    for each in loras:
+        check_lora_weights(each.file)  # before a model of gigabytes is read
     place = working_device(model.device)
-    dtype = dtype_for(model.name, place) if model.dtype == "auto" else getattr(torch, model.dtype)
-    pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=dtype)
+    dtype = dtype_for(model.source, place) if model.dtype == "auto" else getattr(torch, model.dtype)
+    pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    if file is not None:
-        merge_lora(pipe, file)
+    merge_loras(pipe, loras)
     return pipe.to(place)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,7 @@ from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
 from sagediff.plan.compatibility import check_groups_agree
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import Sharing
+from sagediff.plan.sharing import Sharing, for_guidance
 from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
@@ -26,6 +26,7 @@ from sagediff.sampling.input_images import ImageKeywords, check_prompts_per_call
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
+from sagediff.sampling.sizes import check_sizes, other_size
 from sagediff.sampling.strength import check_steps
 from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
@@ -89,6 +90,8 @@ class SharedSampler:
             the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
+        guided: what holds for requests that name a guidance scale in place of `sharing`, which may be for sampling
+            without guidance (`for_guidance`); None: `sharing`. Both form the same groups.
         options: of `Sharing`.
 
     Attributes:
@@ -109,9 +112,15 @@ class SharedSampler:
         wave_size: int = 64,
         micro_batch_size: MicroBatch = None,
         encoder: Encoder | None = None,
+        guided: Sharing | None = None,
         **options: Any,
     ) -> None:
         self.sharing = _sharing(sharing, options)
+        self.guided = self.sharing if guided is None else guided
+        if for_guidance(asdict(self.guided)) != for_guidance(asdict(self.sharing)):
+            raise InputError(
+                "guided must equal sharing but for the options that are for sampling without guidance"
+            )
         if wave_size < 1:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
@@ -154,7 +163,7 @@ class SharedSampler:
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts, read, strength,
+            self.encoder, groups, has_negative, starts, read, self.guided, strength,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -177,8 +186,8 @@ class SharedSampler:
             keywords: of the pipeline's calls, as they are given for all prompts.
 
         Raises:
-            InputError: a plan for other prompts or steps, or a negative prompt, an image or a strength that the
-                pipeline takes none of.
+            InputError: a plan for other prompts or steps, or a negative prompt, an image, a strength or a size that the
+                pipeline does not take.
             UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
                 and its noise levels, which that needs, are not known.
         """
@@ -193,9 +202,16 @@ class SharedSampler:
         check_groups_agree(requests, plan.groups, self.images.calls(requests))
         check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
-        noise = self.sharing.noise(plan, repeats(requests, plan.groups, read))
-        if any(isinstance(strength, float) and strength > 0 for strength in noise.values()):
-            noise_levels_of(self.pipe.scheduler)
+        check_sizes(self.pipe, requests)
+        again = repeats(requests, plan.groups, read)
+        for sharing in {self.sharing_of(request) for request in requests}:
+            noise = sharing.noise(plan, again)
+            if any(isinstance(strength, float) and strength > 0 for strength in noise.values()):
+                noise_levels_of(self.pipe.scheduler)
+
+    def sharing_of(self, request: ImageRequest) -> Sharing:
+        """How a request, and with it all that may run in one call with it, shares."""
+        return self.sharing if request.guidance_scale is None else self.guided
 
     def __call__(
         self,
@@ -256,7 +272,7 @@ class SharedSampler:
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        seeds = waves.seeds(self.sharing)
+        seeds = waves.seeds(self.sharing_of)
         if self.makes == "videos":
             return SharedResult([], plan, report, seeds, images)
         return SharedResult(images, plan, report, seeds)
@@ -361,13 +377,16 @@ class SharedSampler:
         images, run = run_wave(
             self.pipe,
             task,
-            self.sharing,
+            self.sharing_of(task.requests[0]),
             guidance_scale=guidance_scale,
             group_condition=self.group_condition,
             micro_batch_size=self.micro_batches,
             on_step=on_step and (lambda run, tensors: on_step(len(task.members))),
             **options,
         )
+        for request, image in zip(task.requests, images, strict=True):
+            if words := other_size((request.width, request.height), image):
+                raise InputError(words)
         return Wave(task.members, images, run.evaluations)
 
     def _per_prompt(self, kwargs: Mapping[str, Any], count: int) -> PerPrompt:

@@ -60,6 +60,10 @@ def run_wave(
         Exception: whatever the pipeline raises.
     """
     given = _request_options(pipe, task, guidance_scale)
+    if "width" in given and "max_area" in inspect.signature(type(pipe).__call__).parameters:
+        options.setdefault(
+            "max_area", given["width"] * given["height"]
+        )  # else FLUX Kontext has one of its own
     if both := sorted(set(given) & set(options)):
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
     with (
@@ -146,8 +150,6 @@ def _request_options(pipe: Any, task: WaveTask, guidance_scale: float | None) ->
         options |= ImageKeywords.of(pipe).of_wave(task.requests)
     if first.width is not None:
         options |= {"width": first.width, "height": first.height}
-        if first.height and "max_area" in inspect.signature(type(pipe).__call__).parameters:
-            options["max_area"] = first.width * first.height  # else FLUX Kontext scales to an area of its own
     if first.negative_prompt is not None:
         options["negative_prompt"] = [request.negative_prompt for request in task.requests]
     return options

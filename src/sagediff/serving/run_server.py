@@ -36,7 +36,7 @@ def run_serve(request: ServeRequest) -> None:
     steps = settings.sampling.num_inference_steps
     if steps > config.max_steps:
         raise InputError(f"--steps is {steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request")
-    check_makes_images(settings.model.name, "serve")  # refused before gigabytes of weights are read
+    check_makes_images(settings.model.source, "serve")  # refused before gigabytes of weights are read
     if request.pool is None:  # else it is the replicas' machines that must have the device
         working_device(settings.model.device)
     failures: list[Exception] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
@@ -12,8 +11,8 @@ from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
-from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
+from sagediff.pipelines.lora import parse_lora
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve, resolved
 
 if TYPE_CHECKING:
     from sagediff.evaluation.grid import Weights
@@ -46,21 +45,21 @@ def bench(
     named, given = options.named(sampling), options.named(sharing)
     steps = compared.step_counts()
 
-    def arm(lora: Path | None) -> dict[int, RunSettings]:
+    def arm(lora: tuple[str, ...]) -> dict[int, RunSettings]:
         """By the number of steps, on which the solver may depend."""
-        used = replace(model, lora=lora, no_lora=lora is None)
+        used = replace(model, lora=lora, no_lora=not lora)
         return {count: resolve(used, SamplingOptions(count, **named), given, policy) for count in steps}
 
     # each set of weights is sampled as `generate` samples it; plain fine-tuning does not change how the model is used
-    arms: dict[Weights, dict[int, RunSettings]] = {"base": arm(None)}
+    arms: dict[Weights, dict[int, RunSettings]] = {"base": arm(())}
     if compared.baseline_lora is not None:
-        file = lora_file(compared.baseline_lora)
+        standard = resolved([parse_lora(str(compared.baseline_lora))])
         arms["standard"] = {
-            count: replace(each, model=replace(each.model, lora=file, no_lora=False))
+            count: replace(each, model=replace(each.model, lora=standard, no_lora=False))
             for count, each in arms["base"].items()
         }
-    if (lora := model.chosen_lora()) is not None:
-        arms["sage"] = arm(lora)
+    if loras := model.loras():
+        arms["sage"] = arm(tuple(map(str, loras)))
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)
         from sagediff.cli.comparing import run_bench_command

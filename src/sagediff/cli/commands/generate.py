@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
-from sagediff.cli.job_options import Generation, OutputOptions, ScaleOptions, WorkerOptions
+from sagediff.cli.job_options import (
+    Generation,
+    OutputOptions,
+    ScaleOptions,
+    WorkerOptions,
+    guided_sharing,
+)
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
-from sagediff.prompts.prompt_files import gather_prompts
+from sagediff.prompts.image_list import RequestOptions, read_images
 
 
 def generate(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    model: options.Model = ModelOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = RequestOptions(),  # noqa: B008 - frozen, as the others
+    model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
@@ -30,11 +37,14 @@ def generate(
         sagediff generate "a large cat on a red background" "a large dog on a red background"
         sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
     """
-    texts = gather_prompts(prompts, prompt_file)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    images = read_images(prompts, prompt_file, requested)
+    given = options.named(sharing)
+    settings = resolve(model, sampling, given, policy)
+    guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
-    job = Generation(texts, settings, output, micro_batch, scale, pool)
-    folder, manifest = OutputFolder(output.out), job.manifest()
+    job = Generation(images, settings, guided, output, micro_batch, scale, pool)
+    folder, manifest = OutputFolder(output.out, output.image_format), job.manifest()
+    job.file_names()  # refused before anything heavy is imported
     if output.shard_size is not None:
         check_shard_size(output.shard_size)
     with claimed_output(output.out):

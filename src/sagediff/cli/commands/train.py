@@ -12,14 +12,17 @@ from sagediff.cli import options
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.pipelines.lora import sharing_record
+from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.training.run_folder import check_output
 from sagediff.training.train_config import SageWeights, TrainConfig
 
 options.FLAGS.update(options.renamed(SageWeights))
 if TYPE_CHECKING:
+    GivenModel = Any
     GivenTraining = Any
     GivenWeights = Any
 else:
+    GivenModel = options.given(ModelOptions, only=("name", "variant", "revision", "config"))
     GivenTraining, GivenWeights = options.given(TrainConfig), options.given(SageWeights)
 
 
@@ -32,12 +35,7 @@ def train(
             help="Folder with metadata.jsonl (file_name, text), a `datasets` folder, or a hub name.",
         ),
     ],
-    model: Annotated[
-        str,
-        options.of(
-            "Model", "--model", help="'demo' or 'emoji' (built in), a local diffusers folder, or a hub id."
-        ),
-    ] = "demo",
+    model: Annotated[GivenModel | None, options.flattened("Model")] = None,
     full: Annotated[bool, options.of("Training", help="Train all weights, not a LoRA.")] = False,
     max_group_size: Annotated[
         int | None, options.of("Training", help="Most members of a training group [default: 8].")
@@ -68,18 +66,19 @@ def train(
         if find_spec(module) is None:
             instead = ", or --report-to none" if module in report else ""
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'{instead}")
+    source = ModelOptions(**options.named(model)).source
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one writes
     with claimed_output(config.out) if first else nullcontext():
         check_output(config)
-        from sagediff.pipelines.loading import load_pipeline, quiet_libraries
+        from sagediff.pipelines.loading import load_source, quiet_libraries
         from sagediff.training.captioned_images import load_images
         from sagediff.training.loop import check_model, train
 
         quiet_libraries()
-        check_model(model, config)
+        check_model(source, config)
         images = load_images(data)
-        pipe = load_pipeline(model)
+        pipe = load_source(source)
         pipe.set_progress_bar_config(disable=True)
-        path = train(pipe, images, config, model)
+        path = train(pipe, images, config, source.name)
     record = sharing_record(path) if config.rank else None
     print(json.dumps({"weights": str(path), "steps": config.steps, **(record or config.sharing())}))
