@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
 from cyclopts import Parameter
 
 from sagediff.cli.options import GROUPS
 from sagediff.errors import InputError
-from sagediff.options import option
+from sagediff.evaluation.search import Family, Search
+from sagediff.options import check, option
 from sagediff.pipelines.model_source import BUILT_IN
-from sagediff.pipelines.run_settings import ModelOptions
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings
 from sagediff.prompts.image_list import prompt_texts
 
 if TYPE_CHECKING:
@@ -30,12 +31,17 @@ class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
     prompt_column: str | None = option(None, "Column of the prompts. [default: `prompt`, or one like it]")
-    captions: int | None = option(None, "Prompts to use. [default: all; of a built-in model's own 256]")
+    captions: int | None = option(
+        None, "Prompts to use. [default: all; of a built-in model's own 256]", low=1
+    )
     seeds: tuple[str, ...] = option((), "Seeds, with commas. [default: 0,1,2 in bench, 0 in tune]")
     features: str | None = option(
         None, "Inception, efficientnet-lite0, DINOv2 or CLIP. [default: facebook/dinov2-base]"
     )
     clip: str | None = option(None, "CLIP model of the score. [default: openai/clip-vit-base-patch16]")
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def seeds_or(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """The seeds as numbers.
@@ -57,19 +63,23 @@ class MeasuringOptions:
             )
         return prompts[:count]
 
-    def prompts(self, file: Path | None, model: ModelOptions, held_out: int, instead: str = "") -> list[str]:
-        """Those of a file, else so many held-out captions of the built-in model.
+    def named_prompts(self, file: Path | None, model: ModelOptions, instead: str = "") -> list[str] | None:
+        """Those of a file; None without one, for `world_prompts`.
 
         Args:
             instead: what beside a file may name prompts, for the message.
 
         Raises:
-            InputError: no file and another model, or fewer prompts than are wanted.
+            InputError: no file and a model of the user's own, or fewer prompts than are wanted.
         """
         if file is not None:
             return self.first_of(prompt_texts(file, self.prompt_column))
         if model.name not in BUILT_IN:
             raise InputError(f"--model of your own needs --prompts FILE{instead}")
+        return None
+
+    def world_prompts(self, model: ModelOptions, held_out: int) -> list[str]:
+        """So many held-out captions of the built-in model, unless --captions says another number."""
         from sagediff.builtin.world_judges import judge_of
 
         return judge_of(model.name).held_out_captions(held_out if self.captions is None else self.captions)
@@ -140,6 +150,28 @@ class TuneOptions:
     share_ratio: tuple[str, ...] = option((), "Share ratios to try. [default: 0.1,0.2 to 0.8]")
     max_group_size: tuple[str, ...] = option((), "Largest sizes of a group to try. [default: 8,32]")
     families: str = option("fixed,together,tree", "Kinds of plan to try.")
+
+    def search(self, settings: RunSettings, further: tuple[float, ...] = ()) -> Search:
+        """What is searched.
+
+        Args:
+            further: thresholds beside those that are tried where none are named.
+
+        Raises:
+            InputError: a value out of range.
+        """
+        demo = settings.model.name == "demo"
+        thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
+        return Search(
+            settings.sharing,
+            numbers("--threshold", self.threshold, float) or (*thresholds, *further),
+            numbers("--share-ratio", self.share_ratio, float) or tuple(k / 10 for k in range(1, 9)),
+            self.budget,
+            cast("tuple[Family, ...]", tuple(self.families.split(","))),  # Search checks them
+            sizes=numbers("--max-group-size", self.max_group_size, int) or (8, 32),
+            apart=self.apart,
+            confidence=self.confidence,
+        )
 
 
 def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:

@@ -150,3 +150,9 @@ class ServeConfig(BaseSettings):
     def most_images(self) -> int:
         """Most images of a request with many prompts: all of them must fit into the queue."""
         return min(self.max_images, self.max_queue)
+
+
+def check_steps(config: ServeConfig, steps: int) -> None:
+    """Raises InputError: a request without steps of its own would have more than the server takes."""
+    if steps > config.max_steps:
+        raise InputError(f"--steps is {steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request")

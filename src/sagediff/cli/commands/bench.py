@@ -7,7 +7,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
+from sagediff.cli.bench_inputs import BenchInputs
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
+from sagediff.cli.early_checks import check_settings
+from sagediff.cli.libraries import import_libraries
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
@@ -55,8 +58,11 @@ def bench(
         }
     if loras := model.loras():
         arms["sage"] = arm(tuple(map(str, loras)))
+    check_settings(next(iter(arms["base"].values())))
+    inputs = BenchInputs.of(arms, compared, measuring, prompt_file)
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)
+        import_libraries()
         from sagediff.cli.comparing import run_bench_command
 
-        run_bench_command(arms, compared, measuring, prompt_file)
+        run_bench_command(inputs, compared, measuring)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
+from sagediff.cli.early_checks import check_settings, check_work
 from sagediff.cli.job_options import (
     Generation,
     OutputOptions,
@@ -12,6 +13,7 @@ from sagediff.cli.job_options import (
     WorkerOptions,
     guided_sharing,
 )
+from sagediff.cli.libraries import import_libraries
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
@@ -35,6 +37,8 @@ def generate(
     images = read_images(prompts, prompt_file, requested)
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
+    check_settings(settings)
+    check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(images, settings, guided, output, micro_batch, scale, pool)
@@ -44,6 +48,7 @@ def generate(
         check_shard_size(output.shard_size)
     with claimed_output(output.out):
         folder.check(manifest, output.resume)
+        import_libraries()
         from sagediff.cli.generation import run_generation  # imports what takes seconds
 
         run_generation(job, folder, manifest)

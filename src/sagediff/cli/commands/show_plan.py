@@ -6,7 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
+from sagediff.cli.early_checks import check_settings, check_work
 from sagediff.cli.job_options import ScaleOptions, guided_sharing
+from sagediff.cli.libraries import import_libraries
 from sagediff.cli.terminal import print_json
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
@@ -34,7 +36,10 @@ def plan(
     images = read_images(prompts, prompt_file, requested, with_own=False)
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
+    check_settings(settings)
+    check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
+    import_libraries()
     from rich.console import Console
 
     from sagediff.cli.planning import messages, plan_images

@@ -8,11 +8,13 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sagediff.cli import options
+from sagediff.cli import early_checks, options
+from sagediff.cli.libraries import import_libraries
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.pipelines.lora import sharing_record
 from sagediff.pipelines.run_settings import ModelOptions
+from sagediff.training.captioned_images import load_images
 from sagediff.training.run_folder import check_output
 from sagediff.training.train_config import SageWeights, TrainConfig
 
@@ -103,16 +105,17 @@ def train(
             instead = ", or --report-to none" if module in report else ""
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'{instead}")
     source = ModelOptions(**options.named(model)).source
+    early_checks.check_model(source)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one writes
     with claimed_output(config.out) if first else nullcontext():
         check_output(config)
+        images = load_images(data)
+        import_libraries()
         from sagediff.pipelines.loading import load_source, quiet_libraries
-        from sagediff.training.captioned_images import load_images
         from sagediff.training.loop import check_model, train
 
         quiet_libraries()
         check_model(source, config)
-        images = load_images(data)
         pipe = load_source(source)
         pipe.set_progress_bar_config(disable=True)
         path = train(pipe, images, config, source.name)
