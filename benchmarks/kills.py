@@ -1,10 +1,10 @@
 """Is anything lost or changed when a run is killed, or when two write to one folder?
 
 Kills runs of `generate`, `generate --shard-size`, `generate` on forty rows that each ask for something else, `train`
-and `tune` with SIGKILL: at moments drawn from the whole of a run, and in the middle of a write, as soon as a file under a
-temporary name is seen. Each is then resumed, and its files are compared byte by byte with those of a run that nobody
-disturbed. Then each command runs into one place while every other is started there: those must be refused, and the files
-of the first must be those of a run alone.
+and `tune` with SIGKILL: at moments drawn from the whole of a run, and in the middle of a write, as soon as a file
+under a temporary name is seen. Each is then resumed, and its files are compared byte by byte with those of a run that
+nobody disturbed. Then each command runs into one place while every other is started there: those must be refused, and
+the files of the first must be those of a run alone.
 
     python benchmarks/kills.py --kills 30 --during-writes 10
 
