@@ -75,6 +75,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
         "lora": loras_digest(model.loras()),
         "scheduler": model.scheduler,
         "dtype": model.dtype,
+        "variations": model.variations(),
         "prompts": texts_digest(runner.prompts),
         "seeds": runner.seeds,
         "metric": runner.metric,
