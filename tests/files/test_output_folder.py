@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sagediff.errors import InputError, OutputError
-from sagediff.files.image_formats import PNG
+from sagediff.files.image_formats import PNG, ImageFormat
 from sagediff.files.output_folder import OutputFolder
 
 SETTINGS: dict[str, Any] = {"model": "demo", "steps": 5, "ratio": 0.4, "lora": None}
@@ -141,6 +141,36 @@ def test_an_image_that_is_not_as_it_was_written_is_made_again(
     assert folder.finished(TEXTS) == [0]
     folder.save_image(1, data)
     assert folder.finished(TEXTS) == [0, 1] and not folder.image_path(1).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "image_format", [ImageFormat("jpg"), ImageFormat("webp", 80)], ids=lambda each: each.name
+)
+def test_other_formats_say_the_same_and_are_checked_as_well(
+    tmp_path: Path, image_format: ImageFormat
+) -> None:
+    texts = {"prompt": "ein Löwe, 東京 🦁\nsecond", "seed": str(2**63 - 1)}
+    data = image_format.encode(image(), texts | {"plan": '{"group": 0}'})
+    assert data == image_format.encode(image(), texts | {"plan": '{"group": 0}'})
+    folder = OutputFolder(tmp_path, image_format, "x{}".format)
+    (tmp_path / "images").mkdir()
+    folder.save_image(0, data)
+    path = tmp_path / "images" / f"x0{image_format.suffix}"
+    with Image.open(path) as found:
+        comment = found.getexif().get_ifd(0x8769)[0x9286]
+        assert found.size == (8, 8)
+    said = json.loads(comment.removeprefix(b"ASCII\0\0\0"))
+    assert said.items() >= {**texts, "plan": '{"group": 0}', "size": "8x8"}.items()
+    assert folder.finished([texts]) == [0] and folder.finished([texts | {"seed": "7"}]) == []
+    for at in range(0, len(data), 7):  # any byte
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert folder.finished([texts]) == []
+    for harmed in (b"", data[:-1], data + b"x", PNG.encode(image(), texts), b"no image"):
+        path.write_bytes(harmed)
+        assert folder.finished([texts]) == []
+    long = {"prompt": "猫" * 90_000, "seed": "3"}
+    path.write_bytes(image_format.encode(image().convert("RGBA"), long))
+    assert folder.finished([long]) == [0] and folder.finished([long | {"prompt": "猫" * 90_001}]) == []
 
 
 def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:

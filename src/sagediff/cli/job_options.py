@@ -27,22 +27,19 @@ class OutputOptions:
     wave_size: int = option(64, "Most prompts sampled at once; whole groups stay together.", low=1)
     micro_batch: str | None = option(
         None,
-        "Most denoiser rows run at once, or 'auto' to measure what is fastest and fits [default: all]. Lower: less "
-        "memory.",
+        "Most denoiser rows at once, or 'auto'. Lower: less memory. [default: all]",
     )
-    format: str = option("png", "Format of the images: png, jpg or webp.", choices=("png", "jpg", "webp"))
+    format: str = option("png", "png, jpg or webp.", choices=("png", "jpg", "webp"))
     quality: int | None = option(
-        None, f"Quality of jpg and webp, 1 to 100 [default: {QUALITY}].", low=1, high=100
+        None, f"Quality of jpg and webp, 1 to 100. [default: {QUALITY}]", low=1, high=100
     )
     file_name: str | None = option(
         None,
-        f"Names of the images' files, such as '{{id}}-{{index}}'; fields: {', '.join(FIELDS)} [default: "
-        "'{index:06d}'].",
+        f"Names, of {' '.join(f'{{{each}}}' for each in FIELDS)}. [default: {{index:06d}}]",
     )
     shard_size: int | None = option(
         None,
-        "With more prompts than this write webdataset shards of this many images, with parquet metadata "
-        "[default: one file per image].",
+        "With more prompts: webdataset shards of so many images. [default: none]",
     )
 
     def __post_init__(self) -> None:
@@ -69,10 +66,9 @@ class ScaleOptions:
 
     work: Path | None = option(
         None,
-        "Plan in this folder, for very many prompts: embeddings and groups are kept there and taken over by later "
-        "runs [default: plan in memory].",
+        "Plan in this folder, kept for later runs. [default: in memory]",
     )
-    jobs: int | None = option(None, "Processes that group, with --work [default: one per core].", low=1)
+    jobs: int | None = option(None, "Processes that group, with --work. [default: one per core]", low=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -84,14 +80,13 @@ class WorkerOptions:
 
     ray: str | None = option(
         None,
-        "Make the images on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the cluster that "
-        "it belongs to, else the address of one [default: this process makes them].",
+        "Ray workers: 'local', 'auto' (this machine's), or an address. [default: none]",
     )
-    workers: int | None = option(None, "Workers, one pipeline each, with --ray [default: 1].")
+    workers: int | None = option(None, "Workers, one pipeline each, with --ray. [default: 1]")
     worker_cpus: float | None = option(
-        None, "Cores of a worker [default: an even part of this machine's with --ray local, else 1]."
+        None, "Cores of a worker. [default: an even part with --ray local, else 1]"
     )
-    worker_gpus: float = option(0.0, "GPUs of a worker; by a fraction several workers share one.")
+    worker_gpus: float = option(0.0, "GPUs of a worker; by a fraction several share one.")
 
     def pool(self) -> PoolOptions | None:
         """Raises InputError: an option of workers without --ray, or a number out of range."""
@@ -104,15 +99,14 @@ class ReplicaOptions:
 
     ray: str | None = option(
         None,
-        "Make the images on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
-        "cluster that it belongs to, else the address of one [default: this process makes them].",
+        "Ray replicas: 'local', 'auto' (this machine's), or an address. [default: none]",
     )
     replicas: str | None = option(
         None,
-        "Replicas of the model, with --ray: a number, or MIN:MAX to follow the load [default: 1].",
+        "Replicas, with --ray: a number, or MIN:MAX to follow the load. [default: 1]",
     )
     replica_cpus: float | None = option(
-        None, "Cores of a replica [default: an even part of this machine's with --ray local, else 1]."
+        None, "Cores of a replica. [default: an even part with --ray local, else 1]"
     )
     replica_gpus: float = option(0.0, "GPUs of a replica; by a fraction several share one.")
 

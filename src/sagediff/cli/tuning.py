@@ -6,14 +6,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import sagediff
-from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions, numbers
+from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
 from sagediff.errors import InputError
 from sagediff.evaluation.certainty import prompts_needed
 from sagediff.evaluation.perception import Perception
-from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
+from sagediff.evaluation.search import Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import at_work, sweep, write_text
 from sagediff.files.digest import texts_digest
@@ -26,21 +26,22 @@ from sagediff.prompts.embeddings import embed_prompts
 
 
 def run_tune(
-    settings: RunSettings, options: TuneOptions, measuring: MeasuringOptions, prompts: Path | None
+    settings: RunSettings, options: TuneOptions, measuring: MeasuringOptions, prompts: list[str] | None
 ) -> None:
     """Search, write the policy file; what was found goes to stdout as JSON, trials to stderr as they end.
 
     Args:
         settings: its sharing is that of every trial, but for what is searched.
-        prompts: file of prompts; None for held-out captions of the built-in model.
+        prompts: None for held-out captions of the built-in model.
 
     Raises:
         InputError: a value out of range, or a metric that these prompts or this model do not have.
         OutputError: the file cannot be written.
     """
     model, out = settings.model, options.out
-    texts = measuring.prompts(prompts, model, held_out=256)
-    search = _search(settings, options, texts)
+    texts = measuring.world_prompts(model, held_out=256) if prompts is None else prompts
+    repeats = bool(equal_prompts(texts)) and settings.sharing.repeats_may_share
+    search = options.search(settings, (EQUAL,) if repeats else ())
     seeds = measuring.seeds_or((0,))
     device = working_device(model.device)
     perception = measuring.perception(model, device)
@@ -54,23 +55,6 @@ def run_tune(
     with at_work():
         found = _shown(search, runner, kept)
         _write(settings, options, runner, found)
-
-
-def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
-    demo = settings.model.name == "demo"
-    thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
-    if equal_prompts(prompts) and settings.sharing.repeats_may_share:
-        thresholds += (EQUAL,)
-    return Search(
-        settings.sharing,
-        numbers("--threshold", options.threshold, float) or thresholds,
-        numbers("--share-ratio", options.share_ratio, float) or tuple(k / 10 for k in range(1, 9)),
-        options.budget,
-        cast("tuple[Family, ...]", tuple(options.families.split(","))),  # Search checks them
-        sizes=numbers("--max-group-size", options.max_group_size, int) or (8, 32),
-        apart=options.apart,
-        confidence=options.confidence,
-    )
 
 
 def _metric(options: TuneOptions, perception: Perception, prompts: list[str]) -> Metric:

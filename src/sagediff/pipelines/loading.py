@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sagediff.collector import collection_paused
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
+from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import SMALL, read_object
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
@@ -41,17 +44,12 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
     source = ModelSource.of(name_or_path)
     name_or_path = source.name
     folder = index_folder(source)
+    if folder is not None:
+        index, where = _index_of(name_or_path, folder), str(folder / INDEX)
+        _checked_denoiser(index, where)  # before a library is imported
     import diffusers
 
-    if folder is not None:
-        where = str(folder / INDEX)
-        try:
-            index = read_object(folder / INDEX, max_bytes=SMALL)
-        except InputError as error:
-            raise InputError(
-                f"cannot load the model {name_or_path!r}: its index names no pipeline: {error}"
-            ) from error
-    else:
+    if folder is None:
         where = f"{INDEX} of {name_or_path}"
         try:
             index = dict(diffusers.DiffusionPipeline.load_config(name_or_path, revision=source.revision))
@@ -67,15 +65,44 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
     if folder is not None and source.variant is not None:
         check_variant(folder, parts, source.variant)
-    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
-    from sagediff.denoiser.lookup import FAMILIES
+    return parts, _checked_denoiser(index, where)
 
+
+def check_local_model(source: ModelSource) -> None:
+    """What the index of a local folder tells is refused at once: no library is imported, no weights are looked at.
+
+    Raises:
+        InputError: no such model, or an index that cannot be read. UnsupportedPipelineError: as `supported_parts`.
+    """
+    folder = None if source.single_file is not None else model_folder(source.name)
+    if folder is not None:
+        _checked_denoiser(_index_of(source.name, folder), str(folder / INDEX))
+
+
+def _index_of(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        return read_object(folder / INDEX, max_bytes=SMALL)
+    except InputError as error:
+        raise InputError(f"cannot load the model {name!r}: its index names no pipeline: {error}") from error
+
+
+def _checked_denoiser(index: Mapping[str, Any], where: str) -> str:
+    """The class name of the denoiser that an index lists.
+
+    Raises:
+        InputError: an index that no pipeline can have. UnsupportedPipelineError: a denoiser that sharing does not know.
+    """
+    known = index.get("_class_name")
+    if not isinstance(known, str):
+        raise InputError(f"{where} names no pipeline, under `_class_name`")
+    parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
+    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
     if denoiser not in FAMILIES:
         raise UnsupportedPipelineError(
             f"{known} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
             f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
         )
-    return parts, denoiser
+    return denoiser
 
 
 def index_folder(source: ModelSource) -> Path | None:
@@ -121,9 +148,18 @@ def load_pipeline(
 
 @collection_paused()
 def load_source(
-    source: ModelSource, *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
+    source: ModelSource,
+    *,
+    scheduler: str | None = None,
+    dtype: Any = None,
+    quantized: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
 ) -> Any:
-    """As `load_pipeline`."""
+    """As `load_pipeline`.
+
+    Args:
+        quantized: for parts that are quantised as they are loaded, the library's configuration.
+    """
     name, file = source.name, source.single_file
     folder = index_folder(source)
     built_in = BUILT_IN.get(name)
@@ -136,6 +172,8 @@ def load_source(
     options = {"dtype": dtype, **kwargs, "use_safetensors": True, "trust_remote_code": False}
     if source.variant is not None:
         options["variant"] = source.variant
+    if quantized and file is None:
+        options["quantization_config"] = diffusers.PipelineQuantizationConfig(quant_mapping=dict(quantized))
     if built_in is not None and built_in.sentence_encoder:
         if "tokenizer" not in options:
             options["tokenizer"] = load_tokenizer()
@@ -146,7 +184,7 @@ def load_source(
             folder = Path(diffusers.DiffusionPipeline.download(name, revision=source.revision, **options))
         check_model_files(folder)
         if file is not None:
-            pipe = load_single_file(file, folder, dtype, kwargs)
+            pipe = load_single_file(file, folder, dtype, kwargs, quantized)
         else:
             if source.variant is not None:
                 index = read_object(folder / INDEX, max_bytes=SMALL)

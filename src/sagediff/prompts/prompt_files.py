@@ -9,6 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from sagediff.errors import InputError
 from sagediff.files.text_input import (
+    is_file,
     lines_in,
     pieces_of,
     read_pieces,
@@ -83,12 +85,24 @@ def open_rows(
     if path.suffix.lower() == ".parquet" and not is_pipe:
         find, missing = _column(column)
         return RowFile(name, "row", parquet_rows(path, find, missing, with_own=with_own, tell=tell))
-    kind = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
-    if kind in ENDINGS:
+    if (kind := _ending(path)) in ENDINGS:
         return _of_kind(kind, read_pieces(path), name, column)
     if is_pipe:
         return _sniffed(read_pieces(path), name, column)
     raise InputError(f"{name}: prompt files end in {', '.join(ENDINGS)} (also with .gz), or .parquet")
+
+
+def is_prompt_file(text: str) -> bool:
+    """Whether a text, given as a prompt, is the name of a file that `open_rows` would read."""
+    path = Path(text)
+    known = _ending(path) in ENDINGS or path.suffix.lower() == ".parquet"
+    with suppress(InputError):  # it can be no file's name
+        return known and is_file(path)
+    return False
+
+
+def _ending(path: Path) -> str:
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
 def _of_kind(kind: str, pieces: Iterator[str], name: str, column: str | None) -> RowFile:

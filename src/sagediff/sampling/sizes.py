@@ -17,16 +17,19 @@ _FACTOR_NAMES = ("vae_scale_factor", "vae_scale_factor_spatial")
 _ODD = (33, 35)  # without a common factor: a multiple of both is a multiple of one
 
 
-def size_multiple(pipe: Any) -> int:
+def size_multiple(pipe: Any, *, knows_factor: bool = True) -> int:
     """What width and height must be multiples of.
 
     Some pipelines refuse other sizes, some make the nearest one, and a few do not check: then the autoencoder's factor
-    is what there is to know, and `other_size` tells afterwards. Without its autoencoder, as it is planned with, a
-    pipeline takes sizes that it does not take with it.
+    is what there is to know, and `other_size` tells afterwards.
+
+    Args:
+        knows_factor: False where the pipeline was loaded without its autoencoder, and only guesses its factor: what is
+            found then divides the true multiple.
     """
     factors = {name: getattr(pipe, name, None) for name in _FACTOR_NAMES}
     known = {name: factor for name, factor in factors.items() if isinstance(factor, int) and factor > 0}
-    if getattr(pipe, "vae", True) is not None:
+    if knows_factor:
         return _checked_multiple(pipe, math.lcm(*known.values()))
     try:
         for name in known:  # guesses
@@ -47,12 +50,17 @@ def _checked_multiple(pipe: Any, factor: int) -> int:
 
 
 def check_sizes(
-    pipe: Any, requests: Sequence[ImageRequest], where: Callable[[int], str] = "prompt {}".format
+    pipe: Any,
+    requests: Sequence[ImageRequest],
+    where: Callable[[int], str] = "prompt {}".format,
+    *,
+    knows_factor: bool = True,
 ) -> None:
     """Refuse sizes that a pipeline cannot make, as far as can be known before it runs.
 
     Args:
         where: what to call a request in a message, by its number.
+        knows_factor: as `size_multiple` takes it.
 
     Raises:
         InputError: one that it cannot make.
@@ -61,7 +69,7 @@ def check_sizes(
     sizes.pop((None, None), None)
     if not sizes:
         return
-    multiple = size_multiple(pipe)
+    multiple = size_multiple(pipe, knows_factor=knows_factor)
     for (width, height), number in sorted(sizes.items(), key=lambda each: each[1]):
         if width is not None and height is not None and (width % multiple or height % multiple):
             raise InputError(

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
+from sagediff.cli.bench_inputs import BenchInputs
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
-from sagediff.collector import importing
+from sagediff.cli.early_checks import check_settings
+from sagediff.cli.libraries import import_libraries
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
@@ -33,14 +35,9 @@ def bench(
     sharing: Annotated[GivenSharing | None, options.flattened("Sharing")] = None,
     policy: options.Policy = None,
     compared: Annotated[BenchOptions, options.flattened("Comparison")] = BenchOptions(),  # noqa: B008
-    measuring: Annotated[MeasuringOptions, options.flattened("Comparison")] = MeasuringOptions(),  # noqa: B008
+    measuring: Annotated[MeasuringOptions, options.flattened("Measuring")] = MeasuringOptions(),  # noqa: B008
 ) -> None:
-    """Compare independent and shared sampling, before and after training, in one table.
-
-    Examples:
-        sagediff bench --steps 8,12 --share-ratio 0.3,0.5 --out bench
-        sagediff bench --model path/or/hub-id --prompts prompts.txt --policy policy.json
-    """
+    """Compare independent and shared sampling, before and after training, in one table."""
     if find_spec("matplotlib") is None:
         raise InputError("sagediff bench needs matplotlib: pip install 'sagediff[eval]'")
     named, given = options.named(sampling), options.named(sharing)
@@ -61,9 +58,11 @@ def bench(
         }
     if loras := model.loras():
         arms["sage"] = arm(tuple(map(str, loras)))
+    check_settings(next(iter(arms["base"].values())))
+    inputs = BenchInputs.of(arms, compared, measuring, prompt_file)
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)
-        with importing():
-            from sagediff.cli.comparing import run_bench_command
+        import_libraries()
+        from sagediff.cli.comparing import run_bench_command
 
-        run_bench_command(arms, compared, measuring, prompt_file)
+        run_bench_command(inputs, compared, measuring)

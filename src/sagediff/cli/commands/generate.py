@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
+from sagediff.cli.early_checks import check_settings, check_work
 from sagediff.cli.job_options import (
     Generation,
     OutputOptions,
@@ -12,18 +13,18 @@ from sagediff.cli.job_options import (
     WorkerOptions,
     guided_sharing,
 )
-from sagediff.collector import importing
+from sagediff.cli.libraries import import_libraries
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
-from sagediff.prompts.image_list import RequestOptions, read_images
+from sagediff.prompts.image_list import read_images
 
 
 def generate(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    requested: options.Requested = RequestOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = options.ShortRequestOptions(),  # noqa: B008 - frozen, as the others
     model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
@@ -32,15 +33,12 @@ def generate(
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     workers: Annotated[WorkerOptions, options.flattened("Scale")] = WorkerOptions(),  # noqa: B008
 ) -> None:
-    """Generate one image per prompt.
-
-    Examples:
-        sagediff generate "a large cat on a red background" "a large dog on a red background"
-        sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
-    """
+    """Generate one image per prompt."""
     images = read_images(prompts, prompt_file, requested)
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
+    check_settings(settings)
+    check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(images, settings, guided, output, micro_batch, scale, pool)
@@ -50,7 +48,7 @@ def generate(
         check_shard_size(output.shard_size)
     with claimed_output(output.out):
         folder.check(manifest, output.resume)
-        with importing():  # what takes seconds
-            from sagediff.cli.generation import run_generation
+        import_libraries()
+        from sagediff.cli.generation import run_generation  # imports what takes seconds
 
         run_generation(job, folder, manifest)

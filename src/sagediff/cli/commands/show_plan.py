@@ -6,13 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
+from sagediff.cli.early_checks import check_settings, check_work
 from sagediff.cli.job_options import ScaleOptions, guided_sharing
+from sagediff.cli.libraries import import_libraries
 from sagediff.cli.terminal import print_json
-from sagediff.collector import importing
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
-from sagediff.prompts.image_list import RequestOptions, read_images
+from sagediff.prompts.image_list import read_images
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def plan(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    requested: options.Requested = RequestOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = options.ShortRequestOptions(),  # noqa: B008 - frozen, as the others
     model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
@@ -31,22 +32,19 @@ def plan(
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
     ] = False,
 ) -> None:
-    """Show how prompts would be grouped and what that saves, without loading the denoiser.
-
-    Examples:
-        sagediff plan --prompts prompts.txt --model path/or/hub-id
-        sagediff plan --prompts prompts.txt --threshold 0.7 --json
-    """
+    """Show how prompts would be grouped and what that saves, without loading the denoiser."""
     images = read_images(prompts, prompt_file, requested, with_own=False)
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
+    check_settings(settings)
+    check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
-    with importing():
-        from rich.console import Console
+    import_libraries()
+    from rich.console import Console
 
-        from sagediff.cli.planning import plan_images, warnings
-        from sagediff.pipelines.loading import load_for_planning
-        from sagediff.scale.disk_groups import GROUPS
+    from sagediff.cli.planning import messages, plan_images
+    from sagediff.pipelines.loading import load_for_planning
+    from sagediff.scale.disk_groups import GROUPS
 
     texts, chosen = images.prompts, settings.sharing
     pipe, denoiser = load_for_planning(
@@ -55,26 +53,27 @@ def plan(
         text_encoders=settings.sampling.encoder is None,
     )
     found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
-    for words in warnings(images, found, reading):
-        print(f"warning: {words}", file=sys.stderr)
+    for words in messages(images, found, reading):
+        print(words, file=sys.stderr)
     if note := settings.note():
         print(f"note: {note}", file=sys.stderr)
+    record = found.summary() | {"threshold": chosen.threshold, "num_rows": len(images.starts)}
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
-        figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
+        figures = record | {"groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
         if as_json:
             print_json(figures, indent=2)
         else:
             print(printable(words))
     elif as_json:
-        print_json(plan_record(found, texts, chosen.threshold), indent=2)
+        print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
 
 
-def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[str, object]:
-    """The summary, and for each group its prompts, branch step and evaluations."""
-    groups = [
+def group_records(plan: SharePlan, prompts: list[str]) -> list[dict[str, object]]:
+    """For each group its prompts, branch step and evaluations."""
+    return [
         {
             "prompts": group,
             "texts": [prompts[i] for i in group],
@@ -83,7 +82,6 @@ def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[s
         }
         for group in plan.groups
     ]
-    return plan.summary() | {"threshold": threshold, "groups": groups}
 
 
 def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
