@@ -8,7 +8,7 @@ from sagediff.collector import importing
 
 
 def import_libraries() -> None:
-    """Import them with no search for garbage meanwhile. Where torch is imported already nothing is done."""
+    """Import them without looking for garbage meanwhile. Where torch is imported already nothing is done."""
     if "torch" in sys.modules:
         return
     with importing():
