@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from cyclopts import Parameter
 
 from sagediff.errors import InputError
-from sagediff.options import option
+from sagediff.options import check, option
 from sagediff.pipelines.loading import BUILT_IN
 from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.prompts.prompt_files import read_prompts
@@ -119,15 +119,30 @@ class TuneOptions:
     """What is searched, and where the policy goes; lists as they were given."""
 
     out: Path = option(Path("policy.json"), "The policy file to write.")
-    budget: float = option(0.01, "Fraction of independent sampling's quality that may be lost.")
-    apart: float = option(
-        0.25,
-        "How far apart the images of equal prompts have to stay, as a fraction of what two of independent sampling "
-        "are.",
+    by: Literal["quality", "predictions"] = option(
+        "quality",
+        "What decides: 'quality' makes images with every policy tried and judges them; 'predictions' asks the model "
+        "itself how long its predictions for similar prompts agree: no images and no judge, some hundred evaluations.",
     )
-    confidence: float = option(
-        0.8,
-        "How sure it must be that no more is lost, 0.5 to 1. Higher: more prompts are needed, less is saved.",
+    budget: float | None = option(
+        None,
+        "What may be lost: by quality the fraction of independent sampling's [default: 0.01]; by predictions the error "
+        "of sharing [default: that of the model's own threshold and share ratio].",
+    )
+    evaluations: int | None = option(
+        None,
+        "By predictions: most denoiser rows to run, over all seeds [default: 600]. Higher: a surer fit.",
+        low=1,
+    )
+    apart: float | None = option(
+        None,
+        "By quality: how far apart the images of equal prompts have to stay, as a fraction of what two of independent "
+        "sampling are [default: 0.25].",
+    )
+    confidence: float | None = option(
+        None,
+        "By quality: how sure it must be that no more is lost, 0.5 to 1. Higher: more prompts are needed, less is "
+        "saved [default: 0.8].",
     )
     metric: Literal["accuracy", "clip"] | None = option(
         None, "'accuracy' (built-in models) or 'clip' [default: accuracy where it can be judged]."
@@ -137,11 +152,26 @@ class TuneOptions:
         "Grid of minimum similarities, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else 0.6,0.7,0.8,0.9; "
         "and 0.99 where prompts repeat and their copies may share].",
     )
-    share_ratio: tuple[str, ...] = option((), "Grid, with commas [default: 0.1 to 0.8].")
+    share_ratio: tuple[str, ...] = option(
+        (), "Grid, with commas [default: 0.1 to 0.8, by predictions also what lies between]."
+    )
     max_group_size: tuple[str, ...] = option(
         (), "Grid of the largest size of a group, with commas [default: 8,32]."
     )
     families: str = option("fixed,together,tree", "What is searched, with commas: fixed, together, tree.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def thresholds(self, model: ModelOptions, own: float | None = None) -> tuple[float, ...]:
+        """The grid of thresholds; `own` belongs to it unless another was named.
+
+        Raises:
+            InputError: one is no number.
+        """
+        usual = (-1.0, 0.0, 0.2, 0.35, 0.5) if model.name == "demo" else (0.6, 0.7, 0.8, 0.9)
+        default = usual if own is None else tuple(sorted({*usual, own}))
+        return numbers("--threshold", self.threshold, float) or default
 
 
 def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:

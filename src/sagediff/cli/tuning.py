@@ -34,9 +34,12 @@ def run_tune(
         prompts: file of prompts; None for held-out captions of the built-in model.
 
     Raises:
-        InputError: a value out of range, or a metric that these prompts or this model do not have.
+        InputError: a value out of range, an option of the other way to tune, or a metric that these prompts or this
+            model do not have.
         OutputError: the file cannot be written.
     """
+    if options.evaluations is not None:
+        raise InputError("--evaluations bounds --by predictions; name that, or leave it out")
     model, out = settings.model, options.out
     texts = measuring.prompts(prompts, model, held_out=256)
     search = _search(settings, options, texts)
@@ -56,19 +59,21 @@ def run_tune(
 
 
 def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
-    demo = settings.model.name == "demo"
-    thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
-    if equal_prompts(prompts) and settings.sharing.repeats_may_share:
+    thresholds = options.thresholds(settings.model)
+    if not options.threshold and equal_prompts(prompts) and settings.sharing.repeats_may_share:
         thresholds += (EQUAL,)
+    given: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("budget", "apart", "confidence")
+        if getattr(options, name) is not None
+    }
     return Search(
         settings.sharing,
-        numbers("--threshold", options.threshold, float) or thresholds,
+        thresholds,
         numbers("--share-ratio", options.share_ratio, float) or tuple(k / 10 for k in range(1, 9)),
-        options.budget,
-        cast("tuple[Family, ...]", tuple(options.families.split(","))),  # Search checks them
+        families=cast("tuple[Family, ...]", tuple(options.families.split(","))),  # Search checks them
         sizes=numbers("--max-group-size", options.max_group_size, int) or (8, 32),
-        apart=options.apart,
-        confidence=options.confidence,
+        **given,
     )
 
 
@@ -123,12 +128,12 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             "num_steps": runner.num_steps,
             "scheduler": settings.model.scheduler,
             "metric": runner.metric,
-            "budget": options.budget,
+            "budget": found.search.budget,
             "quality": best.mean,
             "quality_independent": alone.mean,
             **apart,
             "loss_at_most": found.loss_at_most(best),
-            "confidence": options.confidence,
+            "confidence": found.search.confidence,
             "lora": None if lora is None else file_digest(lora),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,

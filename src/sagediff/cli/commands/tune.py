@@ -24,16 +24,20 @@ def tune(
     searched: Annotated[TuneOptions, options.flattened("Comparison")] = TuneOptions(),  # noqa: B008
     measuring: Annotated[MeasuringOptions, options.flattened("Comparison")] = MeasuringOptions(),  # noqa: B008
 ) -> None:
-    """Find the sharing that saves most within a quality budget, and write it as a file for --policy.
+    """Find the sharing that saves most within a budget, and write it as a file for --policy.
 
-    Trials are kept beside the file: the same command goes on after a stop.
+    By quality, trials are kept beside the file: the same command goes on after a stop.
 
     Examples:
         sagediff tune --out policy.json --budget 0.01
         sagediff tune --model path/or/hub-id --prompts prompts.txt --metric clip
+        sagediff tune --model path/or/hub-id --prompts prompts.txt --by predictions
     """
     settings = resolve(model, sampling, options.named(sharing))
     with claimed_file(searched.out):
-        from sagediff.cli.tuning import run_tune
+        if searched.by == "predictions":
+            from sagediff.cli.tuning_by_predictions import tune_by_predictions as run_tune
+        else:
+            from sagediff.cli.tuning import run_tune
 
         run_tune(settings, searched, measuring, prompt_file)
