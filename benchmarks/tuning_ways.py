@@ -8,8 +8,8 @@ runs a few groups of the same captions, once for each seed, and fits how far gro
 From each seed's fit come the policies of several budgets. All policies are then measured on other held-out captions:
 those by predictions with the images' seed that the fit had, so that the spread is over both. "At equal quality" is the
 saving at which the line through the budgets' points has the quality of the search's policy; where all of them have a
-better one, it is the largest of their savings, and where all have a worse one there is none. What is finished is kept in
-the folder.
+better one, it is the largest of their savings, and where all have a worse one there is none. What is finished is kept
+in the folder.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Choice:
     def _candidates(self, model: GapModel, budget: float) -> Iterator[Chosen]:
         """The policies that could be best."""
         for size in self.sizes:
-            chains = list(self._chains(size))
+            chains = self._chains[size]
             singles = [chain for chain in chains if len(chain.numbers) == 1]
             longest = {chain.numbers[0]: _longest(chain, model, budget) for chain in singles}
             if "fixed" in self.families:
@@ -108,14 +108,14 @@ class Choice:
             if "together" in self.families:
                 for chain in chains:
                     found = [longest[number] for number in chain.numbers if number in longest]
-                    if len(found) == len(chain.numbers) > 1 and _grows([ratio for ratio, _ in found]):
+                    if len(found) == len(chain.numbers) and _grows([ratio for ratio, _ in found]):
                         ratios = tuple(ratio for ratio, _ in found)
                         policy = self._policy(chain.numbers, ratios, "together", size)
                         branch = group_ratios(self.vectors, chain.stages[0], policy.ladder)
                         yield self._chosen(policy, chain.stages[0], branch, max(error for _, error in found))
             if "tree" in self.families:
                 for chain in chains:
-                    if len(chain.numbers) > 1 and (way := chain.cheapest(model, budget)) is not None:
+                    if (way := chain.cheapest(model, budget)) is not None:
                         ratios = tuple(self.steps(len(model.scale))[end] for end in way.ends)
                         policy = self._policy(chain.numbers, ratios, "tree", size)
                         saving = self.alone.cost_saving + way.saved / self.alone.evaluations_independent
@@ -140,7 +140,12 @@ class Choice:
             profile.append(reached)
         return laddered(self.base, self.thresholds, tuple(profile), parting, size)
 
-    def _chains(self, size: int) -> Iterator[_Chain]:
+    @cached_property
+    def _chains(self) -> dict[int, list[_Chain]]:
+        """For each size every choice of thresholds."""
+        return {size: list(self._chains_of(size)) for size in self.sizes}
+
+    def _chains_of(self, size: int) -> Iterator[_Chain]:
         """Every choice of thresholds at which some prompts are grouped, with the groups that they make."""
 
         def beyond(numbers: tuple[int, ...], stages: list[Groups], spreads: list[float]) -> Iterator[_Chain]:
@@ -254,4 +259,4 @@ def _mean_spread(vectors: npt.NDArray[np.float32], groups: Sequence[Sequence[int
 
 
 def _grows(ratios: Sequence[float]) -> bool:
-    return all(a < b for a, b in pairwise(ratios)) and ratios[0] > 0
+    return all(a <= b for a, b in pairwise(ratios)) and ratios[0] > 0

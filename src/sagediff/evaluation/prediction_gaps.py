@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sagediff.errors import InputError
 from sagediff.evaluation.gap_model import GapModel, GroupGap, fit_gaps, spread_of
@@ -148,7 +150,7 @@ class GapRunner:
                 places = [list(range(end - len(group), end)) for end, group in zip(ends, wave, strict=True)]
                 found = predicted_for_members(
                     self.pipe,
-                    [self.prompts[i] for i in numbers],
+                    self._sampling([self.prompts[i] for i in numbers]),
                     places,
                     sample.steps,
                     num_steps=self.num_steps,
@@ -167,6 +169,16 @@ class GapRunner:
         if not measured:
             return None
         return Gaps(fit_gaps(measured, self.num_steps, signal), tuple(measured), count, run)
+
+
+    def _sampling(self, prompts: list[str]) -> Callable[[list[torch.Generator]], object]:
+        """Calls the pipeline for these prompts."""
+        options: dict[str, Any] = {"prompt": prompts, "num_inference_steps": self.num_steps}
+        if self.guidance_scale is not None:
+            options["guidance_scale"] = self.guidance_scale
+        if "output_type" in inspect.signature(type(self.pipe).__call__).parameters:
+            options["output_type"] = "latent"  # where the last step is looked at, the run comes to its end
+        return lambda generators: self.pipe(generator=generators, **options)
 
 
 def levels_to_look_at(last: int) -> tuple[int, ...]:

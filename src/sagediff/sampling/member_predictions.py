@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +62,7 @@ class MemberPredictions:
 
 def predicted_for_members(
     pipe: Any,
-    prompts: Sequence[str],
+    sample: Callable[[list[torch.Generator]], object],
     groups: Sequence[Sequence[int]],
     steps: Sequence[int],
     *,
@@ -78,9 +78,10 @@ def predicted_for_members(
     what guidance alone changes is no gap. The run ends after the last step looked at.
 
     Args:
+        sample: calls the pipeline for all prompts in order, with `num_steps` steps and one generator each.
         groups: numbers of prompts; every prompt once, two or more each.
         steps: which to look at, growing, in [0, num_steps).
-        guidance_scale: None for the pipeline's own.
+        guidance_scale: that `sample` gives; None for the pipeline's own.
 
     Raises:
         UnsupportedPipelineError: a denoiser, scheduler or kind of prediction that is not known.
@@ -88,21 +89,12 @@ def predicted_for_members(
     check_levels_known(pipe.scheduler)
     plan = SharePlan.from_groups(groups, num_steps, 1.0, shared_guidance, unguided_steps)
     family = family_of(denoisers_of(pipe)[0])
-    named = guidance_scale is not None and family.scale == "guidance_scale"
-    scale = guidance_scale if named and guidance_scale is not None else default_of(type(pipe), family.scale)
-    given = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
+    scale = default_of(type(pipe), family.scale) if guidance_scale is None else guidance_scale
     with _probed(pipe, plan, frozenset(steps), 1 + scale - family.unguided_scale) as probe:
         with suppress(StoppedError):  # after the last step looked at
-            pipe(
-                prompt=list(prompts),
-                num_inference_steps=num_steps,
-                generator=plan.generators(seed),
-                **({"output_type": "latent"} if "output_type" in _parameters(pipe) else {}),
-                **given,
-            )
-        return MemberPredictions(
-            tuple(probe.found), tuple(probe.signal), probe.run.evaluations + probe.evaluations
-        )
+            sample(plan.generators(seed))
+        evaluations = probe.run.evaluations + probe.evaluations
+        return MemberPredictions(tuple(probe.found), tuple(probe.signal), evaluations)
 
 
 def check_levels_known(scheduler: Any) -> None:
@@ -112,10 +104,6 @@ def check_levels_known(scheduler: Any) -> None:
             f"the noise levels of {type(scheduler).__name__} are not known, so what a difference of predictions does "
             f"cannot be told; take another solver (--scheduler), or search by quality"
         )
-
-
-def _parameters(pipe: Any) -> Mapping[str, Any]:
-    return inspect.signature(type(pipe).__call__).parameters
 
 
 class _Probe:
@@ -141,13 +129,11 @@ class _Probe:
         if not self._is_wanted(call):
             return
         if family.guidance == "two calls" and not call.is_second:
-            self._conditional = shared, own(False)
-            if self._needs_negative(call):
-                return  # with the second call
-            group, alone = self._conditional
+            group, alone = self._conditional = shared, own(False)
         elif call.is_second:
             if not self._needs_negative(call) or self._conditional is None:
                 return
+            self.found.pop()  # in a run's first step nobody knew yet that this call would come
             conditional, own_conditional = self._conditional
             group = self._as_pipeline(conditional, shared)
             alone = self._as_shared(own_conditional, own(True))
