@@ -201,9 +201,9 @@ def against_optimum(cases: int, count: int) -> dict[str, Any]:
 
 def real_prompts(file: Path, encoder: str, size: int) -> dict[str, Any]:
     """Groups of a prompt file at several thresholds."""
-    from sagediff.prompts.prompt_files import read_prompts
+    from sagediff.prompts.image_list import prompt_texts
 
-    prompts = read_prompts(file)
+    prompts = prompt_texts(file)
     if encoder == "demo":
         embeddings = sagediff.embed_prompts(prompts, sagediff.load_pipeline("demo"))
     else:

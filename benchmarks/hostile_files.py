@@ -49,7 +49,7 @@ from sagediff.pipelines.model_files import check_model_files
 from sagediff.pipelines.run_settings import ModelOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.prompts.image_list import prompt_texts
 from sagediff.sampling.trajectory import Trajectory
 from sagediff.scale.disk_groups import load_groups, save_groups
 from sagediff.serving.engine.cache_files import (
@@ -102,11 +102,11 @@ def kinds() -> dict[str, Kind]:
         "model_index.json": Kind("model_index.json", index, lambda file: supported_parts(file.parent)),
         "shard index": Kind("model.safetensors.index.json", _json(shards), partial(_shards, index)),
         "LoRA": Kind("lora.safetensors", save(few, {RECORD_KEY: json.dumps(record)}), _lora),
-        "text": Kind("p.txt", text.encode(), read_prompts),
-        "JSONL": Kind("p.jsonl", b"\n".join(map(_json, rows)), read_prompts),
-        "CSV": Kind("p.csv", csv.encode(), read_prompts),
-        "gzip": Kind("p.txt.gz", gzip.compress(text.encode()), read_prompts),
-        "parquet": Kind("p.parquet", _parquet(rows), read_prompts),
+        "text": Kind("p.txt", text.encode(), prompt_texts),
+        "JSONL": Kind("p.jsonl", b"\n".join(map(_json, rows)), prompt_texts),
+        "CSV": Kind("p.csv", csv.encode(), prompt_texts),
+        "gzip": Kind("p.txt.gz", gzip.compress(text.encode()), prompt_texts),
+        "parquet": Kind("p.parquet", _parquet(rows), prompt_texts),
         "captions": Kind("metadata.jsonl", b"\n".join(map(_json, captions)), _captions),
         "PNG": Kind("a.png", _image("PNG"), open_rgb),
         "JPEG": Kind("a.jpg", _image("JPEG"), open_rgb),

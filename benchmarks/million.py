@@ -29,7 +29,7 @@ from grouping import check, peak_mib, synthetic
 
 from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import TextEncoder
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.prompts.image_list import prompt_texts
 from sagediff.scale.cover import CoverOptions, group_on_disk
 from sagediff.scale.disk_vectors import embed_to_disk
 
@@ -104,7 +104,7 @@ def measured(command: Sequence[str]) -> tuple[float, float, str]:
 def planned(args: argparse.Namespace) -> dict[str, Any]:
     """Run `sagediff plan --work` on templated prompts, then once more on what it left behind."""
     file = args.folder / "prompts.txt"
-    prompts = [prompt for source in args.prompts for prompt in read_prompts(source)]
+    prompts = [prompt for source in args.prompts for prompt in prompt_texts(source)]
     with file.open("w", encoding="utf-8") as stream:
         stream.writelines(f"{prompt}\n" for prompt in templated(prompts, args.count, args.seed))
     command = [

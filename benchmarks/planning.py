@@ -18,7 +18,7 @@ from pathlib import Path
 from grouping import synthetic
 
 import sagediff
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.prompts.image_list import prompt_texts
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     if args.file is None:
         vectors = synthetic(args.prompts, args.dim, args.seed)
     else:
-        vectors = sagediff.embed_prompts(read_prompts(args.file), sagediff.load_pipeline("demo")).vectors
+        vectors = sagediff.embed_prompts(prompt_texts(args.file), sagediff.load_pipeline("demo")).vectors
         args.prompts = len(vectors)
     rows = []
     for threshold in args.thresholds:

@@ -36,7 +36,7 @@ from million import templated
 
 import sagediff
 from sagediff.distributed.affinity import AffinityPolicy, AffinityRouter
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.prompts.image_list import prompt_texts
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy
 
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw it into this file")
     parser.add_argument("--markdown", action="store_true", help="print a table instead of JSON")
     args = parser.parse_args()
-    given = [prompt for file in args.prompts for prompt in read_prompts(file)]
+    given = [prompt for file in args.prompts for prompt in prompt_texts(file)]
     prompts = list(dict.fromkeys(templated(given, args.catalogue, 0)))
     pipe = None if args.encoder else sagediff.load_pipeline("demo")
     vectors = sagediff.embed_prompts(prompts, pipe, args.encoder).vectors

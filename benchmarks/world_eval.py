@@ -16,7 +16,7 @@ from sagediff.pipelines.run_settings import ModelOptions
 
 def built_in(lora: Path | None = None, **options: Any) -> ModelOptions:
     """The built-in model with this LoRA, or with none."""
-    return ModelOptions(lora=lora, no_lora=lora is None, **options)
+    return ModelOptions(lora=() if lora is None else (str(lora),), no_lora=lora is None, **options)
 
 
 def to_judge(images: list[Any]) -> Tensor:

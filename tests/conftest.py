@@ -101,3 +101,11 @@ def demo() -> Any:
     pipe = load_pipeline("demo")
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def small_demo(demo: Any) -> Any:
+    """The built-in pipeline but for its networks, which are small and random."""
+    from tiny.small_demo import with_small_networks
+
+    return with_small_networks(demo)

@@ -197,8 +197,8 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
     """What a command would run; nothing is."""
     found: list[list[Setting]] = []
 
-    def noted(arms: Any, compared: Any, measuring: Any, prompts: Any) -> None:
-        found.append(comparing._grid(arms, compared).settings())
+    def noted(inputs: Any, compared: Any, measuring: Any) -> None:
+        found.append(inputs.grid.settings())
 
     def run(*command: str) -> list[Setting]:
         assert main(["bench", "--out", str(tmp_path / "out"), *command]) == 0

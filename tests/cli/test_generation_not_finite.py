@@ -15,9 +15,9 @@ PROMPTS = ["a large cat at the top on a red background", "a small dog at the lef
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 def test_an_image_that_is_none_ends_with_1_and_a_resume_makes_it(
-    demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sagediff.cli.generation.open_pipeline", lambda model: demo)
+    monkeypatch.setattr("sagediff.cli.generation.open_pipeline", lambda model: small_demo)
     bad = [True]
 
     def spoil(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -37,7 +37,7 @@ def test_an_image_that_is_none_ends_with_1_and_a_resume_makes_it(
         "--threshold",
         "1",
     ]
-    handle = demo.unet.register_forward_hook(spoil, with_kwargs=True)
+    handle = small_demo.unet.register_forward_hook(spoil, with_kwargs=True)
     try:
         assert main([*asked, "--no-lora"]) == 1
         words = capsys.readouterr().err
@@ -52,8 +52,10 @@ def test_an_image_that_is_none_ends_with_1_and_a_resume_makes_it(
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["images_made"] == 1
 
 
-def test_who_is_cut_is_told(demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("sagediff.cli.generation.open_pipeline", lambda model: demo)
+def test_who_is_cut_is_told(
+    small_demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sagediff.cli.generation.open_pipeline", lambda model: small_demo)
     long = PROMPTS[0] + " and" * 30
     copies = [PROMPTS[0], PROMPTS[0].upper(), long + " one", long + " two", PROMPTS[0]]
     options = ["--steps=2", "--guidance=4", "--threshold=0.9", "--share-ratio=0.5", "--no-lora"]

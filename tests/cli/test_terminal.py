@@ -65,7 +65,7 @@ def test_names_that_cannot_be_are_one_line(
 
 
 ONCE = [
-    ("--prompts", "p.txt"), ("--model", "demo"), ("--lora", "a"), ("--policy", "p"), ("--steps", "3"),
+    ("--prompts", "p.txt"), ("--model", "demo"), ("--policy", "p"), ("--steps", "3"),
     ("--guidance", "2"), ("--threshold", "0.5"), ("--share-ratio", "0.5"), ("--max-group-size", "3"),
     ("--shared-guidance", "same"), ("--scheduler", "ddim"), ("--device", "cpu"), ("--no-lora",), ("--work", "w"),
     ("--encoder", "e"),

@@ -118,7 +118,7 @@ def test_generate_does_not_warn_of_what_tune_measured(
         ModelOptions(), SamplingOptions(2), {"max_group_size": 16} if options else {}, tuned_policy(tmp_path, **changes)
     )  # fmt: skip
     assert settings.measured is not warned
-    assert sharing_warnings(settings.model.lora, 1.0, 2)  # what it would be
+    assert sharing_warnings(settings.model.loras(), 1.0, 2)  # what it would be
 
 
 @pytest.mark.parametrize(

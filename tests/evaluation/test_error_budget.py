@@ -1,4 +1,4 @@
-"""The choice within a budget: monotone, as costed as the plan is, and equal prompts share as long as the grid allows."""
+"""The choice within a budget: monotone, costed as the plan is, and equal prompts share as long as the grid allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 
 STEPS = 10
-MODEL = GapModel(1.1, (1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2), (*np.linspace(0.1, 1.9, STEPS), math.inf))
+MODEL = GapModel(
+    1.1, (1.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2), (*np.linspace(0.1, 1.9, STEPS), math.inf)
+)
 BUDGETS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 3.0)
 
 
@@ -67,7 +69,9 @@ def test_more_families_never_save_less() -> None:
 def test_the_tree_of_stages_spends_one_budget() -> None:
     """Whoever goes through all stages has the error of all of them."""
     choice = replace(choice_of(2), families=("tree",), sizes=(16,), ratios=(0.3, 0.6, 0.9))
-    trees = [found for budget in (0.2, 0.3, 0.4, 0.6, 0.9) if (found := choice.best(MODEL, budget)).policy.rungs]
+    trees = [
+        found for budget in (0.2, 0.3, 0.4, 0.6, 0.9) if (found := choice.best(MODEL, budget)).policy.rungs
+    ]
     assert trees
     for found in trees:
         ends = [round(rung.share_ratio * STEPS) for rung in found.policy.ladder]
@@ -77,7 +81,9 @@ def test_the_tree_of_stages_spends_one_budget() -> None:
             nodes = whole.partition(begin)
             groups = [np.flatnonzero(nodes == node) for node in set(nodes.tolist())]
             shared = [group for group in groups if len(group) > 1]
-            spread = np.average([spread_of(choice.vectors[g]) for g in shared], weights=[len(g) for g in shared])
+            spread = np.average(
+                [spread_of(choice.vectors[g]) for g in shared], weights=[len(g) for g in shared]
+            )
             errors = MODEL.squared_errors(float(spread))
             error, begin = error + errors[end] - errors[begin], end
         assert found.error == pytest.approx(error**0.5)

@@ -39,7 +39,9 @@ def test_a_fit_finds_the_exponent_and_the_levels() -> None:
     model = fit_gaps(gap, 20, signal.tolist())
     assert model.exponent == pytest.approx(1.4, abs=0.03)
     assert model.scale[8] == pytest.approx(oracle(1.0, signal[8:9])[0], rel=0.05)
-    assert model.scale[10] == pytest.approx(oracle(1.0, signal[10:11])[0], rel=0.05)  # between two that were looked at
+    assert model.scale[10] == pytest.approx(
+        oracle(1.0, signal[10:11])[0], rel=0.05
+    )  # between two that were looked at
     assert model == fit_gaps(gap[::-1], 20, signal.tolist())
 
 

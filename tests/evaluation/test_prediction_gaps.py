@@ -18,7 +18,8 @@ PROMPTS = [
     f"a {size} {animal} at the {place} on a {color} background"
     for size, animal, place, color in [
         ("large", "cat", "top", "red"), ("large", "cat", "top left", "red"), ("small", "cat", "top", "red"),
-        ("large", "rocket", "bottom", "blue"), ("small", "rocket", "bottom", "blue"), ("small", "tree", "right", "black"),
+        ("large", "rocket", "bottom", "blue"), ("small", "rocket", "bottom", "blue"),
+        ("small", "tree", "right", "black"),
     ]
 ]  # fmt: skip
 STEPS = 4
@@ -66,7 +67,7 @@ def test_a_sample_stays_within_the_evaluations(
 
 
 def test_too_few_evaluations_and_nothing_alike_are_said(runner: GapRunner) -> None:
-    with pytest.raises(InputError, match="3 evaluations are too few.*at least 9"):
+    with pytest.raises(InputError, match=r"3 evaluations are too few.*at least 9"):
         runner.measure((-1.0,), 2, 3)
     strangers = replace(runner, vectors=np.eye(len(PROMPTS), dtype=np.float32))
     assert strangers.measure((0.5, 0.9), 2, 100) is None

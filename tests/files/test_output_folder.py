@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sagediff.errors import InputError, OutputError
-from sagediff.files.output_folder import OutputFolder, png_bytes
+from sagediff.files.image_formats import PNG, ImageFormat
+from sagediff.files.output_folder import OutputFolder
 
 SETTINGS: dict[str, Any] = {"model": "demo", "steps": 5, "ratio": 0.4, "lora": None}
 PLAN = '{"levels": []}'
@@ -43,7 +44,7 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
 
 def test_everything_is_there_under_its_final_name_only(tmp_path: Path) -> None:
     folder = begun(tmp_path / "deep" / "run")
-    folder.save_png(3, png_bytes(image(), {"prompt": "a cat"}))
+    folder.save_image(3, PNG.encode(image(), {"prompt": "a cat"}))
     folder.write_lines("metadata.jsonl", [{"a": "東京"}, {"a": 2}])
     folder.write_text("report.json", "{}")
     folder.save_sheet(image())
@@ -69,11 +70,11 @@ def test_an_image_cut_off_while_written_does_not_count_as_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = begun(tmp_path / "run")
-    folder.save_png(0, png_bytes(image(), TEXTS[0]))
+    folder.save_image(0, PNG.encode(image(), TEXTS[0]))
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", _write_half)
         with pytest.raises(_Killed):
-            folder.save_png(1, png_bytes(image(), {}))
+            folder.save_image(1, PNG.encode(image(), {}))
     assert list(folder.path.glob("images/000001.png.*.partial"))
     assert folder.finished(TEXTS[:3]) == [0]
     again = OutputFolder(folder.path)
@@ -86,7 +87,7 @@ def test_an_image_cut_off_while_written_does_not_count_as_finished(
 def test_only_images_of_the_runs_own_prompts_are_finished(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     for index in (0, 2, 5):
-        folder.save_png(index, png_bytes(image(), TEXTS[index]))
+        folder.save_image(index, PNG.encode(image(), TEXTS[index]))
     assert folder.finished(TEXTS[:4]) == [0, 2]
     folder.image_path(1).mkdir()
     assert folder.finished(TEXTS[:4]) == [0, 2]
@@ -123,8 +124,8 @@ def _scaled(path: Path) -> None:
         lambda path: path.write_bytes(b"no image"),
         lambda path: image().save(path),
         lambda path: image().save(path, format="JPEG"),
-        lambda path: path.write_bytes(png_bytes(image(), TEXTS[2])),
-        lambda path: path.write_bytes(png_bytes(image(), TEXTS[1] | {"seed": "7"})),
+        lambda path: path.write_bytes(PNG.encode(image(), TEXTS[2])),
+        lambda path: path.write_bytes(PNG.encode(image(), TEXTS[1] | {"seed": "7"})),
         lambda path: (path.unlink(), path.symlink_to("nowhere")),
         lambda path: (path.unlink(), os.mkfifo(path)),
     ],
@@ -133,19 +134,49 @@ def test_an_image_that_is_not_as_it_was_written_is_made_again(
     tmp_path: Path, harm: Callable[[Path], object]
 ) -> None:
     folder = begun(tmp_path / "run")
-    data = png_bytes(image(), TEXTS[1])
+    data = PNG.encode(image(), TEXTS[1])
     for index in (0, 1):
-        folder.save_png(index, png_bytes(image(), TEXTS[index]))
+        folder.save_image(index, PNG.encode(image(), TEXTS[index]))
     harm(folder.image_path(1))
     assert folder.finished(TEXTS) == [0]
-    folder.save_png(1, data)
+    folder.save_image(1, data)
     assert folder.finished(TEXTS) == [0, 1] and not folder.image_path(1).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "image_format", [ImageFormat("jpg"), ImageFormat("webp", 80)], ids=lambda each: each.name
+)
+def test_other_formats_say_the_same_and_are_checked_as_well(
+    tmp_path: Path, image_format: ImageFormat
+) -> None:
+    texts = {"prompt": "ein Löwe, 東京 🦁\nsecond", "seed": str(2**63 - 1)}
+    data = image_format.encode(image(), texts | {"plan": '{"group": 0}'})
+    assert data == image_format.encode(image(), texts | {"plan": '{"group": 0}'})
+    folder = OutputFolder(tmp_path, image_format, "x{}".format)
+    (tmp_path / "images").mkdir()
+    folder.save_image(0, data)
+    path = tmp_path / "images" / f"x0{image_format.suffix}"
+    with Image.open(path) as found:
+        comment = found.getexif().get_ifd(0x8769)[0x9286]
+        assert found.size == (8, 8)
+    said = json.loads(comment.removeprefix(b"ASCII\0\0\0"))
+    assert said.items() >= {**texts, "plan": '{"group": 0}', "size": "8x8"}.items()
+    assert folder.finished([texts]) == [0] and folder.finished([texts | {"seed": "7"}]) == []
+    for at in range(0, len(data), 7):  # any byte
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert folder.finished([texts]) == []
+    for harmed in (b"", data[:-1], data + b"x", PNG.encode(image(), texts), b"no image"):
+        path.write_bytes(harmed)
+        assert folder.finished([texts]) == []
+    long = {"prompt": "猫" * 90_000, "seed": "3"}
+    path.write_bytes(image_format.encode(image().convert("RGBA"), long))
+    assert folder.finished([long]) == [0] and folder.finished([long | {"prompt": "猫" * 90_001}]) == []
 
 
 def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     for shade in (10, 200):
-        folder.save_png(0, png_bytes(image(shade), {"n": str(shade)}))
+        folder.save_image(0, PNG.encode(image(shade), {"n": str(shade)}))
     with Image.open(folder.image_path(0)) as found:
         assert found.getpixel((0, 0)) == (200, 0, 0)
         assert found.text == {"n": "200", "size": "8x8"}  # type: ignore[attr-defined]
@@ -154,7 +185,7 @@ def test_writing_again_replaces_the_whole_file(tmp_path: Path) -> None:
 def test_texts_are_read_back_from_the_image(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     texts = {"prompt": "ein Löwe, 東京 🦁\nsecond line", "seed": str(2**63 - 1), "plan": '{"group": 0}'}
-    folder.save_png(0, png_bytes(image(), texts))
+    folder.save_image(0, PNG.encode(image(), texts))
     with Image.open(folder.image_path(0)) as found:
         assert found.text == texts | {"size": "8x8"}  # type: ignore[attr-defined]
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from sagediff.cli import main
 from sagediff.errors import InputError, OutputError
-from sagediff.files.output_folder import OutputFolder, png_bytes
+from sagediff.files.image_formats import PNG
+from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import ShardStore
 
 parquet = pytest.importorskip(
@@ -46,7 +47,7 @@ def texts(index: int) -> dict[str, str]:
 
 @cache
 def png(index: int) -> bytes:
-    return png_bytes(Image.new("RGB", (4, 4), (index, 0, 0)), texts(index))
+    return PNG.encode(Image.new("RGB", (4, 4), (index, 0, 0)), texts(index))
 
 
 def images(path: Path) -> dict[str, bytes]:
@@ -69,11 +70,11 @@ def test_every_image_is_in_a_shard_once_whatever_the_order_and_the_kill(
     first = store(path, 11, size)
     assert first.finished() == []
     for index in order[:killed]:
-        first.save_png(index, png(index))
+        first.save_image(index, png(index))
     again = store(path, 11, size)  # nothing of the first is used any more, as after a kill
     assert again.finished() == sorted(order[:killed])
     for index in order[killed:]:
-        again.save_png(index, png(index))
+        again.save_image(index, png(index))
     found = images(path)
     assert {name: data for name, data in found.items() if name.endswith("png")} == {
         f"{i:06d}.png": png(i) for i in range(11)
@@ -88,8 +89,8 @@ def test_every_image_is_in_a_shard_once_whatever_the_order_and_the_kill(
 def test_a_kill_between_the_shard_and_its_metadata_loses_nothing(tmp_path: Path) -> None:
     first = store(tmp_path, 4, 2)
     first.finished()
-    first.save_png(0, png(0))
-    first.save_png(1, png(1))
+    first.save_image(0, png(0))
+    first.save_image(1, png(1))
     first.parquet_path(0).unlink()  # as if it had not come so far
     for index in (0, 1):
         (tmp_path / "images" / f"{index:06d}.png").write_bytes(png(index))
@@ -104,22 +105,22 @@ def test_a_waiting_image_that_is_not_whole_is_neither_packed_nor_removed_as_if_i
     first = store(tmp_path, 4, 2)
     first.finished()
     for index in (0, 2):
-        first.save_png(index, png(index))
+        first.save_image(index, png(index))
     for index, harm in ((1, b""), (3, png(3)[:50])):
         (tmp_path / "images" / f"{index:06d}.png").write_bytes(harm)
     again = store(tmp_path, 4, 2)
     assert again.finished() == [0, 2] and not images(tmp_path)
     for index in (1, 3):
-        again.save_png(index, png(index))
+        again.save_image(index, png(index))
     assert {name: data for name, data in images(tmp_path).items() if name.endswith("png")} == {
         f"{i:06d}.png": png(i) for i in range(4)
     }
     broken = store(tmp_path / "other", 2, 2)
     broken.finished()
-    broken.save_png(0, png(0))
+    broken.save_image(0, png(0))
     (tmp_path / "other" / "images" / "000000.png").write_bytes(b"")  # while the run goes on
     with pytest.raises(OutputError, match=r"000000\.png was damaged; --resume makes it again"):
-        broken.save_png(1, png(1))
+        broken.save_image(1, png(1))
     assert store(tmp_path / "other", 2, 2).finished() == [1]
 
 
@@ -142,13 +143,13 @@ def test_a_shard_that_is_not_whole_is_made_again(
     first = store(tmp_path, 4, 2)
     first.finished()
     for index in range(4):
-        first.save_png(index, png(index))
+        first.save_image(index, png(index))
     before = {file.name: file.read_bytes() for file in (tmp_path / "shards").iterdir()}
     harm(tmp_path / "shards" / name)
     again = store(tmp_path, 4, 2)
     assert again.finished() == [2, 3]
     for index in (0, 1):
-        again.save_png(index, png(index))
+        again.save_image(index, png(index))
     assert {name: (tmp_path / "shards" / name).read_bytes() for name in before} == before
 
 

@@ -77,7 +77,9 @@ def test_each_part_of_a_run_is_told_apart(model: Path, tmp_path: Path) -> None:
     encoder.mkdir()
     (encoder / "config.json").write_text("{}")
     settings = RunSettings(
-        ModelOptions(str(model), lora), SamplingOptions(encoder=str(encoder)), resolve(ModelOptions()).sharing
+        ModelOptions(str(model), (str(lora),)),
+        SamplingOptions(encoder=str(encoder)),
+        resolve(ModelOptions()).sharing,
     )
     own = replace(settings, sampling=SamplingOptions())
     before, sources = run_content(settings), (embedding_source(settings), embedding_source(own))

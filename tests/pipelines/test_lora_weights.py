@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from sagediff.builtin.scenes import lora_dir
 from sagediff.errors import InputError
-from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record, sharing_warnings
+from sagediff.pipelines.loading import load_pipeline
+from sagediff.pipelines.lora import (
+    RECORD_KEY,
+    Lora,
+    lora_file,
+    loras_digest,
+    parse_lora,
+    sharing_record,
+    sharing_warnings,
+)
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.pipelines.run_settings import ModelOptions, resolve
 
@@ -40,7 +50,7 @@ def with_tensors(
 
 def refused(file: Path) -> str:
     with pytest.raises(InputError) as raised:
-        open_pipeline(ModelOptions("demo", file))
+        open_pipeline(ModelOptions("demo", (str(file),)))
     assert "\n" not in str(raised.value) and str(file) in str(raised.value)
     return str(raised.value)
 
@@ -52,7 +62,7 @@ def test_a_lora_of_which_nearly_nothing_fits_is_refused_with_the_numbers(tmp_pat
 
 def test_a_lora_of_which_most_fits_says_how_much(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = dict(list(OTHER.items())[:4])
-    open_pipeline(ModelOptions("demo", with_tensors(tmp_path, GOOD | few)))
+    open_pipeline(ModelOptions("demo", (str(with_tensors(tmp_path, GOOD | few)),)))
     shown = capsys.readouterr().err
     assert f"warning: {len(GOOD)} of the {len(GOOD) + 4} tensors" in shown and shown.count("\n") == 1
 
@@ -61,7 +71,7 @@ def test_a_whole_lora_and_one_for_fewer_layers_say_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for tensors in (GOOD, {name: tensor for name, tensor in GOOD.items() if ".up_blocks." not in name}):
-        open_pipeline(ModelOptions("demo", with_tensors(tmp_path, tensors)))
+        open_pipeline(ModelOptions("demo", (str(with_tensors(tmp_path, tensors)),)))
         assert capsys.readouterr().err == ""
 
 
@@ -80,7 +90,7 @@ def kohya(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def test_names_of_other_trainers_are_counted_as_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    open_pipeline(ModelOptions("demo", with_tensors(tmp_path, kohya(GOOD))))
+    open_pipeline(ModelOptions("demo", (str(with_tensors(tmp_path, kohya(GOOD))),)))
     assert capsys.readouterr().err == ""
 
 
@@ -124,6 +134,93 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             lora_file(tmp_path / name)
 
 
+# -- several, with weights
+
+
+def layers(pipe: Any, prompts: torch.Tensor) -> Tensor:
+    """What the denoiser makes of noise."""
+    with torch.no_grad():
+        noise = torch.randn(
+            1, pipe.unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0)
+        )
+        return pipe.unet(noise, 500, encoder_hidden_states=prompts).sample  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """The built-in LoRA, and another one as other trainers write it."""
+    generator = torch.Generator().manual_seed(1)
+    other = {n: 0.1 * torch.randn(t.shape, generator=generator) for n, t in list(GOOD.items())[:20]}
+    return lora_file(lora_dir()), with_tensors(tmp_path, kohya(other))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, 1.0), (-0.7, 2.0)])
+@pytest.mark.filterwarnings("error:Already found a `peft_config`")
+def test_two_loras_are_what_diffusers_makes_of_them(
+    weights: tuple[float, float], two: tuple[Path, Path]
+) -> None:
+    options = tuple(f"{file}:{weight}" for file, weight in zip(two, weights, strict=True))
+    pipe = open_pipeline(ModelOptions("demo", options, device="cpu"))
+    prompts = torch.randn(
+        1, 4, pipe.unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(2)
+    )
+    own = load_pipeline("demo")
+    warnings.simplefilter("ignore")
+    for name, file in zip("ab", two, strict=True):
+        own.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+    own.set_adapters(["a", "b"], list(weights))
+    made, expected = layers(pipe, prompts), layers(own, prompts)
+    assert (made - expected).abs().max() < 1e-5 * max(1, expected.abs().max())
+    own.disable_lora()
+    assert (made - layers(own, prompts)).abs().max() > 1e-3
+
+
+def test_each_of_several_must_fit(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    wrong = tmp_path / "wrong.safetensors"
+    save_file(OTHER, wrong)
+    with pytest.raises(InputError, match=f"{wrong}.* made for another base"):
+        open_pipeline(ModelOptions("demo", (str(two[0]), str(wrong)), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "text, path, weight",
+    [
+        ("{}", "{}", 1.0), ("{}:0.5", "{}", 0.5), ("{}:0", "{}", 0.0), ("{}:-1e-1", "{}", -0.1), ("{}:2", "{}", 2.0),
+        (r"C:\no.safetensors", r"C:\no.safetensors", 1.0), (r"C:\no.safetensors:0.3", r"C:\no.safetensors", 0.3),
+        ("nothing.safetensors", "nothing.safetensors", 1.0), ("a:b/none.safetensors", "a:b/none.safetensors", 1.0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["mine.safetensors", "with:colon", "with:colon/w.safetensors", "x:0.5/w.safetensors"]
+)
+def test_a_weight_is_what_follows_the_path(
+    name: str, text: str, path: str, weight: float, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    (file if file.suffix else file / "w.safetensors").parent.mkdir(parents=True, exist_ok=True)
+    (file if file.suffix else file / "w.safetensors").touch()
+    found = parse_lora(text.format(file))
+    assert (str(found.path), found.weight) == (path.format(file), weight)
+    assert parse_lora(str(found)) == found
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e999", "strong", "", "0,5", "1:2"])
+def test_a_weight_is_a_finite_number(weight: str, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(InputError, match=r"weight must be a finite number|no such LoRA"):
+        ModelOptions("demo", (f"{tmp_path / 'a.safetensors'}:{weight}",)).loras()
+
+
+def test_what_can_be_read_in_two_ways_or_is_named_twice_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "a:1"):
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.zeros(1)}, tmp_path / name / "w.safetensors")
+    with pytest.raises(InputError, match="are there; rename one"):
+        parse_lora(str(tmp_path / "a:1"))
+    with pytest.raises(InputError, match="given twice"):
+        ModelOptions("demo", (f"{tmp_path}/a:0.5", f"{tmp_path}/a/w.safetensors")).loras()
+
+
 # -- the record
 
 
@@ -152,7 +249,7 @@ RECORD: dict[str, Any] = {
 )
 def test_a_record_of_another_form_is_refused(tmp_path: Path, record: object, words: str) -> None:
     file = with_tensors(tmp_path, GOOD, {RECORD_KEY: json.dumps(record)})
-    for read in (sharing_record, lambda file: resolve(ModelOptions("demo", file))):
+    for read in (sharing_record, lambda file: resolve(ModelOptions("demo", (str(file),)))):
         with pytest.raises(InputError, match=rf"mine\.safetensors.*{words}"):
             read(file)
 
@@ -171,4 +268,50 @@ def test_a_record_that_is_no_json_is_one_line(tmp_path: Path, number: int) -> No
 def test_what_a_record_does_not_say_is_not_asked_for(tmp_path: Path) -> None:
     for record in (RECORD, {"share_ratio": None}, {"other": [1]}, {}):
         assert sharing_record(with_tensors(tmp_path, GOOD, {RECORD_KEY: json.dumps(record)})) == record
-        assert sharing_warnings(tmp_path / "mine.safetensors", 0.3, 3) == []
+        assert sharing_warnings([Lora(tmp_path / "mine.safetensors")], 0.3, 3) == []
+
+
+def recorded(tmp_path: Path, name: str, record: dict[str, Any] | None) -> str:
+    file = tmp_path / f"{name}.safetensors"
+    save_file({"a": torch.zeros(1)}, file, None if record is None else {RECORD_KEY: json.dumps(record)})
+    return str(file)
+
+
+def test_the_lora_with_a_record_speaks_for_all(tmp_path: Path) -> None:
+    plain, told = (
+        recorded(tmp_path, "plain", None),
+        recorded(tmp_path, "told", RECORD | {"share_ratio": 0.15}),
+    )
+    other, same = (
+        recorded(tmp_path, "other", RECORD),
+        recorded(tmp_path, "same", RECORD | {"share_ratio": 0.15}),
+    )
+    for loras in ((plain, told), (told, plain), (f"{told}:0.5", same), (f"{other}:0", told)):
+        assert resolve(ModelOptions("some/hub-id", loras)).sharing.share_ratio == 0.15
+    with pytest.raises(InputError, match=r"made for different sharing \(`share_ratio` 0\.15 and 0\.4\)"):
+        resolve(ModelOptions("some/hub-id", (told, other)))
+    assert (
+        resolve(ModelOptions("some/hub-id", (told, other)), given={"share_ratio": 0.3}).sharing.share_ratio
+        == 0.3
+    )
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"share_ratio": 0.2}')
+    assert resolve(ModelOptions("some/hub-id", (told, other)), policy=policy).sharing.share_ratio == 0.2
+
+
+def test_a_lora_that_is_not_given_its_weight_is_not_what_was_trained(tmp_path: Path) -> None:
+    told = Path(recorded(tmp_path, "told", RECORD))
+    assert sharing_warnings([Lora(told)], 0.4, 2) == []
+    assert "at weight 1, this run gives it 0.5" in sharing_warnings([Lora(told, 0.5)], 0.4, 2)[0]
+    assert sharing_warnings([Lora(told, 0.0)], 0.9, 20) == [] == sharing_warnings([Lora(told, 0.5)], 0.0, 1)
+
+
+def test_order_and_weights_tell_runs_apart(tmp_path: Path) -> None:
+    a, b = recorded(tmp_path, "a", None), recorded(tmp_path, "b", RECORD)
+    runs = [(), (a,), (b,), (a, b), (b, a), (f"{a}:0.5", b), (f"{a}:0.5",), (f"{a}:0.25",)]
+    found = [resolve(ModelOptions("some/hub-id", loras)) for loras in runs]
+    assert len({loras_digest(each.model.loras()) for each in found}) == len(runs)
+    assert len({str(each.record()["lora"]) for each in found}) == len(runs)
+    assert found[1].record()["lora"] == a  # as it was before there could be several
+    again = resolve(found[5].model)
+    assert again.model.loras() == (Lora(Path(a), 0.5), Lora(Path(b)))

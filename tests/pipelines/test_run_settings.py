@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from sagediff.builtin.scenes import lora_dir
 from sagediff.errors import InputError
-from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record
+from sagediff.pipelines.lora import RECORD_KEY, Lora, lora_file, sharing_record
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
+from sagediff.plan.sharing import CAUTIOUS, Sharing
 
 
 def model_with(tmp_path: Path, defaults: Any) -> str:
@@ -27,7 +28,7 @@ def settings(
     model: str = "demo", lora: Path | None = None, steps: int = 20, guidance: float | None = None,
     policy: Path | None = None, no_lora: bool = False, **given: Any,
 ) -> RunSettings:  # fmt: skip
-    options = ModelOptions(model, None if lora is None else lora, no_lora)
+    options = ModelOptions(model, () if lora is None else (str(lora),), no_lora)
     return resolve(options, SamplingOptions(steps, guidance), given, policy)
 
 
@@ -56,12 +57,13 @@ def test_a_preference_of_another_form_is_refused(tmp_path: Path, entry: Any) -> 
 
 
 def test_the_built_in_model_comes_with_a_lora_that_no_lora_leaves_out(tmp_path: Path) -> None:
-    assert ModelOptions("demo").chosen_lora() == lora_dir()
-    assert ModelOptions("demo", no_lora=True).chosen_lora() is None
-    assert ModelOptions("demo", tmp_path).chosen_lora() == tmp_path
-    assert ModelOptions("some/hub-id").chosen_lora() is None
+    assert ModelOptions("demo").loras() == (Lora(lora_dir()),)
+    assert ModelOptions("demo", no_lora=True).loras() == ()
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    assert ModelOptions("demo", (str(tmp_path),)).loras() == (Lora(tmp_path),)
+    assert ModelOptions("some/hub-id").loras() == ()
     with pytest.raises(InputError, match="not both"):
-        ModelOptions("demo", tmp_path, no_lora=True)
+        ModelOptions("demo", (str(tmp_path),), no_lora=True)
 
 
 def test_the_lora_that_comes_with_it_is_small_and_says_what_it_was_trained_for() -> None:
@@ -160,3 +162,54 @@ def test_a_fixed_split_named_nearer_ends_a_tree_from_further_away(tmp_path: Path
 def test_policy_files_that_cannot_be_are_named(tmp_path: Path, wrong: object) -> None:
     with pytest.raises(InputError, match=r"policy\.json"):
         with_policy(tmp_path, wrong)
+
+
+# -- a model of which nothing is known
+
+
+def cautiously(model: str, lora: str = "", policy: Path | None = None, **given: Any) -> RunSettings:
+    return resolve(ModelOptions(model, (lora,) if lora else ()), given=given, policy=policy, cautious=True)
+
+
+def test_a_model_of_which_nothing_is_known_shares_cautiously() -> None:
+    found = cautiously("some/hub-id")
+    assert found.sharing == Sharing.merged(CAUTIOUS) and found.cautious == tuple(CAUTIOUS)
+    assert (
+        "`sagediff tune`" in found.note() and "`sagediff train`" in found.note() and "\n" not in found.note()
+    )
+    defaults = resolve(ModelOptions("some/hub-id"))  # as `bench` and `tune` have it
+    assert defaults.sharing == Sharing() and defaults.note() == ""
+    # less of everything that makes images differ
+    ours, usual = found.sharing, Sharing()
+    assert ours.threshold > usual.threshold and ours.share_ratio < usual.share_ratio
+    assert ours.max_group_size <= usual.max_group_size and ours.shared_guidance is None
+
+
+@pytest.mark.parametrize("name", CAUTIOUS)
+def test_what_is_named_goes_before_it_field_by_field(name: str) -> None:
+    value = {"threshold": 0.5, "share_ratio": 0.6, "max_group_size": 16, "shared_guidance": 1.0}[name]
+    found = cautiously("some/hub-id", **{name: value})
+    assert found.sharing == Sharing.merged(CAUTIOUS, {name: value})
+    assert found.cautious == tuple(each for each in CAUTIOUS if each != name) and found.note()
+
+
+def test_a_note_is_for_runs_that_share_and_have_something_left_to_it() -> None:
+    assert cautiously("some/hub-id", share_ratio=0.0).note() == ""
+    assert cautiously("some/hub-id", **CAUTIOUS).note() == ""
+
+
+def test_who_has_measured_or_trained_is_not_held_back(tmp_path: Path) -> None:
+    known = model_with(tmp_path / "known", {"threshold": 0.7})
+    unknown = model_with(tmp_path / "unknown", {"guidance_scale": 5.0})
+    told, plain = tmp_path / "told.safetensors", tmp_path / "plain.safetensors"
+    save_file({"a": torch.zeros(1)}, told, {RECORD_KEY: json.dumps({"share_ratio": 0.45})})
+    save_file({"a": torch.zeros(1)}, plain)
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"share_ratio": 0.5}')
+    assert cautiously(known).sharing == Sharing(threshold=0.7)
+    assert cautiously(unknown, str(told)).sharing == Sharing(share_ratio=0.45)
+    assert cautiously(unknown, policy=policy).sharing == Sharing(share_ratio=0.5)
+    assert cautiously("demo") == resolve(ModelOptions("demo"))
+    for found in (cautiously(unknown), cautiously(unknown, str(plain)), cautiously(unknown, f"{told}:0")):
+        assert found.sharing == Sharing.merged(CAUTIOUS) and found.note()
+    assert cautiously(unknown).sampling.guidance_scale == 5.0

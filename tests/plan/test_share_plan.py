@@ -50,6 +50,10 @@ def plans(draw: st.DrawFn) -> SharePlan:
             for i in group:
                 replayed[i] = draw(st.integers(0, steps)) if i == group[0] else replayed[group[0]]
         plan = replace(plan, replayed_steps=tuple(replayed))
+    if draw(st.booleans()):
+        first = st.one_of(st.none(), st.integers(0, steps))
+        starts = {i: start for group in groups for start in [draw(first)] for i in group}
+        plan = plan.with_guidance([starts[i] for i in range(plan.num_prompts)])
     return plan
 
 
@@ -62,7 +66,9 @@ def rows_by_counting(plan: SharePlan, step: int) -> int:
         if replayed[nodes.index(node)] > step:
             continue
         alone = nodes.count(node) == 1
-        guided = step >= plan.unguided_steps and (alone or plan.shared_guidance != 1.0)
+        starts = plan.guided_from or [plan.unguided_steps] * len(nodes)
+        start = starts[nodes.index(node)]
+        guided = start is not None and step >= start and (alone or plan.shared_guidance != 1.0)
         total += plan.rows_per_prompt if guided else 1
     return total * (1 if plan.calls_per_step is None else plan.calls_per_step[step])
 
@@ -204,6 +210,28 @@ def test_calls_per_step_multiply_the_rows_of_their_step() -> None:
 
 
 # -- replay
+
+
+def test_where_prompts_are_not_guided_alike_each_costs_its_own() -> None:
+    shared = SharePlan.from_groups([[0, 1], [2, 3], [4], [5]], 10, 0.4)
+    plan = shared.with_guidance([0, 0, None, None, 0, 7])
+    assert plan.prompt_evaluations.tolist() == [16, 16, 8, 8, 20, 13]
+    assert plan.evaluations_independent == 20 * 4 + 10 * 2
+    assert plan.evaluations_unshared == 20 * 3 + 10 * 2 + 13
+    part = plan.subset([2, 3])
+    assert part == SharePlan.from_groups([[0, 1]], 10, 0.4, rows_per_prompt=1)
+    assert plan.subset([5]) == SharePlan.from_groups([[0]], 10, 0.4, unguided_steps=7)
+    assert plan.subset([0, 1, 5]).guided_from == (0, 0, 7)
+    assert plan.recost(2).guided_from is None
+    with pytest.raises(PlanError, match=r"prompts \[0, 1\] are one group, but are not guided alike"):
+        shared.with_guidance([0, None, 0, 0, 0, 0])
+    with pytest.raises(PlanError, match="for each of the 6 prompts"):
+        shared.with_guidance([0, None])
+    for wrong in ((1.0, 1.0, 0, 0, 0, 0), (True, True, 0, 0, 0, 0), (11, 11, 0, 0, 0, 0)):
+        with pytest.raises(PlanError, match="whole number in"):
+            replace(shared, guided_from=wrong)
+    with pytest.raises(PlanError, match="goes with 2 rows"):
+        replace(plan, rows_per_prompt=1)
 
 
 def test_replayed_steps_cost_nothing_and_are_no_steps_of_ones_own() -> None:

@@ -16,13 +16,13 @@ import pytest
 
 from sagediff.errors import InputError
 from sagediff.files.prompt_text import MAX_PROMPT
-from sagediff.prompts.prompt_files import gather_prompts, iter_prompts, read_prompts
+from sagediff.prompts.image_list import prompt_texts, read_images
 
 
 def refused(file: Path) -> str:
     """The one line that a file is refused with."""
     with pytest.raises(InputError) as raised:
-        read_prompts(file)
+        prompt_texts(file)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
     return str(raised.value)
 
@@ -39,7 +39,10 @@ def refused(file: Path) -> str:
         ('prompt\n"a dog\n"a ball"\n', "line 2: ',' expected after '\"'"),
         ('prompt\n"a "red" cat"\n', "line 2: ',' expected after '\"'"),
         ("prompt,prompt\na,b\n", "several columns are called `prompt`"),
-        ("Prompt,Category\na,b\n", "the columns are Prompt, Category; call 'Prompt' `prompt`"),
+        ("Prompt,Caption\na,b\n", "the prompts may be in Prompt, Caption; name the column with --prompt-column"),
+        ("prompt,x,x\na,b,c\n", "several columns are called `x`"),
+        ("prompt,,\na,,b\n", "line 2: a text in a column without a name"),
+        ("prompt," * 20_000, "20,001 columns"),
         ("id;prompt\n1;a cat; at the top\n", "line 2: 3 fields, the header has 2; put quotes around .* semicolon"),
         ("prompt\n" + '"a\n",' * 20 + "\n", "21 fields"),
     ],
@@ -59,7 +62,7 @@ def test_a_row_over_endless_lines_is_refused_in_bounded_memory(tmp_path: Path) -
 def test_csv_is_read_by_the_mark_of_its_header(tmp_path: Path, mark: str) -> None:
     rows = [("id", " prompt"), ("1", '"a ""red"" cat, small; round\tthing"'), (), ("2", '"two\nlines"')]
     (tmp_path / "p.csv").write_text("\n".join(mark.join(row) for row in rows), encoding="utf-8")
-    assert read_prompts(tmp_path / "p.csv") == ['a "red" cat, small; round\tthing', "two\nlines"]
+    assert prompt_texts(tmp_path / "p.csv") == ['a "red" cat, small; round\tthing', "two\nlines"]
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.csv", "p.jsonl"])
@@ -124,17 +127,7 @@ def test_a_small_file_does_not_stand_for_endless_lines(tmp_path: Path) -> None:
     assert "bytes unpack to more than 4 MiB" in refused(tmp_path / "p.txt.gz")
 
 
-FIELDS = [
-    "negative_prompt",
-    "seed",
-    "width",
-    "n",
-    "num_images",
-    "guidance_scale",
-    "image",
-    "strength",
-    "lora",
-]
+FIELDS = ["prompt_2", "cfg_scale", "steps", "image", "mask image", "Strength", "lora"]
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -149,11 +142,11 @@ def test_a_field_that_is_not_obeyed_is_refused(tmp_path: Path, name: str) -> Non
 def test_other_fields_are_left_alone_and_named_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": "a", "id": 1, "n": 1}, {"prompt": "b", "id": 2, "note": "x"}]
+    rows = [{"prompt": "a", "id": 1, "title": "y"}, {"prompt": "b", "id": 2, "note": "x"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    assert read_prompts(tmp_path / "p.jsonl") == ["a", "b"]
+    assert prompt_texts(tmp_path / "p.jsonl") == ["a", "b"]
     shown = capsys.readouterr().err
-    assert shown.count("\n") == 1 and "id, note" in shown
+    assert shown.count("\n") == 1 and "title, note" in shown
 
 
 @pytest.mark.parametrize("ending", ["", ".txt", ".jsonl", ".csv"])
@@ -168,7 +161,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path, ending: str) -> None:
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=(text[ending],))
     writer.start()
-    assert read_prompts(pipe) == ["a cat"]
+    assert prompt_texts(pipe) == ["a cat"]
     writer.join()
 
 
@@ -184,7 +177,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path, ending: str) -> None:
 def test_standard_input(monkeypatch: pytest.MonkeyPatch, text: str, prompts: list[str]) -> None:
     for name in ("-", "/dev/stdin"):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        assert read_prompts(Path(name)) == prompts
+        assert prompt_texts(Path(name)) == prompts
 
 
 def test_names_that_are_no_files(tmp_path: Path) -> None:
@@ -201,7 +194,7 @@ def test_names_that_are_no_files(tmp_path: Path) -> None:
 def test_arguments_that_are_no_text() -> None:
     for prompt, says in (("a \udcff", "surrogate"), ("a \x1b[2J", "U+001B"), ("a" * 200_000, "at most")):
         with pytest.raises(InputError, match="prompt 2") as raised:
-            gather_prompts(["a cat", prompt], None)
+            read_images(["a cat", prompt], None)
         assert says in str(raised.value)
 
 
@@ -222,14 +215,14 @@ def test_parquet_of_others(tmp_path: Path) -> None:
         ({"prompt": ["a", None]}, "row 2: no text"),
         ({"prompt": [1, 2]}, "row 1: no text"),
         ({"prompt": ["a", "b"], "seed": [None, 3]}, "row 2: `seed`"),
+        ({"prompt": ["a"], "lora": [b"x"]}, "the column `lora` holds bytes"),
         ({"prompt": ["a" * (8 << 20)]}, "more than 100,000 characters"),
         ({"prompt": endless}, "unpack to 2,000,000 rows"),
-        ({"text": ["a"]}, "no column `prompt`"),
+        ({"title": ["a"]}, "no column `prompt`"),
     ):
         parquet.write_table(pyarrow.table(columns), file)
         assert says in refused(file)
     file.write_bytes(b"PAR1 and then nothing")
     refused(file)
     parquet.write_table(pyarrow.table({"prompt": ["a", "b", "a"], "id": [1, 2, 3]}), file)
-    left: dict[str, None] = {}
-    assert list(iter_prompts(file, left)) == ["a", "b", "a"] and list(left) == ["id"]
+    assert prompt_texts(file) == ["a", "b", "a"]

@@ -41,27 +41,29 @@ def spoiled(module: torch.nn.Module, rows: list[int], value: float) -> Iterator[
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["unet", "decoder"])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_whose_images_are_none_is_named_and_the_others_are_there(demo: Any, part: str, value: float) -> None:
-    sampler = SharedSampler(demo, **ALONE)
+def test_whose_images_are_none_is_named_and_the_others_are_there(
+    small_demo: Any, part: str, value: float
+) -> None:
+    sampler = SharedSampler(small_demo, **ALONE)
     expected = sampler(PROMPTS, 2, 1.0).images
-    module = demo.unet if part == "unet" else demo.vae.decoder
+    module = small_demo.unet if part == "unet" else small_demo.vae.decoder
     with spoiled(module, [1], value), pytest.raises(ModelError, match=r"prompt 1 \('a small lion") as caught:
         sampler(PROMPTS, 2, 1.0)
     assert caught.value.bad == (1,)
     assert caught.value.images is not None and caught.value.images[1] is None
     for i in (0, 2):
         assert np.array_equal(np.asarray(caught.value.images[i]), np.asarray(expected[i]))
-    assert "decode" not in vars(demo.vae)
+    assert "decode" not in vars(small_demo.vae)
     again = sampler(PROMPTS, 2, 1.0).images
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(again, expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_waves_give_what_is_finite_and_then_say_what_was_not(demo: Any) -> None:
-    sampler = SharedSampler(demo, **ALONE)
+def test_waves_give_what_is_finite_and_then_say_what_was_not(small_demo: Any) -> None:
+    sampler = SharedSampler(small_demo, **ALONE)
     plan = sampler.plan(PROMPTS, 2, 1.0)
     waves = sampler.waves(PROMPTS, plan, 1.0)
-    with spoiled(demo.unet, [0, 2], float("nan")):
+    with spoiled(small_demo.unet, [0, 2], float("nan")):
         wave = next(waves)
         assert wave.prompts == [1] and len(wave.images) == 1 and wave.images[0] is not None
         with pytest.raises(ModelError, match=r"prompt 0 .*, 2 "):
@@ -69,13 +71,13 @@ def test_waves_give_what_is_finite_and_then_say_what_was_not(demo: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_two_waves_without_any_image_end_the_run(demo: Any) -> None:
+def test_two_waves_without_any_image_end_the_run(small_demo: Any) -> None:
     """Most likely no weights of it are numbers, and a night of work would be none."""
     calls: list[int] = []
-    sampler = SharedSampler(demo, **ALONE, wave_size=1)
-    handle = demo.unet.register_forward_pre_hook(lambda module, args: calls.append(1))
+    sampler = SharedSampler(small_demo, **ALONE, wave_size=1)
+    handle = small_demo.unet.register_forward_pre_hook(lambda module, args: calls.append(1))
     try:
-        with spoiled(demo.unet, [0, 1, 2], float("nan")), pytest.raises(ModelError) as caught:
+        with spoiled(small_demo.unet, [0, 1, 2], float("nan")), pytest.raises(ModelError) as caught:
             sampler(PROMPTS, 2, 1.0)
     finally:
         handle.remove()
@@ -84,22 +86,22 @@ def test_two_waves_without_any_image_end_the_run(demo: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-def test_large_waves_are_told_apart_too(demo: Any) -> None:
+def test_large_waves_are_told_apart_too(small_demo: Any) -> None:
     """They are decoded image by image."""
     prompts = PROMPTS * 6
-    sampler = SharedSampler(demo, share_ratio=0.0)
-    with spoiled(demo.unet, [1], float("nan")), pytest.raises(ModelError) as caught:
+    sampler = SharedSampler(small_demo, share_ratio=0.0)
+    with spoiled(small_demo.unet, [1], float("nan")), pytest.raises(ModelError) as caught:
         sampler(prompts, 1, 1.0)
     assert caught.value.bad == tuple(range(1, 18, 3))
 
 
-def test_the_error_names_a_few(demo: Any) -> None:
+def test_the_error_names_a_few(small_demo: Any) -> None:
     prompts = [f"{text} {'very ' * 30}" for text in PROMPTS * 2]
     with (
-        spoiled(demo.unet, [0, 1, 2], float("nan")),
+        spoiled(small_demo.unet, [0, 1, 2], float("nan")),
         pytest.raises(ModelError) as caught,
         np.errstate(all="ignore"),
     ):
-        SharedSampler(demo, **ALONE)(prompts, 1, 1.0)
+        SharedSampler(small_demo, **ALONE)(prompts, 1, 1.0)
     words = str(caught.value)
     assert "and 3 more" in words and "\n" not in words and len(words) < 500

@@ -37,12 +37,12 @@ def letters(texts: list[str]) -> list[list[int]]:
 @pytest.mark.parametrize("scheduler", [None, "ddim", "heun", "pndm"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_the_plan_without_a_denoiser_is_the_samplers(
-    demo: Any, scheduler: str | None, guidance: float
+    small_demo: Any, scheduler: str | None, guidance: float
 ) -> None:
     light, denoiser = load_for_planning("demo", scheduler=scheduler)
     assert getattr(light, "unet", None) is None and denoiser == "UNet2DConditionModel"
     plan = plan_prompts(CAPTIONS, POLICY, light, denoiser, 7, guidance)
-    pipe = demo if scheduler is None else diffusers.StableDiffusionPipeline(**demo.components)
+    pipe = small_demo if scheduler is None else diffusers.StableDiffusionPipeline(**small_demo.components)
     if scheduler is not None:
         pipe.scheduler = light.scheduler
     sampler = SharedSampler(pipe, POLICY)
@@ -52,8 +52,10 @@ def test_the_plan_without_a_denoiser_is_the_samplers(
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_prompts_alone_cost_the_same_as_independent_sampling(demo: Any, steps: int, guidance: float) -> None:
-    plan = SharedSampler(demo, threshold=1.0).plan(CAPTIONS, steps, guidance)
+def test_prompts_alone_cost_the_same_as_independent_sampling(
+    small_demo: Any, steps: int, guidance: float
+) -> None:
+    plan = SharedSampler(small_demo, threshold=1.0).plan(CAPTIONS, steps, guidance)
     assert plan.unguided_steps == 0
     assert plan.rows_per_prompt == (1 if guidance == 1.0 else 2)
     assert plan.evaluations == plan.evaluations_independent == len(CAPTIONS) * steps * plan.rows_per_prompt

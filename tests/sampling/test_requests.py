@@ -22,19 +22,19 @@ def close(one: Any, two: Any) -> bool:
     return a.shape == b.shape and int(np.abs(a - b).max()) <= ROUNDING
 
 
-def own(demo: Any, request: ImageRequest, guidance: float = GUIDANCE) -> Any:
+def own(small_demo: Any, request: ImageRequest, guidance: float = GUIDANCE) -> Any:
     """What the untouched pipeline makes of a request with a seed."""
     assert request.seed is not None
     options: dict[str, Any] = {"negative_prompt": request.negative_prompt}
     if request.width is not None:
         options |= {"width": request.width, "height": request.height}
-    return demo(
+    return small_demo(
         request.prompt, num_inference_steps=STEPS, guidance_scale=guidance,
         generator=torch.Generator().manual_seed(request.seed), **options,
     ).images[0]  # fmt: skip
 
 
-def test_who_brings_a_seed_gets_the_image_that_it_gives(demo: Any) -> None:
+def test_who_brings_a_seed_gets_the_image_that_it_gives(small_demo: Any) -> None:
     wanted = [
         ImageRequest(CAT, seed=7),
         DOG,
@@ -43,16 +43,16 @@ def test_who_brings_a_seed_gets_the_image_that_it_gives(demo: Any) -> None:
         ImageRequest(CAT, seed=7, guidance_scale=2.0),
         CAT,
     ]
-    result = SharedSampler(demo, **ALIKE)(wanted, STEPS, GUIDANCE)
+    result = SharedSampler(small_demo, **ALIKE)(wanted, STEPS, GUIDANCE)
     assert sorted(map(sorted, result.plan.groups)) == [[0], [1, 5], [2], [3], [4]]
     assert [result.seeds[i] for i in (0, 2, 3, 4)] == [7, 8, 9, 7]
     for i in (0, 2, 3):
-        assert close(result.images[i], own(demo, wanted[i]))  # type: ignore[arg-type]
-    assert close(result.images[4], own(demo, wanted[4], 2.0))  # type: ignore[arg-type]
+        assert close(result.images[i], own(small_demo, wanted[i]))  # type: ignore[arg-type]
+    assert close(result.images[4], own(small_demo, wanted[4], 2.0))  # type: ignore[arg-type]
     assert result.images[3].size == (32, 64)
 
 
-def test_requests_share_only_where_all_but_the_text_agrees(demo: Any) -> None:
+def test_requests_share_only_where_all_but_the_text_agrees(small_demo: Any) -> None:
     pairs = [
         {},
         {"negative_prompt": "a"},
@@ -61,7 +61,7 @@ def test_requests_share_only_where_all_but_the_text_agrees(demo: Any) -> None:
         {"guidance_scale": 3.0},
     ]
     wanted = [ImageRequest(text, **options) for text in (CAT, DOG) for options in pairs]
-    sampler = SharedSampler(demo, **ALIKE)
+    sampler = SharedSampler(small_demo, **ALIKE)
     plan = sampler.plan(wanted, STEPS, GUIDANCE)
     assert plan.groups == [[i, i + len(pairs)] for i in range(len(pairs))]
     result = sampler(wanted, STEPS, GUIDANCE)
@@ -71,15 +71,42 @@ def test_requests_share_only_where_all_but_the_text_agrees(demo: Any) -> None:
     ]
 
 
-def test_a_seed_shares_where_it_is_said(demo: Any) -> None:
-    plan = SharedSampler(demo, **ALIKE).plan([ImageRequest(CAT, seed=1, share=True), DOG], STEPS)
+def test_guided_and_unguided_requests_run_in_one_call_each_at_its_own_cost(small_demo: Any) -> None:
+    wanted = [
+        ImageRequest(CAT, guidance_scale=1.0),
+        CAT,
+        ImageRequest(DOG, guidance_scale=1.0),
+        DOG,
+        ImageRequest(CAT, guidance_scale=1.0, seed=5),
+        ImageRequest(CAT, seed=5),
+    ]
+    sampler = SharedSampler(small_demo, **ALIKE)
+    plan = sampler.plan(wanted, STEPS, GUIDANCE)
+    assert plan.groups == [[0, 2], [1, 3], [4], [5]]
+    assert plan.prompt_evaluations.tolist() == [
+        3.0,
+        5.0,
+        3.0,
+        5.0,
+        4.0,
+        8.0,
+    ]  # half of 4 steps, shared without guidance
+    result = sampler(wanted, STEPS, GUIDANCE)
+    assert result.report["evaluations_run"] == plan.evaluations == 28
+    assert result.report["evaluations_independent"] == 36
+    assert close(result.images[4], own(small_demo, wanted[4], 1.0))  # type: ignore[arg-type]
+    assert close(result.images[5], own(small_demo, wanted[5]))  # type: ignore[arg-type]
+
+
+def test_a_seed_shares_where_it_is_said(small_demo: Any) -> None:
+    plan = SharedSampler(small_demo, **ALIKE).plan([ImageRequest(CAT, seed=1, share=True), DOG], STEPS)
     assert plan.groups == [[0, 1]]
-    apart = SharedSampler(demo, **ALIKE).plan([ImageRequest(CAT, share=False), DOG], STEPS)
+    apart = SharedSampler(small_demo, **ALIKE).plan([ImageRequest(CAT, share=False), DOG], STEPS)
     assert apart.groups == [[0], [1]]
 
 
-def test_texts_and_requests_of_them_are_the_same(demo: Any) -> None:
-    sampler = SharedSampler(demo, **ALIKE)
+def test_texts_and_requests_of_them_are_the_same(small_demo: Any) -> None:
+    sampler = SharedSampler(small_demo, **ALIKE)
     one, two = (
         sampler(each, STEPS, GUIDANCE) for each in ([CAT, DOG], [ImageRequest(CAT), ImageRequest(DOG)])
     )
@@ -90,7 +117,6 @@ def test_texts_and_requests_of_them_are_the_same(demo: Any) -> None:
 @pytest.mark.parametrize(
     ("wanted", "options", "words"),
     [
-        ([ImageRequest(CAT, guidance_scale=1.0), DOG], {}, "guided and some are not"),
         (
             [ImageRequest(CAT, negative_prompt="a")],
             {"negative_prompt": "b"},
@@ -100,9 +126,11 @@ def test_texts_and_requests_of_them_are_the_same(demo: Any) -> None:
         (CAT, {}, "got one string"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(demo: Any, wanted: Any, options: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_meant_is_refused(
+    small_demo: Any, wanted: Any, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InputError, match=words):
-        SharedSampler(demo, **ALIKE)(wanted, STEPS, GUIDANCE, **options)
+        SharedSampler(small_demo, **ALIKE)(wanted, STEPS, GUIDANCE, **options)
 
 
 @pytest.mark.parametrize(

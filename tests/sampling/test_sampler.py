@@ -53,14 +53,14 @@ def close(one: Any, two: Any) -> bool:
     return int(np.abs(np.asarray(one) - np.asarray(two)).max()) <= ROUNDING
 
 
-def sample(demo: Any, prompts: list[str], seed: int = 0, **options: Any) -> Any:
-    return SharedSampler(demo, **OPTIONS | options)(prompts, STEPS, GUIDANCE, seed)
+def sample(small_demo: Any, prompts: list[str], seed: int = 0, **options: Any) -> Any:
+    return SharedSampler(small_demo, **OPTIONS | options)(prompts, STEPS, GUIDANCE, seed)
 
 
 @pytest.fixture(scope="module")
-def whole(demo: Any) -> Any:
+def whole(small_demo: Any) -> Any:
     """All captions in one wave: what the other tests compare with."""
-    return sample(demo, CAPTIONS)
+    return sample(small_demo, CAPTIONS)
 
 
 def test_the_captions_make_groups_of_several_sizes(whole: Any) -> None:
@@ -83,16 +83,16 @@ def test_the_counted_cost_is_the_plans(whole: Any) -> None:
 
 @pytest.mark.parametrize("shared_guidance", [None, 2.0])
 def test_the_cost_is_counted_right_with_guidance_while_shared(
-    demo: Any, shared_guidance: float | None
+    small_demo: Any, shared_guidance: float | None
 ) -> None:
-    result = sample(demo, CAPTIONS[:4], shared_guidance=shared_guidance)
+    result = sample(small_demo, CAPTIONS[:4], shared_guidance=shared_guidance)
     assert result.report["evaluations_run"] == result.plan.evaluations == 2 * 2 * 2 + 2 * 8
 
 
 @pytest.mark.parametrize("options", [{"share_ratio": 0.0}, {"max_group_size": 1}], ids=["ratio", "size"])
-def test_nothing_shared_equals_the_untouched_pipeline(demo: Any, options: dict[str, Any]) -> None:
-    result = sample(demo, CAPTIONS[:4], seed=3, **options)
-    expected = demo(
+def test_nothing_shared_equals_the_untouched_pipeline(small_demo: Any, options: dict[str, Any]) -> None:
+    result = sample(small_demo, CAPTIONS[:4], seed=3, **options)
+    expected = small_demo(
         CAPTIONS[:4],
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
@@ -103,44 +103,46 @@ def test_nothing_shared_equals_the_untouched_pipeline(demo: Any, options: dict[s
     assert len(set(result.seeds)) == 4
 
 
-def test_the_order_of_prompts_changes_no_image(demo: Any, whole: Any) -> None:
+def test_the_order_of_prompts_changes_no_image(small_demo: Any, whole: Any) -> None:
     order = [4, 2, 5, 0, 3, 1]
-    result = sample(demo, [CAPTIONS[i] for i in order])
+    result = sample(small_demo, [CAPTIONS[i] for i in order])
     assert close(arrays(result.images), arrays(whole.images)[order])
     assert result.seeds == [whole.seeds[i] for i in order]
 
 
-def test_equal_prompts_keep_their_images_in_any_order(demo: Any) -> None:
+def test_equal_prompts_keep_their_images_in_any_order(small_demo: Any) -> None:
     """The first of equal prompts gets the first one's image, wherever they stand."""
     one, two, three = CAPTIONS[0], CAPTIONS[2], CAPTIONS[4]
-    first = arrays(sample(demo, [one, two, one, three]).images)
-    second = arrays(sample(demo, [three, one, one, two]).images)
+    first = arrays(sample(small_demo, [one, two, one, three]).images)
+    second = arrays(sample(small_demo, [three, one, one, two]).images)
     assert close(first[[3, 0, 2, 1]], second)
 
 
-def test_another_seed_gives_other_images_and_the_same_seed_the_same(demo: Any, whole: Any) -> None:
-    again = arrays(sample(demo, CAPTIONS[:1], seed=0).images)
-    assert np.array_equal(arrays(sample(demo, CAPTIONS[:1], seed=0).images), again)
-    assert not close(arrays(sample(demo, CAPTIONS[:1], seed=1).images), again)
+def test_another_seed_gives_other_images_and_the_same_seed_the_same(small_demo: Any, whole: Any) -> None:
+    again = arrays(sample(small_demo, CAPTIONS[:1], seed=0).images)
+    assert np.array_equal(arrays(sample(small_demo, CAPTIONS[:1], seed=0).images), again)
+    assert not close(arrays(sample(small_demo, CAPTIONS[:1], seed=1).images), again)
 
 
 @pytest.mark.parametrize("options", [{"wave_size": 1}, {"wave_size": 4}, {"micro_batch_size": 5}])
-def test_waves_and_micro_batches_change_no_image(demo: Any, whole: Any, options: dict[str, Any]) -> None:
-    result = sample(demo, CAPTIONS, **options)
+def test_waves_and_micro_batches_change_no_image(
+    small_demo: Any, whole: Any, options: dict[str, Any]
+) -> None:
+    result = sample(small_demo, CAPTIONS, **options)
     assert close(arrays(result.images), arrays(whole.images))
     assert result.report["evaluations_run"] == whole.report["evaluations_run"]
     assert result.plan == whole.plan
 
 
-def test_an_outsider_changes_no_image_of_a_group(demo: Any, whole: Any) -> None:
-    without = sample(demo, CAPTIONS[:4])
+def test_an_outsider_changes_no_image_of_a_group(small_demo: Any, whole: Any) -> None:
+    without = sample(small_demo, CAPTIONS[:4])
     assert close(arrays(without.images)[[0, 2]], arrays(whole.images)[[0, 2]])
 
 
-def test_copies_that_share_come_out_different_unless_told_otherwise(demo: Any) -> None:
+def test_copies_that_share_come_out_different_unless_told_otherwise(small_demo: Any) -> None:
     prompts = [CAPTIONS[0], CAPTIONS[0], CAPTIONS[4]]
     apart, same = (
-        arrays(sample(demo, prompts, repeats="share", **options).images)
+        arrays(sample(small_demo, prompts, repeats="share", **options).images)
         for options in ({}, {"fresh_noise": 0.0})
     )
     assert np.abs(same[0] - same[1]).max() <= 1  # rows of one batch may round differently
@@ -148,28 +150,28 @@ def test_copies_that_share_come_out_different_unless_told_otherwise(demo: Any) -
     assert close(apart[0], same[0]) and close(apart[2], same[2])  # the first of them, and others, keep theirs
 
 
-def test_copies_share_with_copies_of_other_prompts_and_not_with_one_another(demo: Any) -> None:
+def test_copies_share_with_copies_of_other_prompts_and_not_with_one_another(small_demo: Any) -> None:
     """The second copies of similar prompts make a group as the first ones do, from noise of its own."""
     one, two = CAPTIONS[0], CAPTIONS[2]
-    whole = sample(demo, [one, two, one, f" {two}", one], fresh_noise=0.0)  # which reads the same
+    whole = sample(small_demo, [one, two, one, f" {two}", one], fresh_noise=0.0)  # which reads the same
     assert whole.plan.groups == [[0, 1], [2, 3], [4]]
     assert whole.seeds[0] == whole.seeds[1] and len(set(whole.seeds)) == 3
     images = arrays(whole.images)
     assert all(np.abs(images[i] - images[k]).mean() > 1 for i, k in ((0, 2), (0, 4), (2, 4), (1, 3)))
-    first = arrays(sample(demo, [one, two], fresh_noise=0.0).images)
+    first = arrays(sample(small_demo, [one, two], fresh_noise=0.0).images)
     assert close(images[:2], first)  # further copies change nothing for the first ones
-    alone = demo(
+    alone = small_demo(
         one, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(whole.seeds[4]),
     ).images  # fmt: skip
     assert close(images[4:], arrays(alone))
 
 
-def test_a_list_of_one_entry_a_prompt_is_cut_to_its_wave(demo: Any) -> None:
+def test_a_list_of_one_entry_a_prompt_is_cut_to_its_wave(small_demo: Any) -> None:
     negative = ["", "red", "blue", "", "a cat", "top"]
     images = [
         arrays(
-            SharedSampler(demo, **OPTIONS, wave_size=size)(
+            SharedSampler(small_demo, **OPTIONS, wave_size=size)(
                 CAPTIONS, STEPS, GUIDANCE, negative_prompt=negative
             ).images
         )
@@ -181,8 +183,8 @@ def test_a_list_of_one_entry_a_prompt_is_cut_to_its_wave(demo: Any) -> None:
 # -- waves
 
 
-def test_waves_are_whole_groups_within_the_size_and_together_everything(demo: Any) -> None:
-    sampler = SharedSampler(demo, **OPTIONS, wave_size=3)
+def test_waves_are_whole_groups_within_the_size_and_together_everything(small_demo: Any) -> None:
+    sampler = SharedSampler(small_demo, **OPTIONS, wave_size=3)
     plan = sampler.plan(CAPTIONS, 2, GUIDANCE)
     steps: list[int] = []
     waves = list(sampler.waves(CAPTIONS, plan, GUIDANCE, on_step=steps.append))
@@ -195,8 +197,10 @@ def test_waves_are_whole_groups_within_the_size_and_together_everything(demo: An
     assert steps == [len(wave.prompts) for wave in waves for _ in range(2)]
 
 
-def test_finished_waves_are_skipped_and_half_finished_ones_run_again_the_same(demo: Any, whole: Any) -> None:
-    sampler, plan = SharedSampler(demo, **OPTIONS, wave_size=4), whole.plan
+def test_finished_waves_are_skipped_and_half_finished_ones_run_again_the_same(
+    small_demo: Any, whole: Any
+) -> None:
+    sampler, plan = SharedSampler(small_demo, **OPTIONS, wave_size=4), whole.plan
     first, second = sampler.waves(CAPTIONS, plan, GUIDANCE)
     again = list(sampler.waves(CAPTIONS, plan, GUIDANCE, skip=[*first.prompts, *second.prompts[:1]]))
     assert [wave.prompts for wave in again] == [second.prompts]
@@ -268,18 +272,18 @@ class _Calls:
     ],
 )
 def test_bad_input_is_refused_before_the_denoiser_runs(
-    demo: Any, prompts: Any, options: dict[str, Any], words: str
+    small_demo: Any, prompts: Any, options: dict[str, Any], words: str
 ) -> None:
-    with _Calls(demo.unet) as calls, pytest.raises(InputError, match=words):
-        SharedSampler(demo)(prompts, **{"num_inference_steps": 2} | options)
+    with _Calls(small_demo.unet) as calls, pytest.raises(InputError, match=words):
+        SharedSampler(small_demo)(prompts, **{"num_inference_steps": 2} | options)
     assert calls.count == 0
 
 
-def test_a_plan_for_other_prompts_is_refused_before_the_denoiser_runs(demo: Any) -> None:
-    sampler = SharedSampler(demo)
+def test_a_plan_for_other_prompts_is_refused_before_the_denoiser_runs(small_demo: Any) -> None:
+    sampler = SharedSampler(small_demo)
     plan = sampler.plan(CAPTIONS[:2], 2)
     for prompts in (CAPTIONS[:1], CAPTIONS[:3]):
-        with _Calls(demo.unet) as calls, pytest.raises(InputError, match="plan is for 2 prompts"):
+        with _Calls(small_demo.unet) as calls, pytest.raises(InputError, match="plan is for 2 prompts"):
             list(sampler.waves(prompts, plan))
         assert calls.count == 0
 
@@ -299,9 +303,9 @@ def test_a_plan_for_other_prompts_is_refused_before_the_denoiser_runs(demo: Any)
         {"group_condition": "mean"},
     ],
 )
-def test_options_out_of_range_are_refused_and_named(demo: Any, options: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused_and_named(small_demo: Any, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
-        SharedSampler(demo, **options)
+        SharedSampler(small_demo, **options)
 
 
 def test_a_pipeline_without_a_known_denoiser_is_refused() -> None:
@@ -309,14 +313,20 @@ def test_a_pipeline_without_a_known_denoiser_is_refused() -> None:
         SharedSampler(object())
 
 
-def test_the_pipeline_is_left_as_it_was_found(demo: Any) -> None:
-    before = [sorted(vars(demo.unet)), sorted(vars(demo.scheduler)), demo.unet.forward]
-    sample(demo, CAPTIONS[:2])
+def test_the_pipeline_is_left_as_it_was_found(small_demo: Any) -> None:
+    before = [sorted(vars(small_demo.unet)), sorted(vars(small_demo.scheduler)), small_demo.unet.forward]
+    sample(small_demo, CAPTIONS[:2])
     with pytest.raises(RuntimeError, match="stop"):
         list(
-            SharedSampler(demo).waves(CAPTIONS[:2], SharedSampler(demo).plan(CAPTIONS[:2], 2), on_step=_stop)
+            SharedSampler(small_demo).waves(
+                CAPTIONS[:2], SharedSampler(small_demo).plan(CAPTIONS[:2], 2), on_step=_stop
+            )
         )
-    assert [sorted(vars(demo.unet)), sorted(vars(demo.scheduler)), demo.unet.forward] == before
+    assert [
+        sorted(vars(small_demo.unet)),
+        sorted(vars(small_demo.scheduler)),
+        small_demo.unet.forward,
+    ] == before
 
 
 def _stop(count: int) -> None:
@@ -326,7 +336,7 @@ def _stop(count: int) -> None:
 @pytest.mark.parametrize("on_already", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_large_waves_are_decoded_one_by_one_and_the_autoencoder_is_left_as_found(
-    demo: Any, on_already: bool, fails: bool
+    small_demo: Any, on_already: bool, fails: bool
 ) -> None:
     rows: list[int] = []
 
@@ -336,40 +346,40 @@ def test_large_waves_are_decoded_one_by_one_and_the_autoencoder_is_left_as_found
             raise RuntimeError("broken")
 
     if on_already:
-        demo.vae.enable_slicing()
-    handle = demo.vae.decoder.register_forward_pre_hook(look)
+        small_demo.vae.enable_slicing()
+    handle = small_demo.vae.decoder.register_forward_pre_hook(look)
     try:
         with pytest.raises(RuntimeError, match="broken") if fails else nullcontext():
-            SharedSampler(demo, **OPTIONS)(CAPTIONS * 3, 1, GUIDANCE)
+            SharedSampler(small_demo, **OPTIONS)(CAPTIONS * 3, 1, GUIDANCE)
         assert rows == [1] * (1 if fails else len(CAPTIONS) * 3)
-        assert demo.vae.use_slicing is on_already
+        assert small_demo.vae.use_slicing is on_already
     finally:
         handle.remove()
-        demo.vae.disable_slicing()
+        small_demo.vae.disable_slicing()
 
 
-def test_a_wave_that_the_pipeline_can_take_is_decoded_at_once(demo: Any) -> None:
+def test_a_wave_that_the_pipeline_can_take_is_decoded_at_once(small_demo: Any) -> None:
     """So that images equal the untouched pipeline's to the last bit, whatever the number of threads."""
     rows: list[int] = []
-    handle = demo.vae.decoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    handle = small_demo.vae.decoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     try:
-        sample(demo, CAPTIONS)
+        sample(small_demo, CAPTIONS)
     finally:
         handle.remove()
     assert rows == [len(CAPTIONS)]
 
 
-def test_large_images_are_decoded_one_by_one(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_by_one(small_demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of them need more memory than many small ones."""
-    at_once = sample(demo, CAPTIONS)
+    at_once = sample(small_demo, CAPTIONS)
     rows: list[int] = []
-    handle = demo.vae.decoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    handle = small_demo.vae.decoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     monkeypatch.setattr("sagediff.sampling.decoding.LATENTS_AT_ONCE", 100)
     try:
-        one_by_one = sample(demo, CAPTIONS)
+        one_by_one = sample(small_demo, CAPTIONS)
     finally:
         handle.remove()
     assert rows == [1] * len(CAPTIONS)
-    assert not demo.vae.use_slicing and "decode" not in vars(demo.vae)
+    assert not small_demo.vae.use_slicing and "decode" not in vars(small_demo.vae)
     for one, other in zip(one_by_one.images, at_once.images, strict=True):
         assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1

@@ -16,7 +16,7 @@ from sagediff.errors import InputError
 from sagediff.plan.compatibility import copy_numbers
 from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import TextEncoder
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.prompts.image_list import prompt_texts
 from sagediff.scale.cover import CoverOptions, group_on_disk
 from sagediff.scale.disk_groups import GROUPS, groups_at_scale, load_groups, save_groups
 from sagediff.scale.disk_vectors import DATA, STATE, DiskVectors, embed_to_disk
@@ -212,7 +212,7 @@ def test_plan_in_a_folder_says_what_plan_in_memory_says(
     file = tmp_path / "p.jsonl.gz"
     with gzip.open(file, "wt", encoding="utf-8") as stream:
         stream.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
-    assert read_prompts(file) == PROMPTS
+    assert prompt_texts(file) == PROMPTS
     assert main(["plan", "--prompts", str(file), "--json"]) == 0
     memory = json.loads(capsys.readouterr().out)
     command = ["plan", "--prompts", str(file), "--json", "--work", str(tmp_path / "work"), "--jobs", "1"]

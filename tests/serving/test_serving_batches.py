@@ -17,8 +17,8 @@ LION = "a large lion at the top on a red background"
 
 
 @pytest.fixture(scope="module")
-def server(demo: Any) -> Iterator[Address]:
-    with serving(lambda: demo, max_images=6) as address:
+def server(small_demo: Any) -> Iterator[Address]:
+    with serving(lambda: small_demo, max_images=6) as address:
         assert address.engine.wait_until_loaded(60) == "ready"
         yield address
 
@@ -108,14 +108,14 @@ def test_what_will_never_work_is_refused_with_the_fields_name(
     assert answer.json()["error"]["param"] == param and answer.json()["error"]["message"]
 
 
-def test_a_prompt_that_fails_costs_the_others_nothing(demo: Any, server: Address) -> None:
-    culprit = condition_of(demo, DOG)
+def test_a_prompt_that_fails_costs_the_others_nothing(small_demo: Any, server: Address) -> None:
+    culprit = condition_of(small_demo, DOG)
 
     def fault(conditions: Any) -> None:
         if any((row - culprit).abs().max() < 1e-4 for row in conditions):
             raise RuntimeError("the denoiser does not like dogs")
 
-    with faulty(demo, fault):
+    with faulty(small_demo, fault):
         found = events(post(server, prompts=[CAT, DOG, LION], share=False))
     assert {e["index"]: e["type"] for e in found} == {
         0: "image_generation.completed", 1: "image_generation.failed", 2: "image_generation.completed",
@@ -124,8 +124,8 @@ def test_a_prompt_that_fails_costs_the_others_nothing(demo: Any, server: Address
     assert error["code"] == "image_failed" and "dogs" not in error["message"]
 
 
-def test_more_than_the_queue_holds_is_refused_for_good(demo: Any) -> None:
-    with serving(lambda: demo, max_queue=4, max_images=64) as small:
+def test_more_than_the_queue_holds_is_refused_for_good(small_demo: Any) -> None:
+    with serving(lambda: small_demo, max_queue=4, max_images=64) as small:
         small.engine.wait_until_loaded(60)
         answer = post(small, prompts=[CAT] * 5)
         assert answer.status_code == 400 and "at most 4" in answer.json()["error"]["message"]
@@ -133,8 +133,8 @@ def test_more_than_the_queue_holds_is_refused_for_good(demo: Any) -> None:
         assert (limits["steps"], limits["max_steps"], limits["max_images"]) == (2, 8, 4)
 
 
-def test_a_key_is_needed(demo: Any) -> None:
-    with serving(lambda: demo, api_keys=("first",)) as locked:
+def test_a_key_is_needed(small_demo: Any) -> None:
+    with serving(lambda: small_demo, api_keys=("first",)) as locked:
         locked.engine.wait_until_loaded(60)
         assert post(locked, prompts=[CAT]).status_code == 401
         assert len(completed(post(locked, "first", prompts=[CAT]))) == 1

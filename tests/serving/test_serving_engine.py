@@ -38,13 +38,13 @@ SHARED = replace(SHARING, repeats="share")
 TOGETHER = replace(SETTINGS, sharing=SHARED, guided=SHARED)
 
 
-def test_seeded_images_are_the_untouched_pipelines_whoever_else_is_in_the_wave(demo: Any) -> None:
+def test_seeded_images_are_the_untouched_pipelines_whoever_else_is_in_the_wave(small_demo: Any) -> None:
     prompts = [CAT, DOG, CAT]
-    with running(demo) as (engine, reports):
+    with running(small_demo) as (engine, reports):
         seeded = [wanted(str(i), prompt, seed=i) for i, prompt in enumerate(prompts)]
         images = results(engine.submit([*seeded, wanted("x"), wanted("y", DOG)]))
     for i, prompt in enumerate(prompts):
-        alone = demo(
+        alone = small_demo(
             prompt, num_inference_steps=STEPS, guidance_scale=4.0, generator=torch.Generator().manual_seed(i)
         ).images[0]
         assert close(images[i].image, alone)
@@ -53,16 +53,16 @@ def test_seeded_images_are_the_untouched_pipelines_whoever_else_is_in_the_wave(d
     assert len(reports) == 1 and sorted(reports[0].group_sizes) == [1, 1, 1, 2]
 
 
-def test_copies_of_a_prompt_share_with_others_and_not_with_one_another(demo: Any) -> None:
-    with running(demo) as (engine, _):
+def test_copies_of_a_prompt_share_with_others_and_not_with_one_another(small_demo: Any) -> None:
+    with running(small_demo) as (engine, _):
         asked = [wanted("a"), wanted("b"), wanted("c", DOG), wanted("d", CAT.upper()), wanted("e", DOG)]
         made = results(engine.submit(asked))
     assert [image.group_size for image in made] == [2, 2, 2, 1, 2]
     assert not any(close(made[i].image, made[k].image) for i, k in ((0, 1), (0, 3), (1, 3), (2, 4)))
 
 
-def test_sharing_is_counted_and_equal_prompts_come_out_different(demo: Any) -> None:
-    with running(demo, TOGETHER) as (engine, reports):
+def test_sharing_is_counted_and_equal_prompts_come_out_different(small_demo: Any) -> None:
+    with running(small_demo, TOGETHER) as (engine, reports):
         images = results(engine.submit([wanted("a"), wanted("b"), wanted("c", DOG)]))
     report = reports[0]
     assert report.evaluations == round(sum(p.evaluations for p in images)) == 1 + 2 * 3
@@ -70,14 +70,14 @@ def test_sharing_is_counted_and_equal_prompts_come_out_different(demo: Any) -> N
     assert not close(images[0].image, images[1].image)
 
 
-def test_tenants_and_negative_prompts_are_never_in_one_group(demo: Any) -> None:
+def test_tenants_and_negative_prompts_are_never_in_one_group(small_demo: Any) -> None:
     requests = [
         wanted("a", tenant="one"),
         wanted("b", tenant="two"),
         wanted("c", tenant="one", share=False),
         wanted("d", tenant="one"),
     ]
-    with running(demo, TOGETHER) as (engine, _):
+    with running(small_demo, TOGETHER) as (engine, _):
         first, second, alone, fourth = results(engine.submit(requests))
         negative = results(
             engine.submit([wanted(str(i), negative_prompt=text) for i, text in enumerate(("", "blue", ""))])
@@ -86,30 +86,30 @@ def test_tenants_and_negative_prompts_are_never_in_one_group(demo: Any) -> None:
     assert [p.group_size for p in negative] == [2, 1, 2]
 
 
-def test_the_operator_may_open_sharing_across_tenants(demo: Any) -> None:
+def test_the_operator_may_open_sharing_across_tenants(small_demo: Any) -> None:
     opened = replace(TOGETHER, across_tenants=True)
-    with running(demo, opened) as (engine, _):
+    with running(small_demo, opened) as (engine, _):
         images = results(engine.submit([wanted("a", tenant="one"), wanted("b", tenant="two")]))
     assert [p.group_size for p in images] == [2, 2]
 
 
 @pytest.mark.parametrize("share", [False, None])
-def test_only_the_culprit_of_a_failing_wave_gets_the_error(demo: Any, share: bool | None) -> None:
-    poison = condition_of(demo, STAR)
+def test_only_the_culprit_of_a_failing_wave_gets_the_error(small_demo: Any, share: bool | None) -> None:
+    poison = condition_of(small_demo, STAR)
 
     def fault(rows: torch.Tensor) -> None:
         if any(torch.allclose(row, poison, atol=1e-4) for row in rows):
             raise ValueError("this prompt breaks the denoiser")
 
     prompts = [CAT, DOG, STAR, LION, CAT]
-    with faulty(demo, fault), running(demo) as (engine, reports):
+    with faulty(small_demo, fault), running(small_demo) as (engine, reports):
         found = results(engine.submit([wanted(str(i), p, share=share) for i, p in enumerate(prompts)]))
     assert isinstance(found[2], ImageFailed) and "breaks the denoiser" in str(found[2].__cause__)
     assert all(hasattr(image, "image") for i, image in enumerate(found) if i != 2)
     assert reports[0].outcomes == {"image": 4, "ImageFailed": 1}
 
 
-def test_out_of_memory_takes_smaller_micro_batches_and_remembers_them(demo: Any) -> None:
+def test_out_of_memory_takes_smaller_micro_batches_and_remembers_them(small_demo: Any) -> None:
     calls: list[int] = []
 
     def fault(rows: torch.Tensor) -> None:
@@ -117,7 +117,7 @@ def test_out_of_memory_takes_smaller_micro_batches_and_remembers_them(demo: Any)
         if len(rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    with faulty(demo, fault), running(demo) as (engine, _):
+    with faulty(small_demo, fault), running(small_demo) as (engine, _):
         requests = [wanted(str(i), seed=i) for i in range(4)]
         assert all(hasattr(p, "image") for p in results(engine.submit(requests)))
         calls.clear()
@@ -125,18 +125,18 @@ def test_out_of_memory_takes_smaller_micro_batches_and_remembers_them(demo: Any)
     assert max(calls) == 2
 
 
-def test_out_of_memory_that_smaller_waves_do_not_mend_is_said(demo: Any) -> None:
+def test_out_of_memory_that_smaller_waves_do_not_mend_is_said(small_demo: Any) -> None:
     def fault(rows: torch.Tensor) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes")
 
-    with faulty(demo, fault), running(demo) as (engine, _):
+    with faulty(small_demo, fault), running(small_demo) as (engine, _):
         found = results(engine.submit([wanted("a", seed=1), wanted("b", seed=2)]))
     assert [type(error) for error in found] == [OutOfMemory, OutOfMemory]
-    with running(demo) as (engine, _):
+    with running(small_demo) as (engine, _):
         assert hasattr(results(engine.submit([wanted("a")]))[0], "image")
 
 
-def test_a_wave_stops_at_the_next_step_when_all_its_clients_are_gone(demo: Any) -> None:
+def test_a_wave_stops_at_the_next_step_when_all_its_clients_are_gone(small_demo: Any) -> None:
     reached, go_on = threading.Event(), threading.Event()
     calls: list[int] = []
 
@@ -145,7 +145,7 @@ def test_a_wave_stops_at_the_next_step_when_all_its_clients_are_gone(demo: Any) 
         reached.set()
         assert go_on.wait(60)
 
-    with faulty(demo, fault), running(demo) as (engine, _):
+    with faulty(small_demo, fault), running(small_demo) as (engine, _):
         tickets = engine.submit([wanted(str(i), num_inference_steps=20) for i in range(2)])
         assert reached.wait(60)
         engine.cancel(tickets)
@@ -154,14 +154,14 @@ def test_a_wave_stops_at_the_next_step_when_all_its_clients_are_gone(demo: Any) 
     assert len(calls) == 1
 
 
-def test_who_stays_gets_the_image_though_a_neighbour_left(demo: Any) -> None:
+def test_who_stays_gets_the_image_though_a_neighbour_left(small_demo: Any) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def fault(rows: torch.Tensor) -> None:
         reached.set()
         assert go_on.wait(60)
 
-    with faulty(demo, fault), running(demo) as (engine, _):
+    with faulty(small_demo, fault), running(small_demo) as (engine, _):
         tickets = engine.submit([wanted("stays", seed=7), wanted("leaves"), wanted("too", DOG)])
         assert reached.wait(60)
         engine.cancel(tickets[1:2])
@@ -171,7 +171,7 @@ def test_who_stays_gets_the_image_though_a_neighbour_left(demo: Any) -> None:
 
 
 @pytest.mark.parametrize("share", [False, None])
-def test_who_leaves_costs_no_more_and_gets_no_image(demo: Any, share: bool | None) -> None:
+def test_who_leaves_costs_no_more_and_gets_no_image(small_demo: Any, share: bool | None) -> None:
     calls: list[int] = []
     tickets: list[Ticket] = []
 
@@ -180,7 +180,7 @@ def test_who_leaves_costs_no_more_and_gets_no_image(demo: Any, share: bool | Non
         if len(calls) == 3:
             engine.cancel(tickets[1:2])
 
-    with faulty(demo, fault), running(demo) as (engine, reports):
+    with faulty(small_demo, fault), running(small_demo) as (engine, reports):
         chosen = [
             wanted(str(i), prompt, num_inference_steps=6, share=share) for i, prompt in enumerate((CAT, DOG))
         ]
@@ -194,9 +194,9 @@ def test_who_leaves_costs_no_more_and_gets_no_image(demo: Any, share: bool | Non
     assert reports[0].outcomes == {"image": 1, "Cancelled": 1}
 
 
-def test_what_waits_can_be_cancelled_and_can_expire(demo: Any) -> None:
+def test_what_waits_can_be_cancelled_and_can_expire(small_demo: Any) -> None:
     patient = BatchPolicy(window=30.0, max_batch=8)
-    with running(demo, policy=patient) as (engine, _):
+    with running(small_demo, policy=patient) as (engine, _):
         gone = engine.submit([wanted("a")])
         engine.cancel(gone)
         assert isinstance(results(gone)[0], Cancelled) and engine.waiting == 0
@@ -204,9 +204,9 @@ def test_what_waits_can_be_cancelled_and_can_expire(demo: Any) -> None:
         assert isinstance(results(late)[0], DeadlineExpired)
 
 
-def test_draining_finishes_what_was_taken_and_takes_no_more(demo: Any) -> None:
+def test_draining_finishes_what_was_taken_and_takes_no_more(small_demo: Any) -> None:
     patient = BatchPolicy(window=30.0, max_batch=8)
-    engine = Engine(lambda: demo, SETTINGS, patient)
+    engine = Engine(lambda: small_demo, SETTINGS, patient)
     with pytest.raises(NotReady, match="loading"):
         engine.submit([wanted("early")])
     engine.start()
@@ -220,15 +220,15 @@ def test_draining_finishes_what_was_taken_and_takes_no_more(demo: Any) -> None:
     assert engine.state == "stopped"
 
 
-def test_stopping_gives_up_on_what_takes_too_long(demo: Any) -> None:
+def test_stopping_gives_up_on_what_takes_too_long(small_demo: Any) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def fault(rows: torch.Tensor) -> None:
         reached.set()
         go_on.wait(0.2)
 
-    with faulty(demo, fault):
-        engine = Engine(lambda: demo, SETTINGS, POLICY)
+    with faulty(small_demo, fault):
+        engine = Engine(lambda: small_demo, SETTINGS, POLICY)
         engine.start()
         engine.wait_until_loaded(60)
         runs = engine.submit([wanted("runs", num_inference_steps=500)])
@@ -252,9 +252,9 @@ def test_a_model_that_cannot_be_loaded_is_told() -> None:
     assert engine.state == "failed" and str(seen[0]) == "no such weights"
 
 
-def test_previews_come_in_order_and_only_to_who_asked(demo: Any) -> None:
+def test_previews_come_in_order_and_only_to_who_asked(small_demo: Any) -> None:
     seen: list[tuple[str, Preview]] = []
-    with running(demo) as (engine, _):
+    with running(small_demo) as (engine, _):
         quiet = engine.submit([wanted("quiet", num_inference_steps=4)])
         asked = engine.submit(
             [wanted("asked", num_inference_steps=4)],
@@ -275,9 +275,9 @@ def test_previews_are_spread_over_the_steps(count: int, steps: int) -> None:
         assert len(shown) == count
 
 
-def test_many_requests_with_faults_are_each_answered_once_and_rightly(demo: Any) -> None:
+def test_many_requests_with_faults_are_each_answered_once_and_rightly(small_demo: Any) -> None:
     """Bad prompts, clients that leave, memory that runs out, several tenants, and a drain in the middle of it."""
-    poison = condition_of(demo, STAR)
+    poison = condition_of(small_demo, STAR)
 
     def fault(rows: torch.Tensor) -> None:
         if len(rows) > 6:
@@ -287,7 +287,10 @@ def test_many_requests_with_faults_are_each_answered_once_and_rightly(demo: Any)
 
     chance = np.random.default_rng(0)
     prompts = [CAT, DOG, LION, STAR]
-    with faulty(demo, fault), running(demo, policy=BatchPolicy(0.01, 8, 256)) as (engine, reports):
+    with (
+        faulty(small_demo, fault),
+        running(small_demo, policy=BatchPolicy(0.01, 8, 256)) as (engine, reports),
+    ):
         tickets: list[Ticket] = []
         for i in range(40):
             prompt = prompts[int(chance.integers(4))]
@@ -310,9 +313,9 @@ def test_many_requests_with_faults_are_each_answered_once_and_rightly(demo: Any)
     assert engine.waiting == 0
 
 
-def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
+def test_a_wave_that_is_tried_again_shows_no_preview_twice(small_demo: Any) -> None:
     seen: list[int] = []
-    poison = condition_of(demo, STAR)
+    poison = condition_of(small_demo, STAR)
     calls: list[int] = []
 
     def fault(rows: torch.Tensor) -> None:
@@ -320,7 +323,7 @@ def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
         if len(calls) > 3 and any(torch.allclose(row, poison, atol=1e-4) for row in rows):
             raise ValueError("fails only at its last step")
 
-    with faulty(demo, fault), running(demo) as (engine, _):
+    with faulty(small_demo, fault), running(small_demo) as (engine, _):
         requests = [wanted(str(i), p, seed=i, num_inference_steps=4) for i, p in enumerate((CAT, STAR))]
         tickets = engine.submit(requests, 2, lambda ticket, shown: seen.append(shown.number))
         found = results(tickets)
@@ -329,12 +332,14 @@ def test_a_wave_that_is_tried_again_shows_no_preview_twice(demo: Any) -> None:
 
 
 @pytest.mark.parametrize("parting", ["tree", "together"])
-def test_closer_requests_stay_together_longer_where_the_policy_has_rungs(demo: Any, parting: Any) -> None:
+def test_closer_requests_stay_together_longer_where_the_policy_has_rungs(
+    small_demo: Any, parting: Any
+) -> None:
     policy = Sharing(0.0, 0.25, rungs=((0.35, 0.5),), parting=parting)
     prompts = [CAT, DOG, LION, "a small rocket at the bottom left on a blue background"]
-    expected = policy.plan(embed_prompts(prompts, demo, None).vectors, 4)
+    expected = policy.plan(embed_prompts(prompts, small_demo, None).vectors, 4)
     assert len(expected.groups[0]) > 2 and any(expected.branch_steps)
-    with running(demo, ModelSettings(policy, policy, 4.0)) as (engine, reports):
+    with running(small_demo, ModelSettings(policy, policy, 4.0)) as (engine, reports):
         requests = [wanted(str(i), prompt, num_inference_steps=4) for i, prompt in enumerate(prompts)]
         made = results(engine.submit(requests))
     assert [image.shared_steps for image in made] == expected.branch_steps

@@ -26,14 +26,14 @@ class ServerHere:
     """One in this process; told to end as a signal does."""
 
     def __init__(
-        self, stack: ExitStack, demo: Any, cache: TrajectoryCache, earlier: list[ServerHere]
+        self, stack: ExitStack, small_demo: Any, cache: TrajectoryCache, earlier: list[ServerHere]
     ) -> None:
         before = [server.address.engine for server in earlier]
 
         def load() -> Any:
             while any(engine.state != "stopped" for engine in before):  # one pipeline for both of them
                 time.sleep(0.01)
-            return demo
+            return small_demo
 
         settings = replace(SETTINGS, reuse=CacheUse(cache, 0.5, lambda pipe: "demo"))
         self.address = stack.enter_context(serving(load, settings, max_batch=16))
@@ -47,27 +47,27 @@ class ServerHere:
         self.memory.append(resident_mib(os.getpid()))
 
 
-def test_every_good_request_is_answered_rightly_once_whatever_happens(demo: Any) -> None:
+def test_every_good_request_is_answered_rightly_once_whatever_happens(small_demo: Any) -> None:
     # over 10 s: with fewer requests some of the faults never happen
     requests = requests_of(120, held_out_captions(60), np.random.default_rng(3))
     cache = TrajectoryCache(1 << 18)
     servers: list[ServerHere] = []
-    make_faulty(demo)
+    make_faulty(small_demo)
     try:
         with ExitStack() as stack:
 
             def start() -> ServerHere:
-                servers.append(ServerHere(stack, demo, cache, servers))
+                servers.append(ServerHere(stack, small_demo, cache, servers))
                 return servers[-1]
 
             clients = Clients(start, at_once=32)
             asyncio.run(clients.all(requests))
         made = sum(counters(server.address.metrics.text().decode())[IMAGES] for server in servers)
         told = verdict(
-            clients, requests, made, demo, STEPS, worse=0.3
+            clients, requests, made, small_demo, STEPS, worse=0.3
         )  # weights that were not trained to share
     finally:
-        del demo.unet.forward
+        del small_demo.unet.forward
     assert clients.wrong == []
     assert told["answers"]["image_failed"] and told["answers"]["invalid_value"] and told["left"]
     assert told["replayed"] > 0 and clients.refused + len(servers) >= 2

@@ -14,8 +14,8 @@ import pytest
 import torch
 from engines import CAT, DOG, SETTINGS, SHARING, STAR, close, condition_of, faulty, results, wanted
 from fleets import PATIENCE, LocalFleet, fleet_of, until
+from tiny.small_demo import with_small_networks
 
-from sagediff import load_pipeline
 from sagediff.distributed.affinity import AffinityPolicy
 from sagediff.errors import InputError, PlanError
 from sagediff.serving.engine.batcher import BatchPolicy
@@ -33,12 +33,9 @@ from sagediff.serving.fleet.messages import Finished, cause_of, portable
 
 
 @pytest.fixture(scope="module")
-def pipes() -> list[Any]:
+def pipes(demo: Any) -> list[Any]:
     """Two pipelines, as two engines must not touch one."""
-    loaded = [load_pipeline("demo") for _ in range(2)]
-    for pipe in loaded:
-        pipe.set_progress_bar_config(disable=True)
-    return loaded
+    return [with_small_networks(demo), with_small_networks(demo)]
 
 
 @pytest.fixture

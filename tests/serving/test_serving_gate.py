@@ -30,9 +30,9 @@ JSON = "Content-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(demo: Any) -> Iterator[Address]:
+def server(small_demo: Any) -> Iterator[Address]:
     with serving(
-        lambda: demo, receive_s=PATIENCE, send_s=PATIENCE, max_connections=BOUND, max_body_bytes=1 << 16,
+        lambda: small_demo, receive_s=PATIENCE, send_s=PATIENCE, max_connections=BOUND, max_body_bytes=1 << 16,
         max_n=10, drain_s=5.0,
     ) as address:  # fmt: skip
         assert address.engine.wait_until_loaded(60) == "ready"

@@ -33,8 +33,8 @@ Lines = Callable[[], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def server(demo: Any) -> Iterator[Address]:
-    with serving(lambda: demo, api_keys=KEYS) as address:
+def server(small_demo: Any) -> Iterator[Address]:
+    with serving(lambda: small_demo, api_keys=KEYS) as address:
         assert address.engine.wait_until_loaded(60) == "ready"
         yield address
 
@@ -121,8 +121,8 @@ def test_machines_that_ask_all_the_time_are_not_logged(server: Address, lines: L
     assert [line["status"] for line in after(lines, 1)] == [401]
 
 
-def test_a_client_that_leaves_is_told_apart_from_one_that_was_answered(demo: Any, lines: Lines) -> None:
-    with serving(lambda: demo, window_ms=30_000.0) as slow:
+def test_a_client_that_leaves_is_told_apart_from_one_that_was_answered(small_demo: Any, lines: Lines) -> None:
+    with serving(lambda: small_demo, window_ms=30_000.0) as slow:
         slow.engine.wait_until_loaded(60)
         for path, body in (
             ("generations", {"prompt": CAT}),
@@ -137,12 +137,12 @@ def test_a_client_that_leaves_is_told_apart_from_one_that_was_answered(demo: Any
 
 
 def test_a_failures_traceback_carries_the_requests_name_and_clients_learn_nothing_of_it(
-    demo: Any, server: Address, lines: Lines, stderr: io.StringIO
+    small_demo: Any, server: Address, lines: Lines, stderr: io.StringIO
 ) -> None:
     def fault(conditions: Any) -> None:
         raise RuntimeError("a secret of the denoiser's")
 
-    with faulty(demo, fault):
+    with faulty(small_demo, fault):
         answer = server.post(KEYS[0], prompt=CAT)
     assert answer.status_code == 500 and "denoiser" not in answer.text
     (line,) = after(lines, 1)
@@ -174,8 +174,8 @@ def test_every_answer_is_named_and_no_two_alike(server: Address, lines: Lines) -
     assert len(names) == 4 and names == {line["id"] for line in after(lines, 4)}
 
 
-def test_prompts_are_logged_only_if_the_operator_says_so(demo: Any, lines: Lines) -> None:
-    with serving(lambda: demo, log_prompts=True) as talkative:
+def test_prompts_are_logged_only_if_the_operator_says_so(small_demo: Any, lines: Lines) -> None:
+    with serving(lambda: small_demo, log_prompts=True) as talkative:
         talkative.engine.wait_until_loaded(60)
         talkative.post(prompt=CAT, n=2)
         assert after(lines, 1)[0]["prompts"] == [CAT, CAT]
@@ -231,8 +231,8 @@ def samples(server: Address) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
     }
 
 
-def test_the_figures_cover_a_request_from_the_queue_to_the_file(demo: Any) -> None:
-    with serving(lambda: demo, api_keys=KEYS, window_ms=2000.0) as server:
+def test_the_figures_cover_a_request_from_the_queue_to_the_file(small_demo: Any) -> None:
+    with serving(lambda: small_demo, api_keys=KEYS, window_ms=2000.0) as server:
         server.engine.wait_until_loaded(60)
         asking = threading.Thread(target=server.post, args=(KEYS[0],), kwargs={"prompt": CAT, "n": 4})
         asking.start()

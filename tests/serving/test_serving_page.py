@@ -20,8 +20,8 @@ MOST = 30_000  # milliseconds that anything may take on a busy machine
 
 
 @pytest.fixture(scope="module")
-def server(demo: Any) -> Iterator[Address]:
-    with serving(lambda: demo, window_ms=100.0) as address:
+def server(small_demo: Any) -> Iterator[Address]:
+    with serving(lambda: small_demo, window_ms=100.0) as address:
         assert address.engine.wait_until_loaded(60) == "ready"
         yield address
 
@@ -159,8 +159,8 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Any, server: Address, sc
     visit.page.context.close()
 
 
-def test_cancelling_takes_the_images_out_of_the_queue(browser: Any, demo: Any) -> None:
-    with serving(lambda: demo, window_ms=30_000.0) as server:
+def test_cancelling_takes_the_images_out_of_the_queue(browser: Any, small_demo: Any) -> None:
+    with serving(lambda: small_demo, window_ms=30_000.0) as server:
         server.engine.wait_until_loaded(60)
         visit = Visit(browser, server.url)
         ask(visit)
@@ -177,8 +177,8 @@ def test_cancelling_takes_the_images_out_of_the_queue(browser: Any, demo: Any) -
         visit.page.context.close()
 
 
-def test_members_of_other_requests_are_counted_and_not_shown(browser: Any, demo: Any) -> None:
-    with serving(lambda: demo, window_ms=30_000.0, max_batch=3) as server:
+def test_members_of_other_requests_are_counted_and_not_shown(browser: Any, small_demo: Any) -> None:
+    with serving(lambda: small_demo, window_ms=30_000.0, max_batch=3) as server:
         server.engine.wait_until_loaded(60)
         visit = Visit(browser, server.url)
         ask(visit, PROMPTS[:1])
@@ -198,15 +198,15 @@ def test_members_of_other_requests_are_counted_and_not_shown(browser: Any, demo:
         visit.page.context.close()
 
 
-def test_a_image_that_fails_is_said_and_the_others_are_shown(visit: Visit, demo: Any) -> None:
-    culprit = condition_of(demo, PROMPTS[1])
+def test_a_image_that_fails_is_said_and_the_others_are_shown(visit: Visit, small_demo: Any) -> None:
+    culprit = condition_of(small_demo, PROMPTS[1])
 
     def fault(conditions: Any) -> None:
         if any((row - culprit).abs().max() < 1e-4 for row in conditions):
             raise RuntimeError("not this one")
 
     visit.page.get_by_label("Share steps").uncheck()
-    with faulty(demo, fault):
+    with faulty(small_demo, fault):
         ask(visit)
         visit.says("Done: 2 images")
     assert visit.page.get_by_role("heading", name="Not made").is_visible()
@@ -232,13 +232,13 @@ def test_errors_are_said_in_words(visit: Visit) -> None:
 
 
 def test_a_key_is_asked_for_only_if_needed_and_kept_in_the_tab_only(
-    browser: Any, server: Address, demo: Any
+    browser: Any, server: Address, small_demo: Any
 ) -> None:
     free = Visit(browser, server.url)
     free.page.get_by_role("button", name="Five animals").wait_for()
     assert not free.page.get_by_label("API key").is_visible()
     free.page.context.close()
-    with serving(lambda: demo, api_keys=("secret",)) as locked:
+    with serving(lambda: small_demo, api_keys=("secret",)) as locked:
         locked.engine.wait_until_loaded(60)
         visit = Visit(browser, locked.url)
         visit.page.get_by_label("API key").fill("wrong")
@@ -254,8 +254,8 @@ def test_a_key_is_asked_for_only_if_needed_and_kept_in_the_tab_only(
         visit.page.context.close()
 
 
-def test_the_pages_files_need_no_key_and_keep_the_browser_to_this_server(demo: Any) -> None:
-    with serving(lambda: demo, SETTINGS, api_keys=("secret",)) as server:
+def test_the_pages_files_need_no_key_and_keep_the_browser_to_this_server(small_demo: Any) -> None:
+    with serving(lambda: small_demo, SETTINGS, api_keys=("secret",)) as server:
         for path in PATHS:
             answer = httpx.get(server.url + path)
             assert answer.status_code == 200

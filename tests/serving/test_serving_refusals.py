@@ -11,57 +11,25 @@ from typing import Any
 import pytest
 import torch
 from engines import CAT, DOG, SETTINGS, STAR, faulty, results, running, wanted
-from tiny import RECIPES
-from tiny.parts import SCHEDULERS
 from torch.nn.functional import scaled_dot_product_attention
 
 from sagediff.errors import ModelError
 from sagediff.serving.engine import interrupt, recovery
 from sagediff.serving.engine.reuse import CacheUse
-from sagediff.serving.engine.sizes import check_size, refused_by_pipeline, size_multiple
 from sagediff.serving.engine.ticket import MadeImage
 from sagediff.serving.engine.trajectory_cache import TrajectoryCache
-from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
+from sagediff.serving.failures import (
+    Cancelled,
+    ImageFailed,
+    OutOfMemory,
+    RefusedByPipeline,
+    refused_by_pipeline,
+)
 from sagediff.serving.http.answers import error_answer
 
-MULTIPLES = {
-    "sd": 8, "sdxl": 8, "sd3": 4, "flux": 4, "flux2": 16, "sana": 32, "pixart-sigma": 8, "auraflow": 16,
-    "lumina2": 16, "qwen-image": 16, "chroma": 16,
-}  # fmt: skip
 
-
-@pytest.mark.parametrize("name", MULTIPLES)
-def test_sizes_are_multiples_of_what_the_pipelines_own_check_says(name: str) -> None:
-    recipe = RECIPES[name]
-    pipe = recipe.build(SCHEDULERS[recipe.schedulers[0]]())
-    before = dict(vars(pipe))
-    assert size_multiple(pipe) == MULTIPLES[name]
-    assert vars(pipe).keys() == before.keys()
-
-
-def test_a_pipeline_that_checks_nothing_takes_its_autoencoders_factor() -> None:
-    class Bare:
-        vae_scale_factor = 8
-
-        def __call__(self, prompt: Any) -> None: ...
-
-    assert size_multiple(Bare()) == 8
-
-
-class Image:
-    def __init__(self, *size: int) -> None:
-        self.size = size
-
-
-def test_an_image_of_another_size_than_asked_for_is_none() -> None:
-    check_size((None, None), Image(64, 48))
-    check_size((64, 48), Image(64, 48))
-    with pytest.raises(RefusedByPipeline, match="makes 64x48 of the size 65x48"):
-        check_size((65, 48), Image(64, 48))
-
-
-def test_what_the_pipeline_refuses_is_the_clients_to_mend(demo: Any) -> None:
-    with running(demo) as (engine, _):
+def test_what_the_pipeline_refuses_is_the_clients_to_mend(small_demo: Any) -> None:
+    with running(small_demo) as (engine, _):
         fine = engine.submit([wanted("fine", DOG)])
         bad = engine.submit([wanted("12", width=12, height=12)])
         (refused,) = results(bad)
@@ -69,18 +37,18 @@ def test_what_the_pipeline_refuses_is_the_clients_to_mend(demo: Any) -> None:
         assert isinstance(results(fine)[0], MadeImage)
 
 
-def test_a_value_error_from_elsewhere_is_no_refusal(demo: Any) -> None:
+def test_a_value_error_from_elsewhere_is_no_refusal(small_demo: Any) -> None:
     def fault(rows: torch.Tensor) -> None:
         raise ValueError("of a bug: /a/path")
 
-    with faulty(demo, fault), running(demo) as (engine, _):
+    with faulty(small_demo, fault), running(small_demo) as (engine, _):
         (failed,) = results(engine.submit([wanted("a")]))
     assert isinstance(failed, ImageFailed) and "/a/path" not in str(failed)
     assert not refused_by_pipeline(ValueError("never raised"))
 
 
 def test_images_that_are_none_get_an_error_and_their_neighbours_an_image(
-    demo: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_demo: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = recovery.WaveRunner.run
 
@@ -91,22 +59,22 @@ def test_images_that_are_none_get_an_error_and_their_neighbours_an_image(
         return run(self, tickets, arrangement, micro)
 
     monkeypatch.setattr(recovery.WaveRunner, "run", watched)
-    with running(demo) as (engine, _):
+    with running(small_demo) as (engine, _):
         cat, star, dog = results(engine.submit([wanted("1", CAT), wanted("2", STAR), wanted("3", DOG)]))
     assert isinstance(cat, MadeImage) and isinstance(dog, MadeImage)
     assert isinstance(star, ImageFailed) and "not finite" in str(star)
     assert STAR not in caplog.text  # prompts are not logged unless the operator says so
 
 
-def test_numbers_that_are_not_finite_make_no_image_and_nothing_is_kept_of_them(demo: Any) -> None:
+def test_numbers_that_are_not_finite_make_no_image_and_nothing_is_kept_of_them(small_demo: Any) -> None:
     def spoilt(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         return output * float("nan") if output.shape[-1] == 8 else output  # of images of 32 pixels
 
     cache = TrajectoryCache(1 << 24)
     settings = replace(SETTINGS, reuse=CacheUse(cache, 0.5, lambda pipe: "demo"))
-    hook = demo.unet.conv_out.register_forward_hook(spoilt)
+    hook = small_demo.unet.conv_out.register_forward_hook(spoilt)
     try:
-        with running(demo, settings) as (engine, _):
+        with running(small_demo, settings) as (engine, _):
             failed = results(engine.submit([wanted(str(i), width=32, height=32) for i in range(2)]))
             assert len(cache) == 0
             fine = results(engine.submit([wanted("fine")]))
@@ -117,7 +85,7 @@ def test_numbers_that_are_not_finite_make_no_image_and_nothing_is_kept_of_them(d
     assert "not finite" in str(failed[0]) and error_answer(failed[0]).status == 500
 
 
-def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
+def test_a_client_that_leaves_is_seen_within_a_step(small_demo: Any) -> None:
     """A step of a large image may take minutes."""
     reached, parts = threading.Event(), 0
 
@@ -127,10 +95,12 @@ def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
         reached.set()
         time.sleep(0.2)
 
-    hooks = [block.register_forward_pre_hook(slow) for block in demo.unet.up_blocks]
-    inner = [part.register_forward_pre_hook(slow) for block in demo.unet.up_blocks for part in block.resnets]
+    hooks = [block.register_forward_pre_hook(slow) for block in small_demo.unet.up_blocks]
+    inner = [
+        part.register_forward_pre_hook(slow) for block in small_demo.unet.up_blocks for part in block.resnets
+    ]
     try:
-        with running(demo) as (engine, _):
+        with running(small_demo) as (engine, _):
             tickets = engine.submit([wanted("a"), wanted("b", DOG)])
             assert reached.wait(60)
             engine.cancel(tickets)
@@ -141,7 +111,7 @@ def test_a_client_that_leaves_is_seen_within_a_step(demo: Any) -> None:
     finally:
         for hook in hooks + inner:
             hook.remove()
-    assert not any(module._forward_pre_hooks for module in demo.unet.modules())
+    assert not any(module._forward_pre_hooks for module in small_demo.unet.modules())
 
 
 @pytest.mark.parametrize("queries, keys", [(4096, 4096), (4196, 77), (5000, 5000), (768, 768)])
@@ -162,7 +132,9 @@ def test_long_attention_in_parts_is_the_same_to_the_bit(
     assert (len(parts) > 1) == (keys > 2000)
 
 
-def test_a_client_that_leaves_is_seen_within_an_attention(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_leaves_is_seen_within_an_attention(
+    small_demo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At 512 pixels one attention of the built-in model takes several parts of this size."""
     monkeypatch.setattr(interrupt, "_AT_ONCE", 1 << 20)
     reached, between = threading.Event(), interrupt.AttentionInParts._in_parts
@@ -172,7 +144,7 @@ def test_a_client_that_leaves_is_seen_within_an_attention(demo: Any, monkeypatch
         return between(*args)
 
     monkeypatch.setattr(interrupt.AttentionInParts, "_in_parts", seen)
-    with running(demo) as (engine, _):
+    with running(small_demo) as (engine, _):
         tickets = engine.submit([wanted("a", width=512, height=512)])
         assert reached.wait(60)
         engine.cancel(tickets)
@@ -195,11 +167,11 @@ class Large:
             raise torch.OutOfMemoryError("out of memory")
 
 
-def test_smaller_requests_go_before_the_next_try_of_one_that_did_not_fit(demo: Any) -> None:
+def test_smaller_requests_go_before_the_next_try_of_one_that_did_not_fit(small_demo: Any) -> None:
     large, order = Large(0.3), list[str]()
-    hook = demo.unet.conv_in.register_forward_pre_hook(large)
+    hook = small_demo.unet.conv_in.register_forward_pre_hook(large)
     try:
-        with running(demo) as (engine, reports):
+        with running(small_demo) as (engine, reports):
             tall = engine.submit([wanted("large", width=128, height=128, seed=1)])
             assert large.reached.wait(60)
             small = engine.submit([wanted("small", seed=1)])
@@ -214,11 +186,11 @@ def test_smaller_requests_go_before_the_next_try_of_one_that_did_not_fit(demo: A
         hook.remove()
 
 
-def test_what_did_not_fit_is_given_up_once_its_client_has_left(demo: Any) -> None:
+def test_what_did_not_fit_is_given_up_once_its_client_has_left(small_demo: Any) -> None:
     large = Large(0.2)
-    hook = demo.unet.conv_in.register_forward_pre_hook(large)
+    hook = small_demo.unet.conv_in.register_forward_pre_hook(large)
     try:
-        with running(demo) as (engine, _):
+        with running(small_demo) as (engine, _):
             gone = engine.submit([wanted("large", width=128, height=128, seed=1)])
             assert large.reached.wait(60)
             engine.cancel(gone)

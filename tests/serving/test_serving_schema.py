@@ -18,8 +18,8 @@ SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_
 
 
 @pytest.fixture(scope="module")
-def server(demo: Any) -> Iterator[Address]:
-    with serving(lambda: demo, window_ms=0.0, max_steps=2, max_side=64, max_n=2) as address:
+def server(small_demo: Any) -> Iterator[Address]:
+    with serving(lambda: small_demo, window_ms=0.0, max_steps=2, max_side=64, max_n=2) as address:
         assert address.engine.wait_until_loaded(60) == "ready"
         yield address
 

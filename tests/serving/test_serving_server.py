@@ -22,8 +22,8 @@ DOG = "a large dog at the top on a red background"
 
 
 @pytest.fixture(scope="module")
-def server(demo: Any) -> Iterator[Address]:
-    with serving(lambda: demo) as address:
+def server(small_demo: Any) -> Iterator[Address]:
+    with serving(lambda: small_demo) as address:
         assert address.engine.wait_until_loaded(60) == "ready"
         yield address
 
@@ -181,8 +181,8 @@ def test_a_guidance_scale_of_the_clients_own_is_applied(server: Address) -> None
     assert plain["evaluations"] == 2 and guided["evaluations"] == 4
 
 
-def test_every_route_but_health_needs_a_key_and_tenants_do_not_meet(demo: Any) -> None:
-    with serving(lambda: demo, api_keys=("first", "second"), window_ms=300.0) as server:
+def test_every_route_but_health_needs_a_key_and_tenants_do_not_meet(small_demo: Any) -> None:
+    with serving(lambda: small_demo, api_keys=("first", "second"), window_ms=300.0) as server:
         server.engine.wait_until_loaded(60)
         assert httpx.get(f"{server.url}/health").status_code == 200
         assert httpx.get(f"{server.url}/ready").status_code == 200
@@ -219,12 +219,12 @@ def test_every_route_but_health_needs_a_key_and_tenants_do_not_meet(demo: Any) -
         assert statuses == [200, 404]
 
 
-def test_while_loading_the_server_says_so(demo: Any) -> None:
+def test_while_loading_the_server_says_so(small_demo: Any) -> None:
     loaded = threading.Event()
 
     def load() -> Any:
         assert loaded.wait(60)
-        return demo
+        return small_demo
 
     with serving(load) as server:
         try:
@@ -238,8 +238,8 @@ def test_while_loading_the_server_says_so(demo: Any) -> None:
         assert server.post(prompt=CAT).status_code == 200
 
 
-def test_a_full_queue_says_when_to_return(demo: Any) -> None:
-    with serving(lambda: demo, max_queue=4, window_ms=2000.0, max_batch=8) as server:
+def test_a_full_queue_says_when_to_return(small_demo: Any) -> None:
+    with serving(lambda: small_demo, max_queue=4, window_ms=2000.0, max_batch=8) as server:
         server.engine.wait_until_loaded(60)
         first = threading.Thread(target=server.post, kwargs={"prompt": CAT, "n": 4})
         first.start()
@@ -252,8 +252,8 @@ def test_a_full_queue_says_when_to_return(demo: Any) -> None:
         first.join(60)
 
 
-def test_a_client_that_leaves_is_forgotten(demo: Any) -> None:
-    with serving(lambda: demo, window_ms=30_000.0) as server:
+def test_a_client_that_leaves_is_forgotten(small_demo: Any) -> None:
+    with serving(lambda: small_demo, window_ms=30_000.0) as server:
         server.engine.wait_until_loaded(60)
         for more in ({}, {"stream": True}):
             with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=LEAVES) as client:
@@ -264,9 +264,9 @@ def test_a_client_that_leaves_is_forgotten(demo: Any) -> None:
             assert server.engine.waiting == 0
 
 
-def test_draining_answers_who_was_taken(demo: Any) -> None:
+def test_draining_answers_who_was_taken(small_demo: Any) -> None:
     answers: list[httpx.Response] = []
-    with serving(lambda: demo, window_ms=30_000.0) as server:
+    with serving(lambda: small_demo, window_ms=30_000.0) as server:
         server.engine.wait_until_loaded(60)
         asking = threading.Thread(target=lambda: answers.append(server.post(prompt=CAT)))
         asking.start()

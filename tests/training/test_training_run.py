@@ -17,7 +17,7 @@ from tiny import TOKENS, embeddings, tiny
 import sagediff
 from sagediff.cli import main
 from sagediff.errors import InputError, ModelError
-from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record, sharing_warnings
+from sagediff.pipelines.lora import RECORD_KEY, Lora, lora_file, sharing_record, sharing_warnings
 from sagediff.training.adapter import target_modules
 from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train
@@ -316,7 +316,7 @@ def test_a_run_without_groups_is_warned_of_and_its_weights_say_so(
     assert json.loads(said.out)["max_share_ratio"] == 0.0 == json.loads(said.out)["share_ratio"]
     card = (out / "README.md").read_text()
     assert "Not trained to share" in card and "terms that were 0 in every step: `handover`" in card
-    assert len(sharing_warnings(lora_file(out), 0.4, 2)) == 2
+    assert len(sharing_warnings([Lora(out)], 0.4, 2)) == 2
 
 
 def test_a_pipeline_whose_solver_for_diffusion_is_set_to_flow_is_trained_at_its_levels(
@@ -362,8 +362,8 @@ def test_a_model_that_cannot_be_trained_is_refused_by_its_index(
 def test_warnings_say_what_is_beyond_the_training(tmp_path: Path) -> None:
     lora, record = tmp_path / "lora.safetensors", {"max_share_ratio": 0.5, "max_group_size": 4}
     save_file({"a": torch.zeros(1)}, lora, {RECORD_KEY: json.dumps(record)})
-    assert sharing_warnings(lora, 0.5, 4) == []
-    assert len(sharing_warnings(lora, 0.6, 5)) == 2
+    assert sharing_warnings([Lora(lora)], 0.5, 4) == []
+    assert len(sharing_warnings([Lora(lora)], 0.6, 5)) == 2
 
 
 @pytest.mark.parametrize(

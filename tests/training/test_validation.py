@@ -21,16 +21,16 @@ PROMPTS = ["a large cat at the top on a red background", "a large dog at the top
 
 
 @pytest.fixture
-def rows_run(demo: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def rows_run(small_demo: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every run of the denoiser itself."""
     found: list[int] = []
-    forward = demo.unet.forward
+    forward = small_demo.unet.forward
 
     def counted(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         found.append(len(sample))
         return forward(sample, *args, **kwargs)
 
-    monkeypatch.setattr(demo.unet, "forward", counted)
+    monkeypatch.setattr(small_demo.unet, "forward", counted)
     monkeypatch.setattr("sagediff.training.validation.STEPS", 4)
     return found
 
@@ -47,9 +47,9 @@ def rows_run(demo: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ids=["unguided", "half unguided", "guidance kept", "tree", "together"],
 )
 def test_validation_images_are_sampled_with_all_of_the_sharing(
-    demo: Any, rows_run: list[int], tmp_path: Path, sharing: Sharing, rows: int
+    small_demo: Any, rows_run: list[int], tmp_path: Path, sharing: Sharing, rows: int
 ) -> None:
-    path = draw_validation(demo, PROMPTS, sharing, tmp_path / "validation.png", 4.0)
+    path = draw_validation(small_demo, PROMPTS, sharing, tmp_path / "validation.png", 4.0)
     assert path.is_file() and sum(rows_run) == rows
 
 

@@ -4,71 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 import sagediff
-from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions, numbers
+from sagediff.cli.bench_inputs import Arms, BenchInputs, Material, model_of
+from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.errors import InputError
 from sagediff.evaluation.bench_report import write_report
 from sagediff.evaluation.comparison import Bench, embeddings_of, missing_cells, run_bench, solver, yardstick
 from sagediff.evaluation.figures import Yardstick
-from sagediff.evaluation.grid import Arm, Grid, Weights
+from sagediff.evaluation.grid import Grid, Weights
 from sagediff.evaluation.perception import Perception
 from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
 from sagediff.files.atomic import at_work
-from sagediff.files.digest import file_digest, texts_digest
-from sagediff.files.imagefolder import list_images, read_imagefolder
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.content import files_digest, model_digest, named_content
+from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
 
-_DEFAULT_SEEDS = (0, 1, 2)
 
-
-@dataclass(frozen=True)
-class Material:
-    """What is sampled and what it is compared with.
-
-    Attributes:
-        prompts: one image each.
-        real: files of real images; None where there are none, or those of the built-in world.
-        paired: whether file i shows prompt i.
-    """
-
-    prompts: list[str]
-    real: list[Path] | None
-    paired: bool
-
-
-Arms = Mapping[Weights, Mapping[int, RunSettings]]
-"""For each set of weights, "base" first, how it is sampled with so many steps."""
-
-
-def run_bench_command(
-    arms: Arms, options: BenchOptions, measuring: MeasuringOptions, prompts: Path | None
-) -> None:
+def run_bench_command(inputs: BenchInputs, options: BenchOptions, measuring: MeasuringOptions) -> None:
     """Run a bench; the table's JSON goes to stdout.
 
-    Args:
-        arms: each with the LoRA that makes its weights, and the sharing of its settings but for the lists in `options`.
-        prompts: file of prompts; None for the data's captions, or the built-in model's.
-
     Raises:
-        InputError: a value out of range, a file that is not there, or a folder in use.
+        InputError: weights that cannot be loaded, or a folder in use.
         OutputError: the disk refused.
     """
+    arms, grid, seeds = inputs.arms, inputs.grid, inputs.seeds
     settings = next(iter(arms["base"].values()))
     model = settings.model
-    grid = _grid(arms, options)
-    seeds = measuring.seeds_or(_DEFAULT_SEEDS)
-    material = _material(settings, options, measuring, prompts)
+    material = inputs.material(measuring)
     store = CellStore(options.out)
     manifest = _manifest(arms, grid, seeds, material, measuring)
     store.check(manifest, options.resume)
@@ -78,8 +50,8 @@ def run_bench_command(
     device = working_device(model.device)
 
     def pipelines(weights: Weights) -> Any:
-        lora = _lora(arms, weights)
-        return open_pipeline(replace(model, lora=lora, no_lora=lora is None, scheduler=None))
+        lora = model_of(arms, weights).lora
+        return open_pipeline(replace(model, lora=lora, no_lora=not lora, scheduler=None))
 
     sampling = settings.sampling
     bench = Bench(material.prompts, grid.settings(), seeds, None, pipelines, sampling.encoder)
@@ -103,53 +75,6 @@ def run_bench_command(
         _run(bench, store, vectors, measure_by)
         print(json.dumps(json.loads(write_report(bench, store, measure_by, manifest))))
     print(f"table in {store.path / 'table.md'}, plots beside it", file=sys.stderr)
-
-
-def _lora(arms: Arms, weights: Weights) -> Path | None:
-    return next(iter(arms[weights].values())).model.lora
-
-
-def _grid(arms: Arms, options: BenchOptions) -> Grid:
-    ratios = numbers("--share-ratio", options.share_ratio, float)
-    thresholds = numbers("--threshold", options.threshold, float)
-
-    def arm(by_steps: Mapping[int, RunSettings]) -> Arm:
-        settings = next(iter(by_steps.values()))
-        sharing = settings.sharing
-        return Arm(
-            # who names either gets a fixed split, as elsewhere
-            replace(sharing, rungs=()) if ratios or thresholds else sharing,
-            ratios or ((sharing.share_ratio,) if sharing.share_ratio else ()),
-            thresholds or (sharing.threshold,),
-            settings.sampling.guidance_scale,
-            {steps: each.model.scheduler for steps, each in by_steps.items()},
-        )
-
-    found = {weights: arm(by_steps) for weights, by_steps in arms.items()}
-    base = found["base"]
-    return Grid(
-        options.step_counts(),
-        base.share_ratios,
-        base.thresholds,
-        numbers("--unguided", options.unguided, float),
-        base.sharing,
-        tuple(weights for weights in found if weights != "base"),
-        found,
-    )
-
-
-def _material(
-    settings: RunSettings, options: BenchOptions, measuring: MeasuringOptions, prompts: Path | None
-) -> Material:
-    if prompts is not None and options.data is not None:
-        raise InputError("give --prompts or --data, not both")
-    real = None if options.reference is None else list_images(options.reference)
-    if options.data is not None:
-        folder = read_imagefolder(options.data)
-        captions = measuring.first_of(folder.captions)
-        return Material(captions, real or folder.files[: len(captions)], paired=real is None)
-    instead = ", or --data FOLDER with metadata.jsonl"
-    return Material(measuring.prompts(prompts, settings.model, 256, instead), real, paired=False)
 
 
 def _reference(material: Material, perception: Perception, pipe: Any, world: str | None) -> Reference | None:
@@ -180,7 +105,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """What a resumed bench must repeat. A LoRA by its content: the same path may hold other weights tomorrow."""
     settings = next(iter(arms["base"].values()))
-    digests = {weights: file_digest(lora) for weights in arms if (lora := _lora(arms, weights)) is not None}
+    digests = {weights: loras_digest(model_of(arms, weights).loras()) for weights in arms}
     return {
         "command": "bench",
         "version": sagediff.__version__,
@@ -203,7 +128,7 @@ def _manifest(
 
 def _content(settings: RunSettings, material: Material, measuring: MeasuringOptions) -> dict[str, str]:
     """Digests of the files behind the names in the manifest; it holds those of the LoRAs itself."""
-    content = {"model": model_digest(settings.model.name)}
+    content = {"model": model_digest(settings.model.source)}
     if material.real is not None:
         content["real_images"] = files_digest(material.real)
     return content | named_content(

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from cyclopts import Parameter
 
+from sagediff.cli.options import GROUPS
 from sagediff.errors import InputError
+from sagediff.evaluation.search import Family, Search
 from sagediff.options import check, option
-from sagediff.pipelines.loading import BUILT_IN
-from sagediff.pipelines.run_settings import ModelOptions
-from sagediff.prompts.prompt_files import read_prompts
+from sagediff.pipelines.model_source import BUILT_IN
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings
+from sagediff.prompts.image_list import prompt_texts
 
 if TYPE_CHECKING:
     from sagediff.evaluation.perception import Perception
 
 _T = TypeVar("_T", int, float)
+_Value = TypeVar("_Value")
+_Output = Annotated[_Value, Parameter(group=GROUPS["Output"])]
 _DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 
 
@@ -26,14 +31,18 @@ _DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
+    prompt_column: str | None = option(None, "Column of the prompts. [default: `prompt`, or one like it]")
     captions: int | None = option(
-        None, "Prompts to use [default: all; of a built-in model's held-out ones 256]."
+        None, "Prompts to use. [default: all; of a built-in model's own 256]", low=1
     )
-    seeds: tuple[str, ...] = option((), "Seeds, with commas [default: 0,1,2 in bench, 0 in tune].")
+    seeds: tuple[str, ...] = option((), "Seeds, with commas. [default: 0,1,2 in bench, 0 in tune]")
     features: str | None = option(
-        None, "'inception', 'efficientnet-lite0', or a DINOv2 or CLIP model [default: facebook/dinov2-base]."
+        None, "Inception, efficientnet-lite0, DINOv2 or CLIP. [default: facebook/dinov2-base]"
     )
-    clip: str | None = option(None, "CLIP model of the score [default: openai/clip-vit-base-patch16].")
+    clip: str | None = option(None, "CLIP model of the score. [default: openai/clip-vit-base-patch16]")
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def seeds_or(self, default: tuple[int, ...]) -> tuple[int, ...]:
         """The seeds as numbers.
@@ -55,19 +64,23 @@ class MeasuringOptions:
             )
         return prompts[:count]
 
-    def prompts(self, file: Path | None, model: ModelOptions, held_out: int, instead: str = "") -> list[str]:
-        """Those of a file, else so many held-out captions of the built-in model.
+    def named_prompts(self, file: Path | None, model: ModelOptions, instead: str = "") -> list[str] | None:
+        """Those of a file; None without one, for `world_prompts`.
 
         Args:
             instead: what beside a file may name prompts, for the message.
 
         Raises:
-            InputError: no file and another model, or fewer prompts than are wanted.
+            InputError: no file and a model of the user's own, or fewer prompts than are wanted.
         """
         if file is not None:
-            return self.first_of(read_prompts(file))
+            return self.first_of(prompt_texts(file, self.prompt_column))
         if model.name not in BUILT_IN:
             raise InputError(f"--model of your own needs --prompts FILE{instead}")
+        return None
+
+    def world_prompts(self, model: ModelOptions, held_out: int) -> list[str]:
+        """So many held-out captions of the built-in model, unless --captions says another number."""
         from sagediff.builtin.world_judges import judge_of
 
         return judge_of(model.name).held_out_captions(held_out if self.captions is None else self.captions)
@@ -91,23 +104,23 @@ class MeasuringOptions:
 class BenchOptions:
     """What is compared, with what, and where the table goes; lists as they were given."""
 
-    out: Path = option(Path("out/bench"), "Folder for cells, tables and plots.")
-    resume: bool = option(False, "Go on with a bench that was stopped.")
-    baseline_lora: Path | None = option(None, "LoRA after standard fine-tuning.")
+    out: _Output[Path] = option(Path("out/bench"), "Folder for cells, tables and plots.")
+    resume: _Output[bool] = option(False, "Go on with a bench that was stopped.")
+    baseline_lora: Path | None = option(None, "LoRA after standard fine-tuning. [default: none]")
     data: Path | None = option(
-        None, "Folder with metadata.jsonl (file_name, text): captions are prompts, images real."
+        None, "Folder with metadata.jsonl, of prompts and real images. [default: none]"
     )
-    reference: Path | None = option(None, "Folder of real images to measure against.")
-    steps: tuple[str, ...] = option((), "Step counts, with commas [default: 6,8,10,12,16,20].")
+    reference: Path | None = option(None, "Folder of real images to measure against. [default: none]")
+    steps: tuple[str, ...] = option((), "Step counts, with commas. [default: 6,8,10,12,16,20]")
     share_ratio: tuple[str, ...] = option(
-        (), "Fractions of the steps to share, with commas [default: the model's own]."
+        (), "Fractions of the steps to share, with commas. [default: the model's own]"
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
-        (), "Minimum similarities of a group, with commas [default: the model's own]."
+        (), "Minimum similarities, with commas. [default: the model's own]"
     )
     unguided: tuple[str, ...] = option(
         (),
-        "Baseline with guidance off early: fractions of the steps, with commas [default: left out].",
+        "Baselines without early guidance: fractions of the steps. [default: none]",
     )
 
     def step_counts(self) -> tuple[int, ...]:
@@ -118,60 +131,103 @@ class BenchOptions:
 class TuneOptions:
     """What is searched, and where the policy goes; lists as they were given."""
 
-    out: Path = option(Path("policy.json"), "The policy file to write.")
+    out: _Output[Path] = option(Path("policy.json"), "The policy file to write.")
     by: Literal["quality", "predictions"] = option(
         "quality",
-        "What decides: 'quality' makes images with every policy tried and judges them; 'predictions' asks the model "
-        "itself how long its predictions for similar prompts agree: no images and no judge, some hundred evaluations.",
+        "'predictions' asks the model itself how long prompts may share: no images, no judge.",
     )
     budget: float | None = option(
         None,
-        "What may be lost: by quality the fraction of independent sampling's [default: 0.01]; by predictions the error "
-        "of sharing [default: that of the model's own threshold and share ratio].",
+        "Fraction of the quality that may be lost. By predictions: their error. [default: 0.01; the model's own]",
     )
-    evaluations: int | None = option(
-        None,
-        "By predictions: most denoiser rows to run, over all seeds [default: 600]. Higher: a surer fit.",
-        low=1,
-    )
+    evaluations: int | None = option(None, "By predictions: most denoiser rows to run. [default: 600]", low=1)
     apart: float | None = option(
         None,
-        "By quality: how far apart the images of equal prompts have to stay, as a fraction of what two of independent "
-        "sampling are [default: 0.25].",
+        "How unlike images of a prompt stay; 1: as of two seeds. [default: 0.25]",
     )
     confidence: float | None = option(
         None,
-        "By quality: how sure it must be that no more is lost, 0.5 to 1. Higher: more prompts are needed, less is "
-        "saved [default: 0.8].",
+        "How sure that must be, 0.5 to 1. Higher: more prompts. [default: 0.8]",
     )
     metric: Literal["accuracy", "clip"] | None = option(
-        None, "'accuracy' (built-in models) or 'clip' [default: accuracy where it can be judged]."
+        None, "What is quality. [default: accuracy for a built-in model, else clip]"
     )
     threshold: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = option(
         (),
-        "Grid of minimum similarities, with commas [default: -1,0,0.2,0.35,0.5 of the demo, else 0.6,0.7,0.8,0.9; "
-        "and 0.99 where prompts repeat and their copies may share].",
+        "Thresholds to try. [default: 0.6,0.7,0.8,0.9, lower for demo]",
     )
-    share_ratio: tuple[str, ...] = option(
-        (), "Grid, with commas [default: 0.1 to 0.8, by predictions also what lies between]."
-    )
-    max_group_size: tuple[str, ...] = option(
-        (), "Grid of the largest size of a group, with commas [default: 8,32]."
-    )
-    families: str = option("fixed,together,tree", "What is searched, with commas: fixed, together, tree.")
+    share_ratio: tuple[str, ...] = option((), "Share ratios to try. [default: 0.1,0.2 to 0.8]")
+    max_group_size: tuple[str, ...] = option((), "Largest sizes of a group to try. [default: 8,32]")
+    families: str = option("fixed,together,tree", "Kinds of plan to try.")
 
     def __post_init__(self) -> None:
         check(self)
 
-    def thresholds(self, model: ModelOptions, own: float | None = None) -> tuple[float, ...]:
-        """The grid of thresholds; `own` belongs to it unless another was named.
+    def search(self, settings: RunSettings, further: tuple[float, ...] = ()) -> Search:
+        """What is searched.
+
+        By predictions the model's own split is tried too, and share ratios between, as it costs nothing.
+
+        Args:
+            further: thresholds beside those that are tried where none are named.
 
         Raises:
-            InputError: one is no number.
+            InputError: a value out of range.
         """
-        usual = (-1.0, 0.0, 0.2, 0.35, 0.5) if model.name == "demo" else (0.6, 0.7, 0.8, 0.9)
-        default = usual if own is None else tuple(sorted({*usual, own}))
-        return numbers("--threshold", self.threshold, float) or default
+        own, demo = settings.sharing, settings.model.name == "demo"
+        thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
+        ratios = tuple(k / 10 for k in range(1, 9))
+        sizes: tuple[int, ...] = (8, 32)
+        if self.by == "predictions":
+            further = (*further, own.threshold)
+            ratios = tuple(sorted({*(k / 20 for k in range(1, 17)), own.share_ratio} - {0.0}))
+            sizes = tuple(sorted({*sizes, own.max_group_size} - {1}))
+        given: dict[str, Any] = {"budget": self.budget, "apart": self.apart, "confidence": self.confidence}
+        if self.by == "predictions":
+            given["budget"] = None  # of another kind
+        return Search(
+            own,
+            numbers("--threshold", self.threshold, float) or tuple(sorted({*thresholds, *further})),
+            numbers("--share-ratio", self.share_ratio, float) or ratios,
+            families=cast("tuple[Family, ...]", tuple(self.families.split(","))),  # Search checks them
+            sizes=numbers("--max-group-size", self.max_group_size, int) or sizes,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+    def check_way(
+        self, settings: RunSettings, measuring: MeasuringOptions, prompts: Sequence[str] | None
+    ) -> None:
+        """Options go with the way to tune.
+
+        Args:
+            prompts: None for the built-in model's captions.
+
+        Raises:
+            InputError: an option of the other way; by predictions, copies that are to share.
+        """
+        if self.by == "quality":
+            if self.evaluations is not None:
+                raise InputError("--evaluations bounds --by predictions; name that, or leave it out")
+            return
+        judging = {
+            "--metric": self.metric,
+            "--apart": self.apart,
+            "--confidence": self.confidence,
+            "--features": measuring.features,
+            "--clip": measuring.clip,
+        }
+        if given := [name for name, value in judging.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given)} is for judging images, of which --by predictions makes none; leave it out, or "
+                f"tune --by quality"
+            )
+        if self.budget is not None and not 0 <= self.budget < math.inf:
+            raise InputError(f"--budget must be at least 0, got {self.budget}")
+        if settings.sharing.repeats_may_share and len(set(prompts or ())) < len(prompts or ()):
+            raise InputError(
+                "some prompts repeat, and copies that share (--repeats share) have equal predictions, which cannot "
+                "tell whether their images stay apart: tune --by quality, or leave copies separate"
+            )
 
 
 def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:

@@ -10,29 +10,31 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagediff.cli.job_options import Generation
-from sagediff.distributed.cluster import check_resources, connected, usable_cores
+from sagediff.cli.planning import messages, plan_images
+from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
 from sagediff.files.atomic import at_work
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.output_folder import OutputFolder, png_bytes
-from sagediff.files.shards import ShardStore
-from sagediff.pipelines.content import embedding_source, run_content
+from sagediff.files.image_formats import ImageFormat
+from sagediff.files.output_folder import OutputFolder
+from sagediff.files.shards import SHARD_COLUMNS, ShardStore
+from sagediff.pipelines.content import run_content
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
-from sagediff.plan.compatibility import copy_numbers
+from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
+from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, WaveTask
-from sagediff.progress import stage_bars, stderr_progress
-from sagediff.prompts.embeddings import text_encoder
+from sagediff.progress import stderr_progress
+from sagediff.prompts.columns import beside
+from sagediff.prompts.image_list import ImageList
 from sagediff.sampling.sampler import SharedSampler
 from sagediff.sampling.wave import Hopeless, images_missing
-from sagediff.scale.cover import CoverOptions
-from sagediff.scale.disk_groups import groups_at_scale
 
 REPORT = "report.json"
 
@@ -45,7 +47,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
-    supported_parts(job.settings.model.name)  # refused before gigabytes of weights are read
+    supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
     content = run_content(job.settings)
     if job.output.resume:
         folder.check_content(content)
@@ -53,6 +55,9 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         if job.pool is not None:  # what cannot be reached is refused before anything is written
             check_resources(ray.enter_context(connected(job.pool)), job.pool, lambda words: None)
         prepared = _prepared(job)
+        names = job.file_names(prepared.seeds)
+        if names is not None:
+            folder = OutputFolder(folder.path, folder.image_format, names.__getitem__)
         folder.begin(manifest, content, prepared.plan.to_json())
         with at_work():
             _make_all(job, folder, prepared, start)
@@ -64,42 +69,34 @@ class Prepared:
 
     Attributes:
         sampler: the only reference to it, so that it can be given up where workers make the images.
+        seeds: of each image's noise.
         cut: prompts that the encoder did not read to their end.
     """
 
     sampler: list[SharedSampler]
     plan: SharePlan
     waves: Waves
+    seeds: list[int]
     cut: int
 
 
 def _prepared(job: Generation) -> Prepared:
-    settings, sharing, prompts = job.settings, job.settings.sharing, job.prompts
-    steps, sampler, groups = settings.sampling.num_inference_steps, _sampler(job), None
-    reading = sampler.read(prompts)
-    if job.scale.work is not None:
-        cover = CoverOptions(sharing.threshold, sharing.max_group_size, jobs=job.scale.jobs or usable_cores())
-        used = text_encoder(sampler.pipe, settings.sampling.encoder)
-        with stage_bars() as show:
-            copies = None if sharing.repeats_may_share else copy_numbers(reading.keys)
-            groups = groups_at_scale(
-                prompts,
-                used,
-                job.scale.work,
-                cover,
-                source=embedding_source(settings),
-                copies=copies,
-                on_progress=show,
-            )
-    plan = sampler.plan(prompts, steps, settings.sampling.guidance_scale, groups=groups, read=reading.keys)
-    sampler.check(prompts, plan, reading.keys)
-    if words := reading.warning():
-        print(f"warning: {words}", file=sys.stderr)
+    settings, sharing = job.settings, job.settings.sharing
+    sampler = _sampler(settings, job.guided, job.output.wave_size, job.micro_batch_size)
+    plan, reading = plan_images(
+        job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class
+    )
+    requests = job.images.requests
+    sampler.check(requests, plan, reading.keys)
+    for words in messages(job.images, plan, reading):
+        print(words, file=sys.stderr)
+    if note := settings.note():
+        print(f"note: {note}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
-    for words in () if settings.measured else sharing_warnings(settings.model.lora, ratio, largest):
+    for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
-    waves = Waves(job.requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
-    return Prepared([sampler], plan, waves, len(reading.cut))
+    waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
+    return Prepared([sampler], plan, waves, waves.seeds(sampler.sharing_of), len(reading.cut))
 
 
 def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
@@ -108,16 +105,19 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     Args:
         start: when the run began, on `time.perf_counter`.
     """
-    prompts, plan, waves = job.prompts, prepared.plan, prepared.waves
+    images, plan, waves, seeds = job.images, prepared.plan, prepared.waves, prepared.seeds
+    prompts = images.prompts
     sharing, steps = job.settings.sharing, job.settings.sampling.num_inference_steps
-    seeds = waves.seeds(sharing)
-    record, texts = partial(_record, prompts, plan, seeds), partial(_own_texts, prompts, seeds)
+    record, texts = (
+        partial(_record, images, plan, seeds, job.shard_size is not None),
+        partial(_own_texts, prompts, seeds),
+    )
     shards = None
     if job.shard_size is not None:
         order = [i for group in plan.groups for i in group]
         shards = ShardStore(folder, order, job.shard_size, record, texts)
     done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
-    save = folder.save_png if shards is None else shards.save_png
+    save = folder.save_image if shards is None else shards.save_image
     print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
@@ -142,9 +142,13 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         raise images_missing({i: prompts[i] for i in sorted(bad)}, sorted(bad))
     sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
-        names = [folder.image_path(i).relative_to(folder.path).as_posix() for i in range(len(prompts))]
+        home = folder.path
         folder.write_lines(
-            "metadata.jsonl", [{"file_name": name} | record(i) for i, name in enumerate(names)]
+            "metadata.jsonl",
+            (
+                {"file_name": folder.image_path(i).relative_to(home).as_posix()} | record(i)
+                for i in range(len(images))
+            ),
         )
         seen = f"images in {folder.path / 'images'}, contact sheet: {_show(prompts, plan, folder)}"
     else:
@@ -152,6 +156,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         seen = f"{len(shards)} shards in {folder.path / 'shards'}"
     report = plan.summary() | {
         "threshold": sharing.threshold,
+        "num_rows": len(images.starts),
         "evaluations_run": run,
         "images_made": made,
         "cut_prompts": prepared.cut,
@@ -169,15 +174,16 @@ def _warn(words: str) -> None:
     print(words, file=sys.stderr)
 
 
-def _sampler(job: Generation) -> SharedSampler:
-    settings = job.settings
-    pipe = open_pipeline(settings.model)
+def _sampler(
+    settings: RunSettings, guided: Sharing, wave_size: int, micro_batch_size: int | Literal["auto"] | None
+) -> SharedSampler:
     return SharedSampler(
-        pipe,
+        open_pipeline(settings.model),
         settings.sharing,
-        wave_size=job.output.wave_size,
-        micro_batch_size=job.micro_batch_size,
+        wave_size=wave_size,
+        micro_batch_size=micro_batch_size,
         encoder=settings.sampling.encoder,
+        guided=guided,
     )
 
 
@@ -194,7 +200,7 @@ class ImageTask:
 
 @dataclass(frozen=True)
 class MadeWave:
-    """images: (prompt number, PNG); evaluations: denoiser rows run; bad: prompts whose images are not finite."""
+    """images: (prompt number, its file); evaluations: denoiser rows run; bad: prompts whose images are not finite."""
 
     images: list[tuple[int, bytes]]
     evaluations: int
@@ -202,9 +208,13 @@ class MadeWave:
 
 
 def _make(
-    sampler: SharedSampler, guidance: float | None, on_step: Callable[[int], None] | None, task: ImageTask
+    sampler: SharedSampler,
+    image_format: ImageFormat,
+    guidance: float | None,
+    on_step: Callable[[int], None] | None,
+    task: ImageTask,
 ) -> MadeWave:
-    """A wave's PNG files in memory."""
+    """A wave's image files in memory."""
     bad: list[int] = []
     try:
         wave = sampler.run(task.wave, guidance, on_step)
@@ -215,19 +225,27 @@ def _make(
         made, evaluations = error.images, task.wave.plan.evaluations
         bad = [task.wave.members[row] for row in error.bad]
     images = [
-        (index, png_bytes(image, texts))
+        (index, image_format.encode(image, texts))
         for index, image, texts in zip(task.wave.members, made, task.texts, strict=True)
         if texts is not None and image is not None
     ]
     return MadeWave(images, evaluations, bad)
 
 
-def _worker(job: Generation, guidance: float | None, threads: int) -> Callable[[ImageTask], MadeWave]:
+def _worker(
+    settings: RunSettings,
+    guided: Sharing,
+    wave_size: int,
+    micro_batch_size: int | Literal["auto"] | None,
+    image_format: ImageFormat,
+    threads: int,
+) -> Callable[[ImageTask], MadeWave]:
     """What makes waves on a worker; its pipeline is built where the worker is."""
     import torch
 
     torch.set_num_threads(threads)
-    return partial(_make, _sampler(job), guidance, None)
+    sampler = _sampler(settings, guided, wave_size, micro_batch_size)
+    return partial(_make, sampler, image_format, settings.sampling.guidance_scale, None)
 
 
 def _made(
@@ -245,6 +263,7 @@ def _made(
         sampler: the only reference to it, given up where workers make the images: its memory is theirs.
     """
     guidance, finished, own = job.settings.sampling.guidance_scale, set(done), sampler.pop()
+    image_format = job.output.image_format
 
     def task(number: int) -> ImageTask:
         wave = left.task(number)
@@ -252,10 +271,13 @@ def _made(
         return ImageTask(wave, texts)
 
     if job.pool is None:
-        yield from (_make(own, guidance, on_steps, task(number)) for number in range(len(left)))
+        yield from (_make(own, image_format, guidance, on_steps, task(number)) for number in range(len(left)))
         return
     del own
-    worker = partial(_worker, job, guidance, max(1, int(job.pool.cpus_per_worker)))
+    threads = max(1, int(job.pool.cpus_per_worker))
+    worker = partial(
+        _worker, job.settings, job.guided, job.output.wave_size, job.micro_batch_size, image_format, threads
+    )
     pool = Pool(worker, job.pool, _warn)
     for number, made in pool.run(task, left.costs()):
         on_steps(len(left.members[number]) * plan.num_steps)
@@ -284,15 +306,20 @@ def _plan_texts(plan: SharePlan, index: int) -> dict[str, str]:
     return {"plan": json.dumps(about)}
 
 
-def _record(prompts: list[str], plan: SharePlan, seeds: list[int], index: int) -> dict[str, Any]:
+def _record(
+    images: ImageList, plan: SharePlan, seeds: list[int], sharded: bool, index: int
+) -> dict[str, Any]:
     """An image's metadata, but for where it is."""
-    return {
-        "prompt": prompts[index],
+    ours = {
+        "prompt": images.requests[index].prompt,
         "seed": seeds[index],
         "group": plan.levels[0][1][index],
         "branch_step": plan.branch_steps[index],
         "evaluations": round(float(plan.prompt_evaluations[index]), 6),
     }
+    taken = {*ours, "file_name", *SHARD_COLUMNS} if sharded else {*ours, "file_name"}
+    row = images.record(index)
+    return ours | {beside(name) if name in taken else name: value for name, value in row.items()}
 
 
 def _show(prompts: list[str], plan: SharePlan, folder: OutputFolder) -> Path:

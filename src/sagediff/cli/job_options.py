@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
-from sagediff.files.digest import texts_digest
+from sagediff.files.file_names import FIELDS, NameTemplate
+from sagediff.files.image_formats import QUALITY, Format, ImageFormat
 from sagediff.options import check, option
-from sagediff.pipelines.run_settings import RunSettings
-from sagediff.prompts.requests import ImageRequest, as_requests
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
+from sagediff.plan.sharing import Sharing
+from sagediff.prompts.image_list import ImageList
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,37 @@ class OutputOptions:
     wave_size: int = option(64, "Most prompts sampled at once; whole groups stay together.", low=1)
     micro_batch: str | None = option(
         None,
-        "Most denoiser rows run at once, or 'auto' to measure what is fastest and fits [default: all]. Lower: less "
-        "memory.",
+        "Most denoiser rows at once, or 'auto'. Lower: less memory. [default: all]",
+    )
+    format: str = option("png", "png, jpg or webp.", choices=("png", "jpg", "webp"))
+    quality: int | None = option(
+        None, f"Quality of jpg and webp, 1 to 100. [default: {QUALITY}]", low=1, high=100
+    )
+    file_name: str | None = option(
+        None,
+        f"Names, of {' '.join(f'{{{each}}}' for each in FIELDS)}. [default: {{index:06d}}]",
     )
     shard_size: int | None = option(
         None,
-        "With more prompts than this write webdataset shards of this many images, with parquet metadata "
-        "[default: one file per image].",
+        "With more prompts: webdataset shards of so many images. [default: none]",
     )
 
     def __post_init__(self) -> None:
         check(self)
+        if self.quality is not None and self.format == "png":
+            raise InputError("--quality is for --format jpg and webp; png loses nothing")
+        if self.file_name is not None and self.shard_size is not None:
+            raise InputError("--file-name is for files of their own, and shards number theirs; leave out one")
+        _ = self.template  # its own check
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(cast("Format", self.format), self.quality)
+
+    @property
+    def template(self) -> NameTemplate | None:
+        """What files are called; None for their numbers."""
+        return None if self.file_name is None else NameTemplate(self.file_name, self.image_format.suffix)
 
 
 @dataclass(frozen=True)
@@ -44,10 +66,9 @@ class ScaleOptions:
 
     work: Path | None = option(
         None,
-        "Plan in this folder, for very many prompts: embeddings and groups are kept there and taken over by later "
-        "runs [default: plan in memory].",
+        "Plan in this folder, kept for later runs. [default: in memory]",
     )
-    jobs: int | None = option(None, "Processes that group, with --work [default: one per core].", low=1)
+    jobs: int | None = option(None, "Processes that group, with --work. [default: one per core]", low=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -59,14 +80,13 @@ class WorkerOptions:
 
     ray: str | None = option(
         None,
-        "Make the images on Ray workers: 'local' starts Ray on this machine for the run, 'auto' takes the cluster that "
-        "it belongs to, else the address of one [default: this process makes them].",
+        "Ray workers: 'local', 'auto' (this machine's), or an address. [default: none]",
     )
-    workers: int | None = option(None, "Workers, one pipeline each, with --ray [default: 1].")
+    workers: int | None = option(None, "Workers, one pipeline each, with --ray. [default: 1]")
     worker_cpus: float | None = option(
-        None, "Cores of a worker [default: an even part of this machine's with --ray local, else 1]."
+        None, "Cores of a worker. [default: an even part with --ray local, else 1]"
     )
-    worker_gpus: float = option(0.0, "GPUs of a worker; by a fraction several workers share one.")
+    worker_gpus: float = option(0.0, "GPUs of a worker; by a fraction several share one.")
 
     def pool(self) -> PoolOptions | None:
         """Raises InputError: an option of workers without --ray, or a number out of range."""
@@ -79,15 +99,14 @@ class ReplicaOptions:
 
     ray: str | None = option(
         None,
-        "Make the images on Ray, in replicas of the model: 'local' starts Ray on this machine, 'auto' takes the "
-        "cluster that it belongs to, else the address of one [default: this process makes them].",
+        "Ray replicas: 'local', 'auto' (this machine's), or an address. [default: none]",
     )
     replicas: str | None = option(
         None,
-        "Replicas of the model, with --ray: a number, or MIN:MAX to follow the load [default: 1].",
+        "Replicas, with --ray: a number, or MIN:MAX to follow the load. [default: 1]",
     )
     replica_cpus: float | None = option(
-        None, "Cores of a replica [default: an even part of this machine's with --ray local, else 1]."
+        None, "Cores of a replica. [default: an even part with --ray local, else 1]"
     )
     replica_gpus: float = option(0.0, "GPUs of a replica; by a fraction several share one.")
 
@@ -105,30 +124,77 @@ class ReplicaOptions:
 class Generation:
     """What to make and where to; the settings, the seed and the prompts decide the images, the rest only how."""
 
-    prompts: list[str]
+    images: ImageList
     settings: RunSettings
+    guided: Sharing  # of rows that name a guidance scale
     output: OutputOptions
     micro_batch_size: int | Literal["auto"] | None
     scale: ScaleOptions
     pool: PoolOptions | None  # None: made in this process
 
-    @cached_property
-    def requests(self) -> list[ImageRequest]:
-        return as_requests(self.prompts)
-
     @property
     def shard_size(self) -> int | None:
         """Images per shard; None where each is a file."""
         size = self.output.shard_size
-        return size if size is not None and len(self.prompts) > size else None
+        return size if size is not None and len(self.images) > size else None
 
     def manifest(self) -> dict[str, Any]:
         """What a resumed run must repeat."""
         return self.settings.record() | {
             "seed": self.output.seed,
-            "prompts": texts_digest(self.prompts),
+            **self.images.digests(),
+            "guided": self.guided.record() if self.images.names_guidance else None,
             "shard_size": self.shard_size,
+            "format": self.output.format,
+            "quality": self.output.quality,
+            "file_name": self.output.file_name,
         }
+
+    def file_names(self, seeds: Sequence[int] | None = None) -> list[str] | None:
+        """What each image's file is called, without the ending; None for its number.
+
+        Args:
+            seeds: of each image; None while they are not known.
+
+        Raises:
+            InputError: one that cannot be a file's name, or two that are the same.
+        """
+        template, images = self.output.template, self.images
+        if template is None or (seeds is None and "seed" in template.fields):
+            return None
+        names = []
+        for index, request in enumerate(images.requests):
+            row = images.row(index)
+            values: dict[str, str | int | None] = {
+                "index": index,
+                "row": row,
+                "copy": images.copy(index),
+                "id": images.ids[row],
+                "seed": None if seeds is None else seeds[index],
+                "prompt": request.prompt,
+            }
+            names.append(template.name(values, images.where(index)))
+        template.check_distinct(names, map(images.where, range(len(images))))
+        return names
+
+
+def guided_sharing(
+    images: ImageList,
+    settings: RunSettings,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    given: Mapping[str, Any],
+    policy: Path | None,
+) -> Sharing:
+    """How rows share that name a guidance scale: as all would if the run named one; the settings' sharing without any.
+
+    The arguments behind the first two are those of `resolve`, which the settings came from.
+    """
+    scales = (request.guidance_scale for request in images.requests)
+    scale = next((scale for scale in scales if scale is not None), None)
+    if scale is None:
+        return settings.sharing
+    return resolve(model, replace(sampling, guidance_scale=scale), given, policy, cautious=True).sharing
 
 
 def replica_range(text: str | None) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError
 
 import sagediff
+from sagediff.cli.command_table import COMMANDS, EPILOGUE
+from sagediff.cli.help_page import HelpPage
 from sagediff.cli.options import flag_name
 from sagediff.cli.terminal import complain, flush_stdout, give_up_stdout, make_streams_lenient, stdout_is_read
 from sagediff.errors import InputError, SagediffError
@@ -23,8 +25,12 @@ app = App(
     help_format="plaintext",
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `main` has a line for it
+    help_formatter=HelpPage(),
+    help_epilogue=EPILOGUE,
     default_parameter=Parameter(
-        negative=(), name_transform=flag_name, show_default=lambda value: value or None
+        negative=(),
+        name_transform=flag_name,
+        show_default=lambda value: None if value is None or value is False or value == () else value,
     ),
 )
 _NAMES = {
@@ -36,25 +42,17 @@ _NAMES = {
     errno.EACCES,
     errno.EINVAL,
 }
-_AFTER_STOP = {
-    **dict.fromkeys(("generate", "train", "bench"), "what was finished is kept, --resume goes on"),
-    "tune": "what was finished is kept, the same command goes on",
-    "serve": "requests under way were not answered",
-}
-_COMMANDS = {  # each is imported when it is called
-    "generate": "Generate one image per prompt.",
-    "plan": "Show how prompts would be grouped and what that saves, without loading the denoiser.",
-    "train": "Teach a model to share: train a LoRA on groups of captioned images.",
-    "bench": "Compare independent and shared sampling, before and after training, in one table.",
-    "tune": "Find the sharing that saves most within a quality budget, and write it as a file for --policy.",
-    "serve": "Serve the model as an OpenAI-compatible images server.",
-}
-for _name, _help in _COMMANDS.items():
-    _module = "show_plan" if _name == "plan" else _name  # `plan` is a package
-    app.command(f"sagediff.cli.commands.{_module}:{_name}", name=_name, help=_help)
+for _number, (_name, _command) in enumerate(COMMANDS.items()):
+    app.command(
+        f"sagediff.cli.commands.{_command.module}:{_name}",
+        name=_name,
+        help=_command.help,
+        help_epilogue=_command.epilogue,
+        sort_key=_number,
+    )
 
 
-@app.command
+@app.command(show=False)  # --version says it as well
 def version() -> None:
     """Print the version."""
     print(sagediff.__version__)
@@ -93,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain("there is not enough memory", 1)
     except KeyboardInterrupt:
         give_up_stdout()
-        return complain(f"stopped; {_AFTER_STOP.get(tokens[0], 'nothing was changed')}", 130)
+        left = COMMANDS[tokens[0]].after_stop if tokens[0] in COMMANDS else "nothing was changed"
+        return complain(f"stopped; {left}", 130)
 
 
 def _run(tokens: list[str]) -> int:
@@ -105,8 +104,8 @@ def _run(tokens: list[str]) -> int:
             token.encode()
         except UnicodeEncodeError:
             raise InputError(f"argument {number} is not UTF-8 text: {token[:200]}") from None
-    if not tokens[0].startswith("-") and tokens[0] not in (*_COMMANDS, "version"):
-        raise InputError(f"unknown command {tokens[0]!r}; there are {', '.join((*_COMMANDS, 'version'))}")
+    if not tokens[0].startswith("-") and tokens[0] not in (*COMMANDS, "version"):
+        raise InputError(f"unknown command {tokens[0]!r}; there are {', '.join((*COMMANDS, 'version'))}")
     code = app(tokens, exit_on_error=False, print_error=False)
     return code if isinstance(code, int) else 0
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from dataclasses import MISSING, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from sagediff.errors import InputError
-from sagediff.options import types_of
+from sagediff.options import option, types_of
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
 from sagediff.plan.sharing import Sharing
+from sagediff.prompts.image_list import RequestOptions
 
-_ORDER = ("Prompts", "Model", "Sampling", "Sharing", "Training", "Comparison", "Server", "Output", "Scale")
-GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(_ORDER)}
+_GROUPS = {
+    "Prompts": "",
+    "Data": "",
+    "Model": "",
+    "Sampling": "",
+    "Sharing": "Where the model, its LoRA or --policy name one, that is the default.",
+    "Optimization": "",
+    "Objective": "",
+    "Comparison": "",
+    "Measuring": "",
+    "Server": "",
+    "Output": "",
+    "Scale": "",
+}
+GROUPS = {
+    name: Group(name, help=note, sort_key=number) for number, (name, note) in enumerate(_GROUPS.items())
+}
+_SIZE = re.compile(r"(\d{1,6})\s*[x\u00d7]\s*(\d{1,6})")
 
 
 def renamed(cls: type) -> dict[str, str]:
@@ -43,26 +61,31 @@ def flattened(group: str) -> Parameter:
     return Parameter(name="*", group=GROUPS[group])
 
 
-def given(cls: type, source: str = "", only: Collection[str] | None = None) -> Any:
+def given(cls: type, only: Collection[str] | None = None) -> Any:
     """The options of a dataclass as a command takes them: each None until it is named; `named` has the rest.
 
     Args:
-        source: where a default comes from, in words before the declared one.
-        only: names of the options; None for all that have a flag.
+        only: names of the options, in the order of the help page; None for all that have a flag.
     """
     entries = []
-    for each in fields(cls):
+    declared = {each.name: each for each in fields(cls)}
+    for each in declared.values() if only is None else map(declared.__getitem__, only):
         about = each.metadata
-        if about.get("flag", False) is False or (only is not None and each.name not in only):
+        if about.get("flag", False) is False:
             continue
         hint = types_of(cls)[each.name]
         if about["words"]:
             hint = hint | Literal[tuple(about["words"])]
         words = {value: word for word, value in about["words"].items()}
         default = words.get(each.default, each.default)
-        if isinstance(default, tuple):
-            default = " ".join(map(str, default))
-        shown = "" if default in (None, MISSING, "") else f" [default: {source}{default}]"
+        if isinstance(default, tuple | float):
+            default = " ".join(
+                f"{number:g}" for number in ((default,) if isinstance(default, float) else default)
+            )
+        if default is MISSING:
+            shown = " [required]"
+        else:
+            shown = "" if default is None or default is False or default == "" else f" [default: {default}]"
         entries.append(
             (each.name, hint | None, field(default=None, metadata={"help": about["help"] + shown}))
         )
@@ -74,7 +97,7 @@ def given(cls: type, source: str = "", only: Collection[str] | None = None) -> A
 def given_sharing(beside: type | None = None) -> Any:
     """As `given`, the options of sharing but for those that a command's own options list."""
     listed = {each.name for each in fields(beside)} if beside else set()
-    return given(Sharing, "the model's own, else ", {each.name for each in fields(Sharing)} - listed)
+    return given(Sharing, [each.name for each in fields(Sharing) if each.name not in listed])
 
 
 def given_settings(cls: Any, names: str) -> Any:
@@ -82,8 +105,11 @@ def given_settings(cls: Any, names: str) -> Any:
     entries = []
     for name in names.split():
         each = cls.model_fields[name]
-        shown = "" if each.default is None else f" [default: {each.default}]"
-        about = field(default=None, metadata={"help": " ".join(each.description.split()) + shown})
+        text, _, without = " ".join(each.description.split()).partition(" None: ")
+        default = without.rstrip(".") if each.default is None else each.default
+        default = f"{default:g}" if isinstance(default, float) else default
+        shown = "" if default is False or default == "" else f" [default: {default}]"
+        about = field(default=None, metadata={"help": text + shown})
         entries.append((name, each.annotation | None, about))
     made = make_dataclass(f"Given{cls.__name__}", entries, frozen=True, kw_only=True)
     made.__module__ = __name__
@@ -106,17 +132,46 @@ PromptFile = Annotated[
     of(
         "Prompts",
         "--prompts",
-        help="File of prompts: .txt (one per line), .jsonl (key `prompt`), .csv (column `prompt`), each also as .gz, "
-        "or .parquet; '-' reads standard input.",
+        help="File: .txt, .jsonl, .json, .csv, .tsv, also .gz, or .parquet; or '-'.",
         allow_leading_hyphen=True,  # for "-" itself
     ),
 ]
+
+
+def _again(name: str) -> Any:
+    """A field of `RequestOptions` once more, for another annotation."""
+    declared = next(each for each in fields(RequestOptions) if each.name == name)
+    return field(default=declared.default, metadata=declared.metadata)
+
+
+@dataclass(frozen=True)
+class ShortRequestOptions(RequestOptions):
+    """The same, shorter to type."""
+
+    images_per_prompt: Annotated[int, Parameter(alias="-n")] = _again("images_per_prompt")
+    size: str | None = option(None, "Both, as in 768x512. [default: the model's own]")
+
+    def __post_init__(self) -> None:
+        if self.size is not None:
+            sides = _SIZE.fullmatch(self.size.strip().lower())
+            if sides is None:
+                raise InputError(
+                    f"--size takes width and height in pixels, as in 768x512; got {self.size[:100]!r}"
+                )
+            if self.width is not None or self.height is not None:
+                raise InputError("give --size, or --width and --height, not both")
+            object.__setattr__(self, "width", int(sides[1]))
+            object.__setattr__(self, "height", int(sides[2]))
+        super().__post_init__()
+
+
+Requested = Annotated[ShortRequestOptions, flattened("Prompts")]
 Model = Annotated[ModelOptions, flattened("Model")]
 Sampling = Annotated[SamplingOptions, flattened("Sampling")]
 SharingOptions = Annotated[GivenSharing | None, flattened("Sharing")]
 Policy = Annotated[
     Path | None,
-    of("Sharing", help="File of sharing options, as `sagediff tune` writes it; options named beside it win."),
+    of("Sharing", help="File of these options, as `sagediff tune` writes it. [default: none]"),
 ]
 
 

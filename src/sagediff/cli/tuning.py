@@ -6,18 +6,19 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import sagediff
-from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions, numbers
+from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
 from sagediff.errors import InputError
 from sagediff.evaluation.certainty import prompts_needed
 from sagediff.evaluation.perception import Perception
-from sagediff.evaluation.search import Family, Search, Trial, Tuned, tune
+from sagediff.evaluation.search import Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import at_work, sweep, write_text
-from sagediff.files.digest import file_digest, texts_digest
+from sagediff.files.digest import texts_digest
 from sagediff.pipelines.content import named_content, run_content
+from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress
@@ -25,24 +26,22 @@ from sagediff.prompts.embeddings import embed_prompts
 
 
 def run_tune(
-    settings: RunSettings, options: TuneOptions, measuring: MeasuringOptions, prompts: Path | None
+    settings: RunSettings, options: TuneOptions, measuring: MeasuringOptions, prompts: list[str] | None
 ) -> None:
     """Search, write the policy file; what was found goes to stdout as JSON, trials to stderr as they end.
 
     Args:
         settings: its sharing is that of every trial, but for what is searched.
-        prompts: file of prompts; None for held-out captions of the built-in model.
+        prompts: None for held-out captions of the built-in model.
 
     Raises:
-        InputError: a value out of range, an option of the other way to tune, or a metric that these prompts or this
-            model do not have.
+        InputError: a value out of range, or a metric that these prompts or this model do not have.
         OutputError: the file cannot be written.
     """
-    if options.evaluations is not None:
-        raise InputError("--evaluations bounds --by predictions; name that, or leave it out")
     model, out = settings.model, options.out
-    texts = measuring.prompts(prompts, model, held_out=256)
-    search = _search(settings, options, texts)
+    texts = measuring.world_prompts(model, held_out=256) if prompts is None else prompts
+    repeats = bool(equal_prompts(texts)) and settings.sharing.repeats_may_share
+    search = options.search(settings, (EQUAL,) if repeats else ())
     seeds = measuring.seeds_or((0,))
     device = working_device(model.device)
     perception = measuring.perception(model, device)
@@ -58,25 +57,6 @@ def run_tune(
         _write(settings, options, runner, found)
 
 
-def _search(settings: RunSettings, options: TuneOptions, prompts: list[str]) -> Search:
-    thresholds = options.thresholds(settings.model)
-    if not options.threshold and equal_prompts(prompts) and settings.sharing.repeats_may_share:
-        thresholds += (EQUAL,)
-    given: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in ("budget", "apart", "confidence")
-        if getattr(options, name) is not None
-    }
-    return Search(
-        settings.sharing,
-        thresholds,
-        numbers("--share-ratio", options.share_ratio, float) or tuple(k / 10 for k in range(1, 9)),
-        families=cast("tuple[Family, ...]", tuple(options.families.split(","))),  # Search checks them
-        sizes=numbers("--max-group-size", options.max_group_size, int) or (8, 32),
-        **given,
-    )
-
-
 def _metric(options: TuneOptions, perception: Perception, prompts: list[str]) -> Metric:
     judged = judges(perception, prompts)
     if options.metric == "accuracy" and not judged:
@@ -90,7 +70,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
     return asdict(settings.sampling) | {
         "version": sagediff.__version__,
         "model": model.name,
-        "lora": None if model.lora is None else file_digest(model.lora),
+        "lora": loras_digest(model.loras()),
         "scheduler": model.scheduler,
         "dtype": model.dtype,
         "prompts": texts_digest(runner.prompts),
@@ -119,7 +99,7 @@ def _shown(search: Search, runner: TrialRunner, kept: TrialFile) -> Tuned:
 
 
 def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, found: Tuned) -> None:
-    best, alone, lora = found.best, found.alone, settings.model.lora
+    best, alone = found.best, found.alone
     apart = {} if best.apart is None else {"apart": best.apart, "apart_independent": alone.apart}
     plan = runner.plan(best.policy)
     record = best.policy.record() | {
@@ -133,8 +113,8 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             "quality_independent": alone.mean,
             **apart,
             "loss_at_most": found.loss_at_most(best),
-            "confidence": found.search.confidence,
-            "lora": None if lora is None else file_digest(lora),
+            "confidence": options.confidence,
+            "lora": loras_digest(settings.model.loras()),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,
             "num_prompts": len(runner.prompts),

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sagediff.errors import UnsupportedPipelineError
+
+if TYPE_CHECKING:  # the table is read before torch is imported, to refuse a model at once
+    from torch import Tensor
 
 Role: TypeAlias = Literal["row", "condition", "mask", "neither"]
 GuidanceKind: TypeAlias = Literal["batched", "two calls"]
@@ -105,7 +105,7 @@ class Family:
         return found
 
     def _collect(self, name: str, value: Any, class_name: str, found: dict[str, Tensor]) -> None:
-        if isinstance(value, Tensor):
+        if _is_tensor(value):
             if name not in self.arguments or name in self.lists:
                 raise _unknown_argument(name, class_name)
             found[name] = value
@@ -119,14 +119,16 @@ class Family:
                     f"all prompts"
                 )
         elif _holds_tensor(value):
-            if name in self.lists and all(isinstance(entry, Tensor) for entry in value):
+            if name in self.lists and all(map(_is_tensor, value)):
                 self._pack(name, value, class_name, found)
-            elif name in self.parts and all(isinstance(entry, Tensor) for entry in value):
+            elif name in self.parts and all(map(_is_tensor, value)):
                 found |= {f"{name}.{number}": entry for number, entry in enumerate(value)}
             elif self.arguments.get(name) != "neither":  # T2I-Adapter's features
                 raise _unknown_argument(name, class_name)
 
     def _pack(self, name: str, rows: Sequence[Tensor], class_name: str, found: dict[str, Tensor]) -> None:
+        import torch
+
         is_condition = self.arguments[name] == "condition"
         shapes = {tuple(row.shape[1:] if is_condition else row.shape) for row in rows}
         if len(shapes) > 1:
@@ -184,12 +186,18 @@ class Family:
         return found
 
 
+def _is_tensor(value: Any) -> bool:
+    from torch import Tensor
+
+    return isinstance(value, Tensor)
+
+
 def _holds_tensor(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_holds_tensor(entry) for entry in value.values())
     if isinstance(value, list | tuple):
         return any(_holds_tensor(entry) for entry in value)
-    return isinstance(value, Tensor)
+    return _is_tensor(value)
 
 
 def _unknown_argument(name: str, class_name: str) -> UnsupportedPipelineError:

@@ -90,7 +90,9 @@ def fit_gaps(measured: Sequence[GroupGap], num_steps: int, signal: Sequence[floa
         raise InputError("no gaps were measured, so nothing can be fitted")
     if not all(np.isfinite(each.gap) and each.gap >= 0 for each in measured):
         raise InputError("the model's predictions are not finite, so their differences tell nothing")
-    measured = sorted(measured, key=lambda each: (each.step, each.spread, each.gap))  # sums round by their order
+    measured = sorted(
+        measured, key=lambda each: (each.step, each.spread, each.gap)
+    )  # sums round by their order
     steps = sorted({each.step for each in measured})
     exponent = _exponent([each for each in measured if each.gap > 0 and each.spread > 0])
     at = {step: [each for each in measured if each.step == step] for step in steps}

@@ -170,7 +170,6 @@ class GapRunner:
             return None
         return Gaps(fit_gaps(measured, self.num_steps, signal), tuple(measured), count, run)
 
-
     def _sampling(self, prompts: list[str]) -> Callable[[list[torch.Generator]], object]:
         """Calls the pipeline for these prompts."""
         options: dict[str, Any] = {"prompt": prompts, "num_inference_steps": self.num_steps}

@@ -19,8 +19,9 @@ from sagediff.errors import InputError
 from sagediff.evaluation.grid import Setting
 from sagediff.files.atomic import output_errors, sweep, write_bytes, write_text
 from sagediff.files.digest import object_digest
+from sagediff.files.image_formats import PNG
 from sagediff.files.json_input import read_object
-from sagediff.files.output_folder import MANIFEST, OutputFolder, is_whole, png_bytes
+from sagediff.files.output_folder import MANIFEST, OutputFolder
 
 _DIGEST = "digest"  # of all else in a cell: one that was cut or changed is made again
 
@@ -90,11 +91,11 @@ class CellStore:
             row.paste(image, (place * width, 0))
         target = self.strip_path(setting, group)
         _make(target.parent)
-        write_bytes(target, png_bytes(row, {}))
+        write_bytes(target, PNG.encode(row, {}))
 
     def has_strip(self, setting: Setting, group: int) -> bool:
         """Whether a strip's image is there, whole."""
-        return is_whole(self.strip_path(setting, group), {})
+        return PNG.is_whole_file(self.strip_path(setting, group), {})
 
     @staticmethod
     def _name(setting: Setting, seed: int) -> str:

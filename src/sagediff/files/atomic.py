@@ -63,8 +63,10 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json_lines(target: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """As `write_text`, one JSON object per line."""
-    write_text(target, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    """As `write_text`, one JSON object per line; they are gone through once, and never in memory together."""
+    with writing(target) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:

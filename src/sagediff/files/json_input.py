@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,35 @@ def parse(text: str | bytes, where: str, *, max_bytes: int = MAX_BYTES) -> Any:
     """
     if len(text) > max_bytes:
         raise InputError(f"{where}: longer than {max_bytes:,} bytes")
-    try:
+    with _json_errors(where):
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        found = json.loads(
-            text,
-            parse_int=_whole,
-            parse_float=_finite,
-            parse_constant=_finite,
-            object_pairs_hook=_object,
-        )
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{where}: not JSON ({error.msg}, {place})") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: nested more than {MAX_DEPTH} deep") from error
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from error
+        found = _DECODER.decode(text)
     _check(found, where)
     return found
+
+
+def parse_start(text: str, where: str, *, is_whole: bool) -> tuple[Any, int] | None:
+    """The value that a text begins with, as `parse` gives it, and where it ends.
+
+    Args:
+        is_whole: whether no more of the text is to come.
+
+    Returns:
+        None where the text does not hold a value, but might if it went on.
+
+    Raises:
+        InputError: as `parse`; no value where the text is whole.
+    """
+    try:
+        with _json_errors(where):
+            found, end = _DECODER.raw_decode(text)
+    except InputError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError) and not is_whole:
+            return None
+        raise
+    _check(found, where)
+    return found, end
 
 
 def parse_object(text: str | bytes, where: str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -135,6 +144,27 @@ def _check_text(text: str, where: str) -> None:
         raise InputError(f"{where}: half of a surrogate pair (\\u{ord(text[error.start]):04x})") from error
 
 
+@contextmanager
+def _json_errors(where: str) -> Iterator[None]:
+    """What reading a document raises, as an InputError that names it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InputError(f"{where}: not JSON ({error.msg}, {place})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: nested more than {MAX_DEPTH} deep") from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _kind(value: Any) -> str:
     kinds = {str: "a string", list: "an array", bool: "a truth value", type(None): "null"}
     return kinds.get(type(value), "a number")
+
+
+_DECODER = json.JSONDecoder(
+    parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_object
+)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from sagediff.errors import InputError
 from sagediff.files.atomic import (
@@ -21,25 +19,33 @@ from sagediff.files.atomic import (
     writing,
 )
 from sagediff.files.claim import is_vacant
+from sagediff.files.image_formats import PNG, ImageFormat
 from sagediff.files.json_input import read_object
 
 MANIFEST = "run.json"
 _MANIFEST_BYTES = 1 << 30  # the plan of a million prompts takes some fifty megabytes
-_SIZE = "size"  # the text chunk that holds an image's width and height
-_END = b"\0\0\0\0IEND\xaeB\x60\x82"  # of every PNG
 
 
 class OutputFolder:
     """One run's folder. `run.json`, with the run's settings, is written first; images follow one by one.
 
     Nobody else writes there meanwhile (`claim.claimed_output`).
+
+    Args:
+        image_format: of every image.
+        name: of an image's file by its number, without its ending; no two are equal.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        image_format: ImageFormat = PNG,
+        name: Callable[[int], str] = "{:06d}".format,
+    ) -> None:
+        self.path, self.image_format, self._name = path, image_format, name
 
     def image_path(self, index: int) -> Path:
-        return self.path / "images" / f"{index:06d}.png"
+        return self.path / "images" / f"{self._name(index)}{self.image_format.suffix}"
 
     def check_free(self, resume: bool) -> None:
         """Refuse a folder that is in use, before it is known what this run would write there. Writes nothing.
@@ -86,12 +92,16 @@ class OutputFolder:
         """Numbers of the images that are there, whole.
 
         Args:
-            texts: what each image says in its text chunks, in the order of their numbers.
+            texts: what each image says of itself (`ImageFormat.encode`), in the order of their numbers.
         """
-        return [i for i, wanted in enumerate(texts) if is_whole(self.image_path(i), wanted)]
+        return [i for i, wanted in enumerate(texts) if self.is_whole(i, wanted)]
 
-    def save_png(self, index: int, data: bytes) -> None:
-        """Write one image, encoded as PNG by `png_bytes`."""
+    def is_whole(self, index: int, texts: Mapping[str, str]) -> bool:
+        """Whether an image is there, as it was written."""
+        return self.image_format.is_whole_file(self.image_path(index), texts)
+
+    def save_image(self, index: int, data: bytes) -> None:
+        """Write one image, as `image_format` encodes it."""
         write_bytes(self.image_path(index), data)
 
     def write_text(self, name: str, text: str) -> None:
@@ -102,7 +112,7 @@ class OutputFolder:
         with output_errors(self.path / name):
             (self.path / name).unlink(missing_ok=True)
 
-    def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    def write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """One JSON object per line."""
         write_json_lines(self.path / name, records)
 
@@ -142,44 +152,3 @@ class OutputFolder:
                 f"--resume: {self.path} was made with other {what} ({', '.join(changed)}); {remedy}, or use another "
                 "folder"
             )
-
-
-def png_bytes(image: Image.Image, texts: Mapping[str, str]) -> bytes:
-    """An image as PNG, with `texts` and its size in its text chunks."""
-    info = PngInfo()
-    for key, value in {**texts, _SIZE: _size(image)}.items():
-        info.add_itxt(key, value)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
-
-
-def is_whole(path: Path, texts: Mapping[str, str]) -> bool:
-    """Whether a file is an image of ours as it was written: not cut, linked, scaled, or another run's.
-
-    Args:
-        texts: what it has to say in its text chunks, whatever else it says.
-    """
-    if path.is_symlink() or not path.is_file():
-        return False
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return False
-    return is_whole_png(data, texts)
-
-
-def is_whole_png(data: bytes, texts: Mapping[str, str]) -> bool:
-    """As `is_whole`, of a file's content."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            said, size = {**image.info}, _size(image)
-            image.verify()  # the checksum of every chunk but the last
-    except Exception:  # Pillow raises many kinds for broken files; none of them is an image of ours
-        return False
-    says = {_SIZE: size, **texts}
-    return data.endswith(_END) and all(said.get(key) == value for key, value in says.items())
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}x{image.height}"

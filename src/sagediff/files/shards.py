@@ -19,9 +19,10 @@ from typing import Any
 from sagediff.errors import InputError, OutputError
 from sagediff.files.atomic import output_errors, sweep, sync_folder, writing
 from sagediff.files.json_input import parse_object
-from sagediff.files.output_folder import OutputFolder, is_whole, is_whole_png
+from sagediff.files.output_folder import OutputFolder
 
 Record = Mapping[str, Any]
+SHARD_COLUMNS = ("key", "bytes")  # of a shard's own, beside a record's
 
 
 class ShardStore:
@@ -31,8 +32,8 @@ class ShardStore:
         folder: of the run; shards go to `shards/`.
         order: prompt numbers, whole groups one after the other.
         size: images per shard.
-        record: a prompt's metadata, with `group` and `evaluations` among it; the same keys for each.
-        texts: what a prompt's image says in its text chunks, as `OutputFolder.finished` takes it.
+        record: a prompt's metadata, with `group` and `evaluations` among it, and no `key` and `bytes`.
+        texts: what a prompt's image says of itself, as `OutputFolder.finished` takes it.
 
     Raises:
         InputError: a size below 1, or pyarrow is not installed.
@@ -73,16 +74,16 @@ class ShardStore:
                     self._drop_files(members)
                 done += members
                 continue
-            there = [i for i in members if is_whole(self._folder.image_path(i), self._texts(i))]
+            there = [i for i in members if self._folder.is_whole(i, self._texts(i))]
             done += there
             self._missing[number] = len(members) - len(there)
             if not self._missing[number]:
                 self._write(number)
         return sorted(done)
 
-    def save_png(self, index: int, data: bytes) -> None:
+    def save_image(self, index: int, data: bytes) -> None:
         """Keep one image; write its shard if it was the last one missing."""
-        self._folder.save_png(index, data)
+        self._folder.save_image(index, data)
         number = self._shard[index]
         self._missing[number] -= 1
         if not self._missing[number]:
@@ -105,13 +106,14 @@ class ShardStore:
         with writing(target) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for index, record in zip(members, records, strict=True):
                 data = self._folder.image_path(index).read_bytes()
-                if not is_whole_png(data, self._texts(index)):  # its file is removed once it is in here
+                # its file is removed once it is in here
+                if not self._folder.image_format.is_whole(data, self._texts(index)):
                     raise OutputError(
                         f"{self._folder.image_path(index)} was damaged; --resume makes it again"
                     )
                 record["bytes"] = len(data)
                 text = json.dumps(record, ensure_ascii=False).encode()
-                for name, content in ((f"{index:06d}.png", data), (f"{index:06d}.json", text)):
+                for name, content in ((self._entry(index), data), (f"{index:06d}.json", text)):
                     entry = tarfile.TarInfo(name)  # no time, no owner: equal images give equal shards
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
@@ -119,6 +121,10 @@ class ShardStore:
         sync_folder(target.parent)
         with output_errors(target):
             self._drop_files(members)
+
+    def _entry(self, index: int) -> str:
+        """The name of an image in its shard."""
+        return f"{index:06d}{self._folder.image_format.suffix}"
 
     def _is_whole(self, number: int) -> bool:
         """Whether a shard's two files are there and hold its images; the images' own bytes are not read."""
@@ -134,8 +140,8 @@ class ShardStore:
                 whole = tar_file.stat().st_size % tarfile.RECORDSIZE == 0
         except Exception:  # pyarrow and tarfile raise many kinds for broken files
             return False
-        wanted = {f"{index:06d}.png": held.get(f"{index:06d}.png") for index in self._members[number]}
-        told = {f"{row['key']}.png": row["bytes"] for row in rows}
+        wanted = {name: held.get(name) for name in map(self._entry, self._members[number])}
+        told = {f"{row['key']}{self._folder.image_format.suffix}": row["bytes"] for row in rows}
         return whole and told == wanted and len(held) == 2 * len(wanted)
 
     def _write_metadata(self, number: int, records: Sequence[dict[str, Any]]) -> None:
@@ -149,7 +155,8 @@ class ShardStore:
             "evaluations": round(sum(record["evaluations"] for record in records), 6),
             "bytes": sum(record["bytes"] for record in records),
         }
-        table = pyarrow.Table.from_pylist(records)
+        names = list(dict.fromkeys(name for record in records for name in record))
+        table = pyarrow.table({name: _column([record.get(name) for record in records]) for name in names})
         table = table.replace_schema_metadata({"sagediff": json.dumps(statistics)})
         with writing(self.parquet_path(number)) as partial:
             parquet.write_table(table, partial)
@@ -157,6 +164,16 @@ class ShardStore:
     def _drop_files(self, members: Iterable[int]) -> None:
         for index in members:
             self._folder.image_path(index).unlink(missing_ok=True)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type, as a table has them: lists, objects and whatever differs in type become JSON."""
+    kinds = {type(value) for value in values if value is not None}
+    if (len(kinds) <= 1 and kinds <= {str, int, float, bool}) or kinds == {int, float}:
+        large = any(type(value) is int and not -(2**63) <= value < 2**63 for value in values)
+        if not large:
+            return values
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
 
 
 def check_shard_size(size: int) -> None:

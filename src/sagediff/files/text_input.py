@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
@@ -39,15 +39,27 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: a file that cannot be read, or one that `lines_of` refuses.
     """
-    where = shortened(path)
+    with _opened(path) as (file, packed_size):
+        yield from lines_of(file, shortened(path), packed_size=packed_size)
+
+
+def read_pieces(path: Path) -> Iterator[str]:
+    """As `read_lines`, the text in pieces of whatever length."""
+    with _opened(path) as (file, packed_size):
+        yield from pieces_of(file, shortened(path), packed_size=packed_size)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int | None]]:
+    """A file's bytes, unpacked, and the size of the file where it is compressed."""
     with reading(path):
         size = regular_size(path)
         if path.suffix.lower() == ".gz":
             with gzip.open(path, "rb") as file:
-                yield from lines_of(cast("IO[bytes]", file), where, packed_size=size)
+                yield cast("IO[bytes]", file), size
         else:
             with path.open("rb") as plain:
-                yield from lines_of(plain, where)
+                yield plain, None
 
 
 def lines_of(file: IO[bytes], where: str, *, packed_size: int | None = None) -> Iterator[str]:
@@ -60,9 +72,33 @@ def lines_of(file: IO[bytes], where: str, *, packed_size: int | None = None) -> 
     Raises:
         InputError: not UTF-8, a NUL, a line longer than `MAX_LINE`, or a file that unpacks to far more than it is.
     """
+    yield from lines_in(pieces_of(file, where, packed_size=packed_size), where)
+
+
+def lines_in(pieces: Iterable[str], where: str) -> Iterator[str]:
+    """Lines of a text that comes in pieces; as `lines_of`."""
+    number, rest = 1, ""
+    for text in pieces:
+        lines = (rest + text).split("\n")
+        rest = lines.pop()
+        if "\0" in text or len(rest) > MAX_LINE or (lines and len(lines[0]) > MAX_LINE):
+            _refuse([*lines, rest], where, number)
+        for line in lines:
+            yield line + "\n"
+        number += len(lines)
+    if rest:
+        yield rest
+
+
+def pieces_of(file: IO[bytes], where: str, *, packed_size: int | None = None) -> Iterator[str]:
+    r"""A stream of UTF-8 as text, in pieces, with "\n" for every line end; the arguments are those of `lines_of`.
+
+    Raises:
+        InputError: not UTF-8, or a file that unpacks to far more than it is.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     ends = io.IncrementalNewlineDecoder(decoder=None, translate=True)
-    at, number, rest, begun = 0, 1, "", False
+    at, begun = 0, False
     while True:
         chunk = file.read(_CHUNK)
         if at == 0:
@@ -80,17 +116,10 @@ def lines_of(file: IO[bytes], where: str, *, packed_size: int | None = None) -> 
                 f"{where}: {packed_size:,} bytes unpack to more than {at // (1 << 20)} MiB; if these are prompts, "
                 "unpack the file first"
             )
-        lines = (rest + text).split("\n")
-        rest = lines.pop()
-        if "\0" in text or len(rest) > MAX_LINE or (lines and len(lines[0]) > MAX_LINE):
-            _refuse([*lines, rest], where, number)
-        for line in lines:
-            yield line + "\n"
-        number += len(lines)
+        if text:
+            yield text
         if not chunk:
-            break
-    if rest:
-        yield rest
+            return
 
 
 def _refuse(lines: Sequence[str], where: str, number: int) -> None:

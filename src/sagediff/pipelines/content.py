@@ -12,12 +12,16 @@ from typing import Any
 from sagediff.errors import InputError, first_line
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.json_input import read_object
-from sagediff.pipelines.loading import model_folder
+from sagediff.files.text_input import is_file
+from sagediff.pipelines.loading import index_folder
+from sagediff.pipelines.model_files import INDEX
+from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import RunSettings
+from sagediff.pipelines.single_file import held_parts
+from sagediff.pipelines.variants import loadable, vae_files
 from sagediff.progress import stderr_track
 
 _EMBEDDING = ("text_encoder", "tokenizer")  # parts of a pipeline that its prompt embeddings come from
-_NEVER_LOADED = {".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".pb", ".md", ".png", ".jpg"}
 _BAR_BYTES = 2 << 30  # what takes longer than a second or two is shown
 
 
@@ -27,9 +31,13 @@ def run_content(settings: RunSettings) -> dict[str, str]:
     Raises:
         InputError: a file that cannot be read.
     """
-    content = {"model": model_digest(settings.model.name)}
-    if settings.model.lora is not None:
-        content["lora"] = files_digest([settings.model.lora])
+    content = {"model": model_digest(settings.model.source)}
+    if loras := settings.model.loras():  # their weights are among the settings
+        content["lora"] = files_digest([each.file for each in loras])
+    if settings.model.vae is not None:
+        content["vae"] = files_digest(vae_files(settings.model.vae))
+    if settings.model.quantize is not None and is_file(Path(settings.model.quantize)):
+        content["quantize"] = files_digest([Path(settings.model.quantize)])
     return content | named_content(encoder=settings.sampling.encoder)
 
 
@@ -37,7 +45,7 @@ def named_content(**names: str | None) -> dict[str, str]:
     """Digests of those of the names that are local folders; a hub's names stand for themselves."""
     folders = {what: Path(name).expanduser() for what, name in names.items() if name}
     return {
-        what: files_digest(_loadable(folder), folder) for what, folder in folders.items() if folder.is_dir()
+        what: files_digest(loadable(folder), folder) for what, folder in folders.items() if folder.is_dir()
     }
 
 
@@ -45,22 +53,34 @@ def embedding_source(settings: RunSettings) -> str:
     """What prompt embeddings depend on besides the encoder's name."""
     if settings.sampling.encoder:
         return named_content(encoder=settings.sampling.encoder).get("encoder", "")
-    lora = settings.model.lora
-    return f"{model_digest(settings.model.name, _EMBEDDING)}, {lora and files_digest([lora])}"
+    loras = settings.model.loras()
+    weights = "".join(f" {each.weight!r}" for each in loras if each.weight != 1 or len(loras) > 1)
+    found = files_digest([each.file for each in loras]) if loras else None
+    return f"{model_digest(settings.model.source, _EMBEDDING)}, {found}{weights}"
 
 
-def model_digest(name: str, parts: tuple[str, ...] = ("",)) -> str:
-    """Digest of a pipeline's files: its index, and what is loaded from the folders that it names.
+def model_digest(name: str | ModelSource, parts: tuple[str, ...] = ("",)) -> str:
+    """Digest of a pipeline's files: its index, what is loaded from the folders that it names, and a single file.
 
     Args:
         name: as `load_pipeline` takes it; a hub id is downloaded.
-        parts: how the names of the parts that count begin.
+        parts: how the names of the parts that count begin; a single file counts whole.
     """
-    folder = model_folder(name) or _downloaded(name)
-    index = folder / "model_index.json"
+    source = ModelSource.of(name)
+    file = source.single_file
+    folder = index_folder(source) or _downloaded(source)
+    index = folder / INDEX
     names = [key for key, value in read_object(index).items() if isinstance(value, list)]
-    homes = [folder / part for part in sorted(names) if part.startswith(parts)]
-    return files_digest([index, *(file for home in homes for file in _loadable(home))], folder)
+    taken = [part for part in sorted(names) if part.startswith(parts)]
+    held = set() if file is None else held_parts(file, folder)
+    found = [
+        each
+        for part in taken
+        for each in loadable(folder / part, source.variant)
+        if part not in held or ".safetensors" not in each.name
+    ]
+    own = "" if file is None else f"{files_digest([file])} "
+    return own + files_digest([index, *found], folder)
 
 
 def files_digest(files: Sequence[Path], home: Path | None = None) -> str:
@@ -80,23 +100,18 @@ def files_digest(files: Sequence[Path], home: Path | None = None) -> str:
     return texts_digest(texts)
 
 
-def _loadable(folder: Path) -> list[Path]:
-    """The files of a folder that may be loaded, sorted: no pickles, and no weights of another variant ("fp16")."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix not in _NEVER_LOADED)
-    return sorted(file for file in files if not _is_variant(file.name))
-
-
-def _is_variant(name: str) -> bool:
-    stem, weights, _ = name.partition(".safetensors")
-    return bool(weights) and "." in stem
-
-
-def _downloaded(name: str) -> Path:
+def _downloaded(source: ModelSource) -> Path:
     """Where the hub's cache has a model; what is missing there is downloaded, as loading would do."""
     import diffusers
 
     try:
-        found: Any = diffusers.DiffusionPipeline.download(name, use_safetensors=True, trust_remote_code=False)
+        found: Any = diffusers.DiffusionPipeline.download(
+            source.name,
+            revision=source.revision,
+            variant=source.variant,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     except Exception as error:  # whatever the hub's client raises
-        raise InputError(f"cannot load the model {name!r}: {first_line(error)}") from error
+        raise InputError(f"cannot load the model {source.name!r}: {first_line(error)}") from error
     return Path(found)

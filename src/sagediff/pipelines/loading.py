@@ -1,92 +1,26 @@
-"""Pipelines by name: a built-in model, a local diffusers folder, or a hub id. Safetensors only."""
+"""Pipelines by name: a built-in model, a local diffusers folder, a single file, or a hub id. Safetensors only."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from sagediff.collector import collection_paused
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
+from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import SMALL, read_object
-from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
-from sagediff.pipelines.sentence_encoder import encoder_archive, load_encoder, load_tokenizer
-
-
-@dataclass(frozen=True)
-class BuiltInModel:
-    """A model that comes along. Its folder is read as data; its code is not imported here.
-
-    Attributes:
-        folder: below the package.
-        training: the command that makes its weights.
-        sentence_encoder: whether tokenizer and text encoder come from a package of their own (`sentence_encoder`).
-        channels_last: whether its U-Net is faster with channels last on CPUs; equal but for rounding.
-    """
-
-    folder: str
-    training: str
-    sentence_encoder: bool = False
-    channels_last: bool = False
-
-
-BUILT_IN = {
-    "demo": BuiltInModel(
-        "builtin/scenes", "python -m sagediff.builtin.scenes.training all", channels_last=True
-    ),
-    "emoji": BuiltInModel(
-        "builtin/emoji", "python -m sagediff.builtin.emoji.training all", sentence_encoder=True
-    ),
-}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def built_in_folder(name: str) -> Path:
-    """Where a model that comes along has its files: `weights/`, and `lora/` where one goes with it."""
-    return Path(str(files("sagediff"))) / BUILT_IN[name].folder
-
-
-def model_folder(name: str | Path) -> Path | None:
-    """The local folder behind a model's name; None for a hub id.
-
-    Raises:
-        InputError: neither built in, nor a folder with a model_index.json, nor of a hub id's form; or a built-in
-            model whose weights or whose text encoder's package is not installed.
-    """
-    built_in = BUILT_IN.get(str(name))
-    if built_in is not None:
-        folder = built_in_folder(str(name)) / "weights" / "pipeline"
-        if not (folder / "model_index.json").is_file():
-            raise InputError(
-                f"this installation holds no weights of the built-in model {str(name)!r} ({folder}); install sagediff "
-                f"from a checkout that has them, or train them: {built_in.training}"
-            )
-        if built_in.sentence_encoder:
-            encoder_archive()
-        return folder
-    try:
-        folder = Path(name).expanduser()
-    except RuntimeError as error:  # "~nobody"
-        raise InputError(f"no model {shortened(str(name))!r}: {error}") from error
-    if is_folder(folder):
-        if not is_file(folder / INDEX):
-            raise InputError(
-                f"{folder} holds no model_index.json; --model takes a folder that save_pretrained made"
-            )
-        return folder
-    if stat_of(folder) is not None or folder.is_absolute() or not _HUB_ID.fullmatch(str(name)):
-        raise InputError(
-            f"no model {shortened(str(name))!r}: expected {' or '.join(map(repr, BUILT_IN))}, a local diffusers folder "
-            "or a hub id like 'org/name'"
-        )
-    return None
+from sagediff.pipelines.model_source import BUILT_IN, ModelSource, model_folder
+from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
+from sagediff.pipelines.single_file import config_folder, load_single_file
+from sagediff.pipelines.variants import check_variant
 
 
 def load_for_planning(
-    name_or_path: str | Path, *, scheduler: str | None = None, text_encoders: bool = True
+    name_or_path: str | Path | ModelSource, *, scheduler: str | None = None, text_encoders: bool = True
 ) -> tuple[Any, str]:
     """A pipeline with its tokenizers, text encoders and scheduler alone, and the class name of the denoiser left out.
 
@@ -97,30 +31,28 @@ def load_for_planning(
     parts, denoiser = supported_parts(name_or_path)
     kept = ("scheduler", "tokenizer", *(("text_encoder",) if text_encoders else ()))
     left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
-    return load_pipeline(name_or_path, scheduler=scheduler, **left_out), denoiser
+    return load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out), denoiser
 
 
-def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
+@collection_paused()
+def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, str], str]:
     """The class name of each part that a model's index lists, and that of its denoiser; loads no weights.
 
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
-    folder = model_folder(name_or_path)
+    source = ModelSource.of(name_or_path)
+    name_or_path = source.name
+    folder = index_folder(source)
+    if folder is not None:
+        index, where = _index_of(name_or_path, folder), str(folder / INDEX)
+        _checked_denoiser(index, where)  # before a library is imported
     import diffusers
 
-    if folder is not None:
-        where = str(folder / INDEX)
-        try:
-            index = read_object(folder / INDEX, max_bytes=SMALL)
-        except InputError as error:
-            raise InputError(
-                f"cannot load the model {str(name_or_path)!r}: its index names no pipeline: {error}"
-            ) from error
-    else:
+    if folder is None:
         where = f"{INDEX} of {name_or_path}"
         try:
-            index = dict(diffusers.DiffusionPipeline.load_config(str(name_or_path)))
+            index = dict(diffusers.DiffusionPipeline.load_config(name_or_path, revision=source.revision))
         except Exception as error:  # whatever the hub's client raises
             raise _cannot_load(name_or_path, error) from error
     known = index.get("_class_name")
@@ -131,34 +63,106 @@ def supported_parts(name_or_path: str | Path) -> tuple[dict[str, str], str]:
             f"{diffusers.__version__}"
         )
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
-    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
-    from sagediff.denoiser.lookup import FAMILIES
+    if folder is not None and source.variant is not None:
+        check_variant(folder, parts, source.variant)
+    return parts, _checked_denoiser(index, where)
 
+
+def check_local_model(source: ModelSource) -> None:
+    """What the index of a local folder tells is refused at once: no library is imported, no weights are looked at.
+
+    Raises:
+        InputError: no such model, or an index that cannot be read. UnsupportedPipelineError: as `supported_parts`.
+    """
+    folder = None if source.single_file is not None else model_folder(source.name)
+    if folder is not None:
+        _checked_denoiser(_index_of(source.name, folder), str(folder / INDEX))
+
+
+def _index_of(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        return read_object(folder / INDEX, max_bytes=SMALL)
+    except InputError as error:
+        raise InputError(f"cannot load the model {name!r}: its index names no pipeline: {error}") from error
+
+
+def _checked_denoiser(index: Mapping[str, Any], where: str) -> str:
+    """The class name of the denoiser that an index lists.
+
+    Raises:
+        InputError: an index that no pipeline can have. UnsupportedPipelineError: a denoiser that sharing does not know.
+    """
+    known = index.get("_class_name")
+    if not isinstance(known, str):
+        raise InputError(f"{where} names no pipeline, under `_class_name`")
+    parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
+    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
     if denoiser not in FAMILIES:
         raise UnsupportedPipelineError(
             f"{known} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
             f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
         )
-    return parts, denoiser
+    return denoiser
+
+
+def index_folder(source: ModelSource) -> Path | None:
+    """The local folder whose index lists a model's parts: its own, or for a single file that of a pipeline like it.
+    None for a hub id.
+
+    Raises:
+        InputError: there is no such model, or no configuration of a single file.
+    """
+    file = source.single_file
+    return model_folder(source.name) if file is None else config_folder(source, file)
 
 
 def load_pipeline(
-    name_or_path: str | Path = "demo", *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
+    name_or_path: str | Path = "demo",
+    *,
+    scheduler: str | None = None,
+    dtype: Any = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    config: str | Path | None = None,
+    **kwargs: Any,
 ) -> Any:
     """A diffusers pipeline, in float32 unless `dtype` (or its old name `torch_dtype`) says otherwise.
 
     Args:
-        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder, or a hub id (the only case that
-            uses the network).
+        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder, a single `.safetensors` file, or
+            a hub id (the only case that uses the network).
         scheduler: one of `denoiser.scheduler.SCHEDULERS` in place of the model's own; its configuration is taken over.
-        kwargs: passed to `DiffusionPipeline.from_pretrained`.
+        variant: of the weights, such as "fp16".
+        revision: of a hub id: a branch, a tag or a commit.
+        config: for a single file, a folder (or a hub id) of the whole pipeline that it is for; without, a folder of the
+            file's name beside it, the folder that it lies in, or the hub's configuration of the model that it is of.
+        kwargs: passed to `DiffusionPipeline.from_pretrained`; for a single file, parts that are there already.
 
     Raises:
         InputError: no such model or scheduler, weights that are not safetensors, or a built-in model's that are not
-            installed.
+            installed; a single file that does not fit its configuration.
     """
-    folder = model_folder(name_or_path)
-    built_in = BUILT_IN.get(str(name_or_path))
+    source = ModelSource(str(name_or_path), variant, revision, None if config is None else str(config))
+    return load_source(source, scheduler=scheduler, dtype=dtype, **kwargs)
+
+
+@collection_paused()
+def load_source(
+    source: ModelSource,
+    *,
+    scheduler: str | None = None,
+    dtype: Any = None,
+    quantized: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
+) -> Any:
+    """As `load_pipeline`.
+
+    Args:
+        quantized: for parts that are quantised as they are loaded, the library's configuration.
+    """
+    name, file = source.name, source.single_file
+    folder = index_folder(source)
+    built_in = BUILT_IN.get(name)
     if scheduler is not None and scheduler not in SCHEDULERS:
         raise InputError(f"unknown scheduler {scheduler!r}; known are {', '.join(SCHEDULERS)}")
     import diffusers
@@ -166,6 +170,10 @@ def load_pipeline(
 
     dtype = dtype or kwargs.pop("torch_dtype", None) or torch.float32
     options = {"dtype": dtype, **kwargs, "use_safetensors": True, "trust_remote_code": False}
+    if source.variant is not None:
+        options["variant"] = source.variant
+    if quantized and file is None:
+        options["quantization_config"] = diffusers.PipelineQuantizationConfig(quant_mapping=dict(quantized))
     if built_in is not None and built_in.sentence_encoder:
         if "tokenizer" not in options:
             options["tokenizer"] = load_tokenizer()
@@ -173,19 +181,28 @@ def load_pipeline(
             options["text_encoder"] = load_encoder(dtype if isinstance(dtype, torch.dtype) else None)
     try:
         if folder is None:  # into the hub's cache first, so that what is loaded has been looked at
-            folder = Path(diffusers.DiffusionPipeline.download(str(name_or_path), **options))
+            folder = Path(diffusers.DiffusionPipeline.download(name, revision=source.revision, **options))
         check_model_files(folder)
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            str(folder), **options | {"local_files_only": True}
-        )
+        if file is not None:
+            pipe = load_single_file(file, folder, dtype, kwargs, quantized)
+        else:
+            if source.variant is not None:
+                index = read_object(folder / INDEX, max_bytes=SMALL)
+                parts = [part for part, _ in part_entries(index, str(folder / INDEX))]
+                check_variant(
+                    folder, [part for part in parts if kwargs.get(part, part) is not None], source.variant
+                )
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                str(folder), **options | {"local_files_only": True}
+            )
     except InputError:
         raise
     except Exception as error:  # whatever a wrong folder makes diffusers and transformers raise
-        raise _cannot_load(name_or_path, error) from error
+        raise _cannot_load(name, error) from error
     if built_in is not None and built_in.channels_last and getattr(pipe, "unet", None) is not None:
         pipe.unet.to(memory_format=torch.channels_last)
     if scheduler is not None:
-        pipe.scheduler = scheduler_like(pipe.scheduler, scheduler, name_or_path)
+        pipe.scheduler = scheduler_like(pipe.scheduler, scheduler, name)
     return pipe
 
 

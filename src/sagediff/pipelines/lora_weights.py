@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError, first_line
+from sagediff.pipelines.lora import Lora
+from sagediff.pipelines.quantized import is_quantized
 
 _HALF = re.compile(r"^(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<half>A|B|down|up)\b")
 
@@ -42,25 +45,49 @@ def check_lora_weights(file: Path) -> None:
         )
 
 
-def merge_lora(pipe: Any, file: Path) -> None:
-    """Merge a LoRA into a pipeline's weights; says on stderr how many of its tensors fit, where not all do.
+def merge_loras(pipe: Any, loras: Sequence[Lora]) -> None:
+    """Merge LoRAs into a pipeline's weights, as diffusers adds up its adapters; beside weights that are quantised they
+    stay as they are. Says on stderr how many tensors of one fit, where not all do.
 
     Raises:
-        InputError: the pipeline takes none, less than half of the tensors fit, one has another shape, or the merged
-            weights are not finite.
+        InputError: the pipeline takes none, less than half of a LoRA's tensors fit, one has another shape, or the
+            merged weights are not finite.
     """
+    if not loras:
+        return
+    names = [f"sagediff_{number}" for number in range(len(loras))]
+    for name, lora in zip(names, loras, strict=True):
+        _load_lora(pipe, lora.file, name)
+    pipe.set_adapters(names, [lora.weight for lora in loras])
+    if is_quantized(pipe):  # whose weights cannot be added to; the LoRAs stay beside them
+        return
+    try:
+        pipe.fuse_lora(safe_fusing=True, adapter_names=names)
+    except ValueError as error:  # what peft says of values that are not finite
+        files = " and ".join(str(lora.file) for lora in loras)
+        which = f"the LoRA {files} makes" if len(loras) == 1 else f"the LoRAs {files} make"
+        raise InputError(f"{which} weights that are not finite: {first_line(error)}") from error
+    pipe.unload_lora_weights()
+
+
+def _load_lora(pipe: Any, file: Path, name: str) -> None:
+    """Put a LoRA beside a pipeline's weights as the adapter `name`. Raises InputError as `merge_loras`."""
     if not hasattr(pipe, "load_lora_weights"):
         raise InputError(f"{type(pipe).__name__} takes no LoRA; leave out --lora {file}")
     source = {"weight_name": file.name, "local_files_only": True}
     try:
         total = _tensors_in(pipe, file, source)
-        pipe.load_lora_weights(str(file.parent), **source)
+        with warnings.catch_warnings():  # peft wonders whether a second adapter is meant
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            pipe.load_lora_weights(str(file.parent), adapter_name=name, **source)
     except Exception as error:  # whatever a wrong file makes diffusers and peft raise
         if "Target modules" in str(error):
             raise _of_another_base(file, 0, 0) from error
         raise InputError(f"cannot load the LoRA {file}: {_difference(error)}") from error
-    fitting = _count(name for part in _modules(pipe) for name, _ in part.named_parameters())
-    if not pipe.get_active_adapters() or 2 * fitting < total:
+    fitting = _count(
+        each for part in _modules(pipe) for each, _ in part.named_parameters() if f".{name}" in each
+    )
+    if not any(name in adapters for adapters in pipe.get_list_adapters().values()) or 2 * fitting < total:
         raise _of_another_base(file, fitting, total)
     if fitting < total:
         print(
@@ -68,11 +95,6 @@ def merge_lora(pipe: Any, file: Path) -> None:
             "it may have been made for another base",
             file=sys.stderr,
         )
-    try:
-        pipe.fuse_lora(safe_fusing=True)
-    except ValueError as error:  # what peft says of values that are not finite
-        raise InputError(f"the LoRA {file} makes weights that are not finite: {first_line(error)}") from error
-    pipe.unload_lora_weights()
 
 
 def _of_another_base(file: Path, fitting: int, total: int) -> InputError:

@@ -42,8 +42,6 @@ def part_entries(index: Mapping[str, Any], where: str) -> list[tuple[str, tuple[
         InputError: an entry that is no pair of texts, a library that is neither diffusers nor transformers, or a name
             that no folder inside can have.
     """
-    import diffusers
-
     parts = []
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list | tuple):
@@ -57,13 +55,20 @@ def part_entries(index: Mapping[str, Any], where: str) -> list[tuple[str, tuple[
         if not name.isidentifier():
             raise InputError(f"{where}: {shortened(name, 40)!r} can be no part of a pipeline")
         library = value[0]
-        if library not in ("diffusers", "transformers") and not hasattr(diffusers.pipelines, library):
+        if library not in ("diffusers", "transformers") and not _is_of_diffusers(library):
             raise InputError(
                 f"{where}: `{name}` is of {shortened(library, 60)!r}; parts are of diffusers or transformers, code of "
                 "others is not run"
             )
         parts.append((name, (value[0], value[1])))
     return parts
+
+
+def _is_of_diffusers(library: str) -> bool:
+    """Whether a pipeline's folder in diffusers has that name, such as "stable_diffusion"."""
+    import diffusers
+
+    return hasattr(diffusers.pipelines, library)
 
 
 def _check_file(file: Path) -> None:

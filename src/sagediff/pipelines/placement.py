@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
-from sagediff.pipelines.loading import load_pipeline, quiet_libraries, supported_parts
-from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.lora_weights import check_lora_weights, merge_lora
+from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
+from sagediff.pipelines.lora_weights import check_lora_weights, merge_loras
+from sagediff.pipelines.model_source import ModelSource
+from sagediff.pipelines.quantized import quantization
+from sagediff.pipelines.replaced_vae import load_vae
 from sagediff.pipelines.run_settings import ModelOptions
+from sagediff.pipelines.running import check_compiler, compile_denoisers, offload
+from sagediff.pipelines.step_caches import enable_cache
 
 
 def working_device(device: str) -> str:
@@ -31,7 +36,7 @@ def working_device(device: str) -> str:
     return device
 
 
-def dtype_for(name: str, device: str) -> Any:
+def dtype_for(name: str | ModelSource, device: str) -> Any:
     """What `--dtype auto` is for a model on a device: a torch dtype, or one per part as `from_pretrained` takes it.
 
     On an accelerator it is the half precision that the model's family declares (`denoiser/table.py`). Where the family
@@ -66,7 +71,7 @@ def computes_in_bfloat16(device: str) -> bool:
 
 
 def open_pipeline(model: ModelOptions) -> Any:
-    """A pipeline on its device; a LoRA is merged into the weights, so that its steps cost no more than others.
+    """A pipeline on its device; LoRAs are merged into the weights, so that its steps cost no more than others.
 
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
@@ -74,17 +79,32 @@ def open_pipeline(model: ModelOptions) -> Any:
     import torch
 
     quiet_libraries()
-    lora = model.chosen_lora()
-    file = None if lora is None else lora_file(lora)
-    if file is not None:
-        check_lora_weights(file)  # before a model of gigabytes is read
+    loras = model.loras()
+    for each in loras:
+        check_lora_weights(each.file)  # before a model of gigabytes is read
     place = working_device(model.device)
-    dtype = dtype_for(model.name, place) if model.dtype == "auto" else getattr(torch, model.dtype)
-    pipe = load_pipeline(model.name, scheduler=model.scheduler, dtype=dtype)
+    if model.compile:
+        check_compiler(place)
+    dtype = dtype_for(model.source, place) if model.dtype == "auto" else getattr(torch, model.dtype)
+    given: dict[str, Any] = {}
+    if model.vae is not None:
+        own = dtype.get("vae", dtype["default"]) if isinstance(dtype, dict) else dtype
+        given["vae"] = load_vae(model.vae, model.source, own)
+    quantized = (
+        {} if model.quantize is None else quantization(model.quantize, supported_parts(model.source)[0])
+    )
+    pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype, quantized=quantized, **given)
     pipe.set_progress_bar_config(disable=True)
-    if file is not None:
-        merge_lora(pipe, file)
-    return pipe.to(place)
+    merge_loras(pipe, loras)
+    if model.offload is None:
+        pipe = pipe.to(place)
+    else:
+        offload(pipe, model.offload, place)
+    if model.cache is not None:
+        enable_cache(pipe, model.cache)
+    if model.compile:
+        compile_denoisers(pipe)
+    return pipe
 
 
 def weights_digest(pipe: Any) -> str:
@@ -96,9 +116,21 @@ def weights_digest(pipe: Any) -> str:
     parts = []
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, torch.nn.Module):
-            weights = tensors_digest(sorted(part.state_dict().items()))
+            weights = tensors_digest(sorted(_plain(part.state_dict()).items()))
             parts.append(f"{name} {type(part).__name__} {_settings(part)} {weights}")
     return texts_digest(parts)
+
+
+def _plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors that quantised ones are made of, under their names."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            inner, _about = tensor.__tensor_flatten__()
+            found |= _plain({f"{name}.{each}": getattr(tensor, each) for each in inner})
+        else:
+            found[name] = tensor
+    return found
 
 
 def _settings(part: Any) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
-from sagediff.files.digest import file_digest
 from sagediff.files.json_input import SMALL, read_object
+from sagediff.files.text_input import is_file
 from sagediff.options import check, check_value, option
-from sagediff.pipelines.loading import BUILT_IN, built_in_folder, model_folder
-from sagediff.pipelines.lora import lora_file, sharing_record
-from sagediff.plan.sharing import Sharing, for_guidance
-
-DEFAULTS_FILE = "sagediff.json"  # in a model's or a LoRA's folder: how it is best sampled
+from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
+from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
+from sagediff.pipelines.quantized import TORCHAO, check_quantize
+from sagediff.pipelines.step_caches import parse_cache
+from sagediff.pipelines.variants import vae_files
+from sagediff.plan.sharing import CAUTIOUS, Layer, Sharing, for_guidance
 
 
 @dataclass(frozen=True)
@@ -24,34 +26,98 @@ class ModelOptions:
     """Which model runs, and on what."""
 
     name: str = option(
-        "demo", "'demo' or 'emoji' (built in), a local diffusers folder, or a hub id.", flag="model"
+        "demo",
+        "'demo', 'emoji', a folder, a .safetensors file, or a hub id.",
+        flag="model",
     )
-    lora: Path | None = option(
-        None, "LoRA weights: a .safetensors file or a folder that holds one [default: the demo's own]."
+    lora: tuple[str, ...] = option(
+        (),
+        "LoRA, PATH or PATH:WEIGHT; again for another. [default: the demo's own]",
     )
     no_lora: bool = option(False, "Run the demo without the LoRA that comes with it.")
     scheduler: str | None = option(
-        None, f"Solver: {', '.join(SCHEDULERS)} [default: the model's own].", choices=tuple(SCHEDULERS)
+        None, f"Solver: {', '.join(SCHEDULERS)}. [default: the model's own]", choices=tuple(SCHEDULERS)
     )
     device: str = option("auto", "'auto', 'cpu', 'cuda', 'mps' and so on.")
     dtype: str = option(
         "auto",
-        "'auto' (float32 on the CPU; on an accelerator the half precision that suits the model), float32, float16 or "
-        "bfloat16.",
+        "float32, float16, bfloat16, or 'auto' by device and model.",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
 
+    variant: str | None = option(None, "Variant of the weights, such as 'fp16'. [default: the plain ones]")
+    revision: str | None = option(None, "Branch, tag or commit of a hub id. [default: its main branch]")
+    config: str | None = option(
+        None,
+        "Of a single file: its pipeline's folder or hub id. [default: found]",
+    )
+    vae: Path | None = option(
+        None,
+        "Another autoencoder of the same latents: a folder or a .safetensors file [default: the model's own].",
+    )
+    quantize: str | None = option(
+        None,
+        f"Quantise as weights are loaded: torchao:KIND ({', '.join(TORCHAO)}) for the denoiser, or a JSON file for "
+        "diffusers' PipelineQuantizationConfig [default: not].",
+    )
+    cache: str | None = option(
+        None,
+        "Use again at a step what the denoiser computed at the last one: first-block[:THRESHOLD], taylorseer[:N] or "
+        "pyramid[:N], every Nth step being computed [default: not]. Higher: faster, less faithful images.",
+    )
+    offload: str | None = option(
+        None,
+        "Keep weights in main memory and bring them to the accelerator when needed: whole parts ('model'), or layer by "
+        "layer ('group', 'sequential') [default: not]. Least memory last, fastest first.",
+        choices=("model", "group", "sequential"),
+    )
+    compile: bool = option(False, "Compile the denoiser: a minute or more at first, faster steps then.")
+
     def __post_init__(self) -> None:
         check(self)
-        if self.lora is not None and self.no_lora:
+        if self.lora and self.no_lora:
             raise InputError("give --lora or --no-lora, not both")
+        if self.cache is not None:
+            parse_cache(self.cache)
+        if self.quantize is not None:
+            check_quantize(self.quantize)
+        if self.vae is not None:
+            vae_files(self.vae)
+        if self.compile and self.offload == "sequential":
+            raise InputError("--compile and --offload sequential do not go together; take --offload group")
 
-    def chosen_lora(self) -> Path | None:
-        """The LoRA of a run: the one named, else the one that comes with a built-in model; None without."""
-        if self.lora is not None or self.no_lora or self.name not in BUILT_IN:
-            return self.lora
-        own = built_in_folder(self.name) / "lora"
-        return own if own.is_dir() else None
+    @property
+    def source(self) -> ModelSource:
+        """Where the model itself is."""
+        return ModelSource(self.name, self.variant, self.revision, self.config)
+
+    def loras(self) -> tuple[Lora, ...]:
+        """The LoRAs of a run: those named, else the one that comes with a built-in model.
+
+        Raises:
+            InputError: one that is not there, whose weight is no number, or that is named twice.
+        """
+        if not self.lora and not self.no_lora and self.name in BUILT_IN:
+            own = built_in_folder(self.name) / "lora"
+            return (Lora(own),) if own.is_dir() else ()
+        found = tuple(map(parse_lora, self.lora))
+        files = [each.file.resolve() for each in found]
+        for number, file in enumerate(files):
+            if file in files[:number]:
+                raise InputError(
+                    f"--lora {file} is given twice; give it once, with the weight that it should have"
+                )
+        return found
+
+
+_IMAGES = (
+    "variant",
+    "revision",
+    "config",
+    "vae",
+    "quantize",
+    "cache",
+)  # further options of a model that decide which images come out
 
 
 @dataclass(frozen=True)
@@ -60,11 +126,11 @@ class SamplingOptions:
 
     num_inference_steps: int = option(30, "Sampling steps.", low=1, high=10_000, flag="steps")
     guidance_scale: float | None = option(
-        None, "Guidance scale [default: the model's own].", low=0, flag="guidance"
+        None, "Guidance scale. [default: the model's own]", low=0, flag="guidance"
     )
     encoder: str | None = option(
         None,
-        "A sentence-transformers model to group prompts by [default: the model's own text encoder].",
+        "A sentence-transformers model to group by. [default: the model's text encoder]",
     )
 
     def __post_init__(self) -> None:
@@ -76,21 +142,45 @@ class RunSettings:
     """Everything that decides which images come out, the prompts and the seed excepted.
 
     Attributes:
-        model: with the solver and the LoRA's file that are really used.
+        model: with the solver and the LoRAs' files that are really used.
         sampling: guidance_scale None is the pipeline's own default.
-        measured: whether `sagediff tune` measured this sharing with this LoRA and as many steps.
+        measured: whether `sagediff tune` measured this sharing with these LoRAs and as many steps.
+        cautious: options of sharing that are those of `CAUTIOUS`, as nothing is known of the model.
     """
 
     model: ModelOptions
     sampling: SamplingOptions
     sharing: Sharing
     measured: bool = False
+    cautious: tuple[str, ...] = ()
+
+    def note(self) -> str:
+        """That nothing is known of how the model shares, and what follows; empty where it is known."""
+        sharing = self.sharing
+        if not self.cautious or not sharing.share_ratio:
+            return ""
+        words = {
+            "threshold": f"threshold {sharing.threshold:g}",
+            "share_ratio": f"share ratio {sharing.share_ratio:g}",
+            "max_group_size": f"groups of at most {sharing.max_group_size}",
+            "shared_guidance": "guidance in every step",
+        }
+        return (
+            f"nobody has measured how well this model shares, so this is cautious: "
+            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds what it bears, "
+            "`sagediff train` makes it bear more"
+        )
 
     def record(self) -> dict[str, Any]:
         """What a run that goes on must repeat, as JSON has it."""
-        lora = None if self.model.lora is None else str(self.model.lora)
-        model = {"model": self.model.name, "lora": lora, "scheduler": self.model.scheduler}
-        return model | asdict(self.sampling) | self.sharing.record()
+        loras = list(self.model.lora)
+        model = {
+            "model": self.model.name,
+            "lora": loras[0] if len(loras) == 1 else loras or None,
+            "scheduler": self.model.scheduler,
+        }
+        named = {name: str(value) for name in _IMAGES if (value := getattr(self.model, name)) is not None}
+        return model | named | asdict(self.sampling) | self.sharing.record()
 
 
 def resolve(
@@ -98,52 +188,101 @@ def resolve(
     sampling: SamplingOptions = SamplingOptions(),
     given: Mapping[str, Any] | None = None,
     policy: Path | None = None,
+    *,
+    cautious: bool = False,
 ) -> RunSettings:
     """Fill in what is left out.
 
     An option of sharing comes from `given`, else from the policy file, else from `sagediff.json` in the LoRA's folder,
     else from the LoRA's own record, which knows the share ratio that it was trained for, else from `sagediff.json` in
-    the model's folder, which is for sharing without one. Who names a guidance scale gets it on every step of a prompt
-    of its own: options for sampling without guidance are then taken from nowhere but `given`.
+    the model's folder, which is for sharing without one. Of several LoRAs each says what it knows; where two say
+    different things of an option that neither `given` nor the policy has, they are refused. Who names a guidance scale
+    gets it on every step of a prompt of its own: options for sampling without guidance are then taken from nowhere but
+    `given`.
 
     Args:
         given: options of `Sharing` by name, as the user named them.
         policy: a file as `Sharing.save` writes it; it may name a `guidance_scale` as well.
+        cautious: where no policy is given, and neither the model nor a LoRA says anything of sharing, what `given`
+            leaves out is that of `CAUTIOUS`; else the defaults.
 
     Raises:
         InputError: a value out of range, an unknown model, or a file that is not there or not what it should be.
     """
-    folder = model_folder(model.name)
-    layers = [_file_layer(folder)]
-    chosen = model.chosen_lora()
-    lora = None if chosen is None else lora_file(chosen).resolve()
-    if lora is not None and chosen is not None:
-        layers.append(_trained_layer(sharing_record(lora)))  # refuses what is no safetensors file
-        layers.append(_file_layer(chosen if chosen.is_dir() else None))
+    own = model.source.defaults_file()
+    layers = [_file_layer(own)]
+    loras = model.loras()
+    said = [(each, _lora_layer(each)) for each in loras]  # refuses what is no safetensors file
+    named = [Sharing.layer(given or {}), {} if policy is None else _layer(policy)]
+    scale = sampling.guidance_scale
+    if scale is not None:
+        said = [(each, for_guidance(layer)) for each, layer in said]
+        named.append({"guidance_scale": scale})
+    layers += [_agreed(said, {name for layer in named for name in layer})]
     if policy is not None:
         layers.append(_layer(policy))
-    scale = sampling.guidance_scale
+    known = (
+        policy is not None
+        or model.name in BUILT_IN
+        or any(layer.keys() - {"guidance_scale"} for layer in layers)
+    )
+    base: Layer = CAUTIOUS if cautious and not known else {}
     if scale is not None:
         layers = [for_guidance(layer) for layer in layers]
     else:
         scale = next((layer["guidance_scale"] for layer in layers[::-1] if "guidance_scale" in layer), None)
     sharing = Sharing.merged(
+        base,
         *({k: v for k, v in layer.items() if k != "guidance_scale"} for layer in layers),
         Sharing.layer(given or {}),
     )
     scheduler = model.scheduler
-    if scheduler is None and lora is None:
-        scheduler = _preferred_scheduler(folder, sampling.num_inference_steps)
-    name = model.name if folder is None or model.name in BUILT_IN else str(folder.resolve())
+    if scheduler is None and not loras:
+        scheduler = _preferred_scheduler(own, sampling.num_inference_steps)
+    source, quantize = model.source.absolute(), model.quantize
+    if quantize is not None and is_file(Path(quantize)):
+        quantize = str(Path(quantize).resolve())
+    used = replace(model, name=source.name, config=source.config, vae=model.vae and model.vae.resolve())
     return RunSettings(
-        replace(model, name=name, lora=lora, no_lora=lora is None, scheduler=scheduler),
+        replace(used, quantize=quantize, lora=resolved(loras), no_lora=not loras, scheduler=scheduler),
         replace(sampling, guidance_scale=scale),
         sharing,
-        policy is not None and _measured(policy, sharing, lora, sampling.num_inference_steps),
+        policy is not None and _measured(policy, sharing, loras, sampling.num_inference_steps),
+        tuple(name for name in base if name not in named[0]),
     )
 
 
-def _measured(policy: Path, sharing: Sharing, lora: Path | None, steps: int) -> bool:
+def resolved(loras: Sequence[Lora]) -> tuple[str, ...]:
+    """LoRAs as options again, by their files' real places."""
+    return tuple(str(replace(each, path=each.file.resolve())) for each in loras)
+
+
+def _lora_layer(lora: Lora) -> dict[str, Any]:
+    """What a LoRA says of how it is best sampled: its record, then the file in its folder; nothing at weight 0."""
+    record = sharing_record(lora.file)
+    if lora.weight == 0:
+        return {}
+    return _trained_layer(record) | _file_layer(lora.path / DEFAULTS_FILE if lora.path.is_dir() else None)
+
+
+def _agreed(said: Sequence[tuple[Lora, Layer]], named: Collection[str]) -> dict[str, Any]:
+    """What several LoRAs say together, but for the options that are named elsewhere.
+
+    Raises:
+        InputError: two that say something say different things.
+    """
+    speaking = [(lora, layer) for lora, layer in said if layer]
+    for (first, one), (second, other) in combinations(speaking, 2):
+        for name in sorted(one.keys() & other.keys() - set(named)):
+            if one[name] != other[name]:
+                raise InputError(
+                    f"the LoRAs {first.path} and {second.path} were made for different sharing (`{name}` "
+                    f"{one[name]} and {other[name]}): name it, or give a --policy"
+                )
+    return {name: value for _, layer in speaking for name, value in layer.items()}
+
+
+def _measured(policy: Path, sharing: Sharing, loras: Sequence[Lora], steps: int) -> bool:
     found = read_object(policy)
     tuned = found.get("tuned")
     if not isinstance(tuned, dict) or tuned.get("num_steps") != steps:
@@ -152,7 +291,7 @@ def _measured(policy: Path, sharing: Sharing, lora: Path | None, steps: int) -> 
         return False
     if sharing != Sharing.merged(Sharing.layer(found, str(policy))):  # options named beside it
         return False
-    return bool(tuned.get("lora") == (None if lora is None else file_digest(lora)))
+    return bool(tuned.get("lora") == loras_digest(loras))
 
 
 def own_sharing(folder: Path | None) -> Sharing:
@@ -161,14 +300,13 @@ def own_sharing(folder: Path | None) -> Sharing:
     Raises:
         InputError: its `sagediff.json` is not what it should be.
     """
-    return Sharing.merged({k: v for k, v in _file_layer(folder).items() if k != "guidance_scale"})
+    layer = _file_layer(None if folder is None else folder / DEFAULTS_FILE)
+    return Sharing.merged({k: v for k, v in layer.items() if k != "guidance_scale"})
 
 
-def _file_layer(folder: Path | None) -> dict[str, Any]:
-    """What the file in a model's or a LoRA's folder says; nothing where there is none."""
-    if folder is None or not (folder / DEFAULTS_FILE).is_file():
-        return {}
-    return _layer(folder / DEFAULTS_FILE)
+def _file_layer(file: Path | None) -> dict[str, Any]:
+    """What the file beside a model or a LoRA says; nothing where there is none."""
+    return {} if file is None or not file.is_file() else _layer(file)
 
 
 def _layer(file: Path) -> dict[str, Any]:
@@ -187,18 +325,15 @@ def _trained_layer(record: Mapping[str, Any] | None) -> dict[str, Any]:
     return Sharing.layer({"share_ratio": ratio}) if told else {}
 
 
-def _preferred_scheduler(folder: Path | None, steps: int) -> str | None:
-    """The solver that a model's folder names for sharing without a LoRA, if the run has as many steps as it asks for.
+def _preferred_scheduler(file: Path | None, steps: int) -> str | None:
+    """The solver that a model's `sagediff.json` names for sharing without a LoRA, if the run has enough steps for it.
 
-    `sagediff.json` may hold `"scheduler": {"name": ..., "least_steps": ...}`. None: the model's own.
+    It may hold `"scheduler": {"name": ..., "least_steps": ...}`. None: the model's own.
 
     Raises:
         InputError: the entry is not of that form.
     """
-    file = None if folder is None else folder / DEFAULTS_FILE
-    entry = (
-        read_object(file, max_bytes=SMALL).get("scheduler") if file is not None and file.is_file() else None
-    )
+    entry = None if file is None else read_object(file, max_bytes=SMALL).get("scheduler")
     if entry is None:
         return None
     name, least = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "least_steps"))

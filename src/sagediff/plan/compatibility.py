@@ -54,21 +54,19 @@ def group_requests(
     """
     if repeats_may_share is None:
         repeats_may_share = sharing.repeats_may_share
-    pools: dict[Key, list[int]] = {}
-    alone: list[list[int]] = []
-    seen: dict[Key, int] = {}
-    for number, request in enumerate(requests):
-        if not request.may_share or sharing.share_ratio == 0:
-            alone.append([number])
-            continue
-        key = (*run_key(request), *share_key(request, across_tenants))
-        if starts is not None:
-            key = (*key, starts[number])
-        prompt = (*key, request.prompt if read is None else read[number])
-        copy = seen[prompt] = seen.get(prompt, -1) + 1
-        pools.setdefault((*key, 0 if repeats_may_share else copy), []).append(number)
-    groups = alone
-    for members in pools.values():
+    pools = sharing_pools(requests, sharing, across_tenants=across_tenants, starts=starts)
+    copies = [0] * len(requests)
+    if not repeats_may_share:
+        prompts: Sequence[Hashable] = [request.prompt for request in requests] if read is None else read
+        copies = copy_numbers(list(zip(pools, prompts, strict=True)))
+    divided: dict[Hashable, list[int]] = {}
+    groups: list[list[int]] = []
+    for number, (pool, copy) in enumerate(zip(pools, copies, strict=True)):
+        if pool is None:
+            groups.append([number])
+        else:
+            divided.setdefault((pool, copy), []).append(number)
+    for members in divided.values():
         if len(members) == 1:
             groups.append(members)
             continue
@@ -76,6 +74,30 @@ def group_requests(
         found = group_prompts(vectors, sharing.threshold, sharing.max_group_size)
         groups += [[members[i] for i in group] for group in found]
     return sorted(groups)
+
+
+def sharing_pools(
+    requests: Sequence[ImageRequest],
+    sharing: Sharing,
+    *,
+    across_tenants: bool = False,
+    starts: Sequence[Hashable] | None = None,
+) -> list[int | None]:
+    """For each request the number of those that it may share with; None where it may share with none.
+
+    The arguments are those of `group_requests`.
+    """
+    numbers: dict[Key, int] = {}
+    out: list[int | None] = []
+    for place, request in enumerate(requests):
+        if not request.may_share or sharing.share_ratio == 0:
+            out.append(None)
+            continue
+        key = (*run_key(request), *share_key(request, across_tenants))
+        if starts is not None:
+            key = (*key, starts[place])
+        out.append(numbers.setdefault(key, len(numbers)))
+    return out
 
 
 def copy_numbers(read: Sequence[Hashable]) -> list[int]:

@@ -33,6 +33,7 @@ def plan_fields(text: str) -> dict[str, Any]:
             )
         ratio, calls = data["share_ratio"], data["calls_per_step"]
         replayed = data.get("replayed_steps")  # not in plans that were written before there was replay
+        guided_from = data.get("guided_from")
         return {
             "num_steps": data["num_steps"],
             "levels": tuple((_whole(start), tuple(map(_whole, nodes))) for start, nodes in data["levels"]),
@@ -42,6 +43,7 @@ def plan_fields(text: str) -> dict[str, Any]:
             "calls_per_step": None if calls is None else tuple(map(_whole, calls)),
             "share_ratio": tuple(map(_ratio, ratio)) if isinstance(ratio, list) else _ratio(ratio),
             "replayed_steps": None if replayed is None else tuple(map(_whole, replayed)),
+            "guided_from": None if guided_from is None else tuple(guided_from),
         }
     except PlanError:
         raise

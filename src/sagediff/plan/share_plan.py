@@ -51,6 +51,8 @@ class SharePlan:
             reports. None when it is not known.
         replayed_steps: for each prompt how many of its first steps are replayed from a recorded trajectory and so
             cost no rows; members agree while they are one node. None: nothing is replayed.
+        guided_from: with 2 rows per prompt, for each prompt the first step with guidance, None where it has none at
+            all; members of a group agree. None: `unguided_steps` for all.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -64,6 +66,7 @@ class SharePlan:
     calls_per_step: tuple[int, ...] | None = None
     share_ratio: float | tuple[float, ...] | None = None
     replayed_steps: tuple[int, ...] | None = None
+    guided_from: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_steps(self.num_steps)
@@ -87,6 +90,7 @@ class SharePlan:
             )
         check_levels(self.levels, self.num_steps)
         self._check_replayed()
+        self._check_guided()
 
     def _check_replayed(self) -> None:
         replayed = self.replayed_steps
@@ -109,6 +113,22 @@ class SharePlan:
                         f"prompts {other} and {prompt} are one node until step {end}, but replay "
                         f"{replayed[other]} and {replayed[prompt]} steps: give both the same number, or part them"
                     )
+
+    def _check_guided(self) -> None:
+        starts = self.guided_from
+        if starts is None:
+            return
+        if len(starts) != self.num_prompts or not all(
+            start is None or (type(start) is int and 0 <= start <= self.num_steps) for start in starts
+        ):
+            raise PlanError(
+                f"guided_from must hold a whole number in [0, {self.num_steps}], or None, for each of the "
+                f"{self.num_prompts} prompts, got {starts!r}"
+            )
+        if self.rows_per_prompt != 2 or self.unguided_steps:
+            raise PlanError("guided_from goes with 2 rows per prompt, and says what unguided_steps would")
+        if mixed := next((group for group in self.groups if len({starts[i] for i in group}) > 1), None):
+            raise PlanError(f"prompts {mixed} are one group, but are not guided alike")
 
     @classmethod
     def from_groups(
@@ -227,18 +247,40 @@ class SharePlan:
 
     def runs_negative(self, step: int, members: int) -> bool:
         """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
-        return step >= self.unguided_steps and not (members > 1 and self.shared_guidance == 1.0)
+        return step >= self.unguided_steps and self._may_guide(members)
 
-    def _rows(self, step: int, members: int) -> int:
-        return self.rows_per_prompt if self.runs_negative(step, members) else 1
+    def is_guided(self) -> npt.NDArray[np.bool_]:
+        """Whether each prompt is guided in any of its steps, shape (N,)."""
+        starts = np.maximum(self._guided_from, self.branch_steps if self.shared_guidance == 1.0 else 0)
+        return np.asarray(starts < self.num_steps)
+
+    def _may_guide(self, members: int) -> bool:
+        return not (members > 1 and self.shared_guidance == 1.0)
+
+    @cached_property
+    def _guided_from(self) -> npt.NDArray[np.int64]:
+        """For each prompt the first step with guidance, shape (N,); past the last one where it has none."""
+        if self.guided_from is None:
+            start = self.unguided_steps if self.rows_per_prompt == 2 else self.num_steps
+            return np.full(self.num_prompts, start, dtype=np.int64)
+        starts = [self.num_steps if start is None else start for start in self.guided_from]
+        return np.asarray(starts, dtype=np.int64)
+
+    def _rows(self, step: int) -> npt.NDArray[np.int64]:
+        """Denoiser rows of one call for each node, shape (nodes,), whether the step is replayed or not."""
+        nodes = self.partition(step)
+        members = np.bincount(nodes)
+        starts = np.zeros(len(members), dtype=np.int64)
+        starts[nodes] = self._guided_from
+        may_guide = np.asarray([self._may_guide(int(n)) for n in members], dtype=bool)
+        return np.where((starts <= step) & may_guide, 2, 1)
 
     def _node_rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Denoiser rows of one call for each node, shape (nodes,); 0 where the step is replayed."""
+        """As `_rows`; 0 where the step is replayed."""
         nodes = self.partition(step)
         run = np.zeros(max(nodes, default=-1) + 1, dtype=bool)
         run[nodes] = ~self.replays(step)
-        rows = [self._rows(step, int(n)) for n in np.bincount(nodes)]
-        return np.asarray(rows, dtype=np.int64) * run
+        return self._rows(step) * run
 
     def _calls(self, start: int, end: int) -> int:
         """Denoiser calls of the steps from `start` to the one before `end`."""
@@ -247,7 +289,7 @@ class SharePlan:
     def _spans(self) -> list[tuple[int, int]]:
         """(first step, denoiser calls) of the stretches in which a step's rows do not change."""
         starts = (start for start, _ in self.levels)
-        cuts = sorted({*starts, *(self.replayed_steps or ()), self.unguided_steps, self.num_steps})
+        cuts = sorted({*starts, *(self.replayed_steps or ()), *self._guided_from.tolist(), self.num_steps})
         return [(start, self._calls(start, end)) for start, end in pairwise(cuts)]
 
     def step_evaluations(self, step: int) -> int:
@@ -262,15 +304,16 @@ class SharePlan:
     @property
     def evaluations_independent(self) -> int:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
-        return self.num_prompts * self.rows_per_prompt * self._calls(0, self.num_steps)
+        unguided = 0 if self.guided_from is None else self.guided_from.count(None)
+        rows = self.num_prompts * self.rows_per_prompt - unguided
+        return rows * self._calls(0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
         """Denoiser rows of independent sampling that leaves guidance out wherever this plan does, prompt by prompt."""
         return sum(
-            self._rows(start, int(members)) * int(members) * calls
+            int((self._rows(start) * np.bincount(self.partition(start))).sum()) * calls
             for start, calls in self._spans()
-            for members in np.bincount(self.partition(start))
         )
 
     @property
@@ -320,10 +363,20 @@ class SharePlan:
     def recost(
         self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
     ) -> SharePlan:
-        """The same sharing on another cost basis; None leaves a basis as it is."""
-        rows = self.rows_per_prompt if rows_per_prompt is None else rows_per_prompt
+        """The same sharing on another cost basis; None leaves a basis as it is. Rows are those of every prompt."""
         calls = self.calls_per_step if calls_per_step is None else tuple(calls_per_step)
-        return replace(self, rows_per_prompt=rows, calls_per_step=calls)
+        if rows_per_prompt is None:
+            return replace(self, calls_per_step=calls)
+        return replace(self, rows_per_prompt=rows_per_prompt, guided_from=None, calls_per_step=calls)
+
+    def with_guidance(self, starts: Sequence[int | None]) -> SharePlan:
+        """The same sharing where each prompt is guided from its step on, or, with None, not at all."""
+        first = starts[0]
+        if len(set(starts)) > 1:
+            return replace(self, rows_per_prompt=2, unguided_steps=0, guided_from=tuple(starts))
+        if first is None:
+            return replace(self, rows_per_prompt=1, guided_from=None)
+        return replace(self, rows_per_prompt=2, unguided_steps=first, guided_from=None)
 
     def subset(self, prompts: Sequence[int]) -> SharePlan:
         """The plan of some whole groups, their prompts renumbered in the order given.
@@ -346,7 +399,11 @@ class SharePlan:
         # ratios given one per group stand in the caller's order of groups, which a part cannot tell
         ratio = None if isinstance(self.share_ratio, tuple) else self.share_ratio
         replayed = self.replayed_steps and tuple(self.replayed_steps[i] for i in prompts)
-        return replace(self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed)
+        part_plan = replace(
+            self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed, guided_from=None
+        )
+        starts = self.guided_from
+        return part_plan if starts is None else part_plan.with_guidance([starts[i] for i in prompts])
 
     # -- noise
 

@@ -38,27 +38,26 @@ class Sharing:
 
     threshold: float = option(
         0.8,
-        "Minimum cosine similarity between any two prompts of a group. Higher: smaller groups, safer images.",
+        "Minimum similarity in a group. Higher: less saved, safer.",
         low=-1,
         high=1,
     )
     share_ratio: float = option(
         0.4,
-        "Fraction of the steps that a group takes together. Higher: fewer evaluations, less faithful images.",
+        "Fraction of the steps shared. Higher: more saved.",
         low=0,
         high=1,
     )
-    max_group_size: int = option(8, "Largest number of prompts in a group.", low=1)
+    max_group_size: int = option(8, "Most prompts in a group.", low=1)
     shared_guidance: float | None = option(
         1.0,
-        "Guidance scale of the shared steps; 1 skips their negative rows, 'same' keeps the run's own scale.",
+        "Guidance of shared steps: 1 is none, 'same' the run's.",
         low=0,
         words={"same": None},
     )
     unguided: float = option(
         0.0,
-        "Fraction of the steps, the first ones, without guidance for every prompt, shared or not "
-        "(arXiv 2404.07724). Higher: fewer evaluations; 1 suits weights trained to do without guidance.",
+        "Fraction of the steps, the first, without any guidance.",
         low=0,
         high=1,
         for_unguided=True,
@@ -77,23 +76,20 @@ class Sharing:
     )
     handover_noise: float = option(
         0.0,
-        "Fresh noise, 0 to 1, that replaces what is left of the group's image one step after a prompt leaves its "
-        "group. Set 1 with a LoRA trained to share and no guidance; leave 0 otherwise.",
+        "Fresh noise on leaving a group; 1 with a LoRA for sharing.",
         low=0,
         high=1,
         for_unguided=True,
     )
     fresh_noise: float = option(
         0.75,
-        "Fresh noise, 0 to 1, that equal prompts get when they leave a group that they share ('repeats'), so that "
-        "their images differ. 0: they come out identical.",
+        "Fresh noise, 0 to 1, of copies of a prompt that share.",
         low=0,
         high=1,
     )
     repeats: Repeats = option(
         "separate",
-        "Copies of one prompt: 'separate' puts each into another group, so that their images differ as those of two "
-        "seeds do; 'share' lets them share steps with one another: fewer evaluations, images that differ less.",
+        "Whether copies of a prompt share with each other.",
         choices=("separate", "share"),
     )
 
@@ -270,6 +266,11 @@ class Sharing:
         if self.handover_noise:
             parts += [f"noise at the hand-over {self.handover_noise:g}"]
         return parts
+
+
+CAUTIOUS: Layer = {"threshold": 0.9, "share_ratio": 0.15, "max_group_size": 4, "shared_guidance": None}
+"""Sharing for a model of which nobody has measured what it bears: only prompts that are nearly the same share, for few
+steps and in small groups, and guidance is left out nowhere."""
 
 
 def for_guidance(layer: Layer) -> dict[str, Any]:

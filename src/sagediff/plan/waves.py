@@ -6,7 +6,7 @@ Waves are formed before anybody says where they run, so that the same batches co
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sagediff.files.digest import number_of
@@ -82,17 +82,22 @@ class Waves:
         """Denoiser rows of each wave."""
         return [float(self._plan.prompt_evaluations[members].sum()) for members in self.members]
 
-    def seeds(self, sharing: Sharing) -> list[int]:
+    def seeds(self, sharing_of: Callable[[ImageRequest], Sharing]) -> list[int]:
         """The seed of each image's noise, (N,), for those who want to know what made it.
 
         That of the noise that its group starts from; for copies of a prompt, which get noise of their own when they
         leave the group, their own.  Where copies get none their images are equal, and so are their seeds.
         """
-        own, steps = sharing.sets_members_apart, self._plan.num_steps
+        steps = self._plan.num_steps
         return [
-            mine if again and own and 0 < branch < steps else start
-            for mine, start, again, branch in zip(
-                self._own, self.noise_seeds, self._repeats, self._plan.branch_steps, strict=True
+            mine if again and 0 < branch < steps and sharing_of(request).sets_members_apart else start
+            for request, mine, start, again, branch in zip(
+                self._requests,
+                self._own,
+                self.noise_seeds,
+                self._repeats,
+                self._plan.branch_steps,
+                strict=True,
             )
         ]
 

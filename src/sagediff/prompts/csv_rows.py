@@ -4,54 +4,75 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sagediff.errors import InputError
 
 _MAX_ROW = 4 << 20  # characters of a row that goes over several lines
+_MAX_COLUMNS = 10_000
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_SEPARATOR = re.compile(r"sep=(.)\s*", re.IGNORECASE)  # what Excel writes above the header
+
+FindPrompt = Callable[[Sequence[str], str], str | None]
+"""From the names of columns and where they stand to the one that holds the prompts."""
+NoPrompt = Callable[[Sequence[str], str], InputError]
 
 
-def csv_rows(lines: Iterable[str], where: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(
+    lines: Iterable[str], where: str, find: FindPrompt, missing: NoPrompt, delimiters: str = ",;\t"
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows by the names of the header's columns, each with the number of the line it begins in; blank lines are none.
 
-    The first of comma, semicolon and tab by which the header has a column `prompt` separates the fields.
+    The first of the delimiters by which the header has a column of prompts separates the fields. Columns without a name
+    are left out where they are empty, as spreadsheets leave them at the right.
 
     Raises:
         InputError: a row with more or fewer fields than the header, a quote that is not closed or stands inside a
-            field without quotes around it, or no column `prompt`.
+            field without quotes around it, a name that stands twice, or no column of prompts.
     """
     numbered = enumerate(lines, 1)
     for number, line in numbered:
-        if line.strip():
-            names, delimiter = _header(line, f"{where}, line {number}")
-            yield from _rows(numbered, names, delimiter, where)
+        if number == 1 and (said := _SEPARATOR.fullmatch(line)) and said[1] in delimiters:
+            delimiters = said[1]
+        elif line.strip():
+            names, prompt, delimiter = _header(line, f"{where}, line {number}", find, missing, delimiters)
+            yield from _rows(numbered, names, prompt, delimiter, where)
             return
 
 
-def _header(line: str, where: str) -> tuple[list[str], str]:
-    for delimiter in _DELIMITERS:
-        try:
-            fields = next(csv.reader([line], delimiter=delimiter, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{where}: {error}; the quote that opens there is not closed") from error
-        names = [field.strip() for field in fields]
-        if names.count("prompt") > 1:
-            raise InputError(f"{where}: several columns are called `prompt`; leave one")
-        if "prompt" in names:
-            return names, delimiter
-    found = next(csv.reader([line], strict=True))
-    near = next((name for name in found if name.strip().lower() in ("prompt", "prompts")), None)
-    hint = f"; call {near!r} `prompt`" if near else ""
-    raise InputError(f"{where}: no column `prompt`; the columns are {', '.join(found)}{hint}")
+def _header(
+    line: str, where: str, find: FindPrompt, missing: NoPrompt, delimiters: str
+) -> tuple[list[str], str, str]:
+    for delimiter in delimiters:
+        names = _fields(line, delimiter, where)
+        prompt = find(names, where)
+        if prompt is None:
+            continue
+        if len(names) > _MAX_COLUMNS:
+            raise InputError(f"{where}: {len(names):,} columns; at most {_MAX_COLUMNS:,} are read")
+        counts = Counter(names)
+        if twice := next((name for name in names if name and counts[name] > 1), None):
+            raise InputError(f"{where}: several columns are called `{twice[:40]}`; leave one")
+        return names, prompt, delimiter
+    every = [_fields(line, delimiter, where) for delimiter in delimiters]
+    raise missing(max(every, key=len), where)
+
+
+def _fields(line: str, delimiter: str, where: str) -> list[str]:
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter, strict=True))]
+    except csv.Error as error:
+        raise InputError(f"{where}: {error}; the quote that opens there is not closed") from error
 
 
 def _rows(
-    lines: Iterator[tuple[int, str]], names: list[str], delimiter: str, where: str
+    lines: Iterator[tuple[int, str]], names: list[str], prompt: str, delimiter: str, where: str
 ) -> Iterator[tuple[int, dict[str, str]]]:
     field = rf'(?:"(?:[^"]|"")*+"|[^"{delimiter}\n]*+)'
     whole = re.compile(rf"{field}(?:{delimiter}{field})*+\n?")
     before = re.compile(rf"(?:{field}{delimiter})*+")
+    unnamed = [place for place, name in enumerate(names) if not name]
     taken: list[tuple[int, str]] = []  # lines of the row that is being read
 
     def noted() -> Iterator[str]:
@@ -90,10 +111,18 @@ def _rows(
             )
         number = taken[0][0]
         if len(row) != len(names):
-            missing = len(row) <= names.index("prompt")
+            missing = len(row) <= names.index(prompt)
             counts = f"{len(row)} {'field' if len(row) == 1 else 'fields'}, the header has {len(names)}"
             raise InputError(
-                f"{where}, line {number}: {'no text under `prompt`: ' if missing else ''}{counts}; put quotes around "
-                f"a text that holds a {_DELIMITERS[delimiter]}"
+                f"{where}, line {number}: {f'no text under `{prompt}`: ' if missing else ''}{counts}; put quotes "
+                f"around a text that holds a {_DELIMITERS[delimiter]}"
             )
-        yield number, dict(zip(names, row, strict=True))
+        fields = dict(zip(names, row, strict=True))
+        if unnamed:
+            if len(unnamed) > 1 and any(row[place].strip() for place in unnamed):
+                raise InputError(
+                    f"{where}, line {number}: a text in a column without a name; name it in the header"
+                )
+            if not fields[""].strip():
+                del fields[""]
+        yield number, fields

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.prompts.requests import in_order
 
+NO_ENCODERS = "encoder by name needs sentence-transformers: pip install 'sagediff[embed]'"
 Encoder: TypeAlias = str | Callable[[list[str]], Any]
 
 
@@ -118,9 +119,7 @@ def named_encoder(encoder: Encoder) -> tuple[Callable[[list[str]], Any], str]:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise InputError(
-            "encoder by name needs sentence-transformers: pip install 'sagediff[embed]'"
-        ) from error
+        raise InputError(NO_ENCODERS) from error
     model = SentenceTransformer(encoder)
     return lambda texts: model.encode(texts, show_progress_bar=False), encoder
 
@@ -154,7 +153,10 @@ def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
     import torch
 
     tokens = _tokens(tokenizer, texts, "pt")
-    device = next(model.parameters()).device
+    device = next(
+        model.parameters()
+    ).device  # offloaded weights are elsewhere: hooks bring them, and these inputs
+    device = torch.device("cpu") if device.type == "meta" else device
     # CLIP reads its padding, as pipelines have it; encoders of other kinds (T5) are told to pass over theirs
     reads_padding = type(model).__name__.startswith("CLIP")
     masked = {} if reads_padding else {"attention_mask": tokens.attention_mask.to(device)}
@@ -168,6 +170,6 @@ def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
             f"the pipeline's text encoder, {type(model).__name__}, gives no state to group prompts by; give encoder= "
             "(a sentence-transformers name or a callable)"
         )
-    mask = tokens.attention_mask.to(device)[..., None]
+    mask = tokens.attention_mask.to(output.last_hidden_state.device)[..., None]
     states = output.last_hidden_state * mask
     return states.sum(1) / mask.sum(1)

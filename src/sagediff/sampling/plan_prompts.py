@@ -17,6 +17,7 @@ from sagediff.denoiser.scheduler import planned_calls
 from sagediff.errors import InputError
 from sagediff.files.json_input import read_object
 from sagediff.plan.compatibility import group_requests
+from sagediff.plan.levels import part_of_steps
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import Encoder, embed_prompts
@@ -48,6 +49,7 @@ def plan_prompts(
     has_negative: bool | None = None,
     starts: Sequence[Hashable] | None = None,
     read: Sequence[Hashable] | None = None,
+    guided: Sharing | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -62,6 +64,7 @@ def plan_prompts(
             unless a request has one of its own; None: if `true_cfg_scale` is given.
         starts: for each prompt what its image is begun from; only prompts with equal ones share.
         read: for each prompt what the text encoders read of it (`read_prompts`); None reads them here.
+        guided: as `SharedSampler` takes it.
 
     Raises:
         InputError: an empty prompt, or a number out of range.
@@ -69,24 +72,32 @@ def plan_prompts(
     requests = as_requests(prompts)
     if has_negative is None:
         has_negative = true_cfg_scale is not None
-    guidance = dict.fromkeys(
+    guidance = [
         (
             guidance_scale if each.guidance_scale is None else each.guidance_scale,
             has_negative or each.negative_prompt is not None,
         )
         for each in requests
-    )
+    ]
     bases = {
-        cost_basis(pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, is_negative)
-        for scale, is_negative in guidance
-    }
-    if len(bases) > 1:
-        raise InputError(
-            "some of these requests are guided and some are not, which one plan cannot cost; sample them apart"
+        (scale, is_negative): cost_basis(
+            pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, is_negative
         )
-    basis = bases.pop()
+        for scale, is_negative in dict.fromkeys(guidance)
+    }
+    calls = bases[guidance[0]].calls_per_step  # the solver's: of every prompt
+    own = part_of_steps(sharing.unguided, num_inference_steps)
+    named = own if guided is None else part_of_steps(guided.unguided, num_inference_steps)
+    starts_guided: list[int | None] = [
+        None if bases[each].rows_per_prompt == 1 else own if request.guidance_scale is None else named
+        for each, request in zip(guidance, requests, strict=True)
+    ]
+
+    def costed(plan: SharePlan) -> SharePlan:
+        return plan.recost(calls_per_step=calls).with_guidance(starts_guided)
+
     if groups is not None:
-        return basis.of(sharing.plan_groups(groups, num_inference_steps))
+        return costed(sharing.plan_groups(groups, num_inference_steps))
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
     if read is None:
@@ -94,7 +105,7 @@ def plan_prompts(
     found = group_requests(
         requests, sharing, lambda texts: np.stack([rows[text] for text in texts]), read=read, starts=starts
     )
-    return basis.of(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
+    return costed(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
 
 
 def cost_basis(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sagediff.denoiser.attention import check_perturbed_attention
@@ -16,13 +16,14 @@ from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
-from sagediff.plan.sharing import Sharing
+from sagediff.plan.sharing import Sharing, for_guidance
 from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
+from sagediff.sampling.sizes import check_sizes, other_size
 from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
 _OWN = {
@@ -75,6 +76,8 @@ class SharedSampler:
             more than 16 images, or few large ones, are decoded one by one where the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
+        guided: what holds for requests that name a guidance scale in place of `sharing`, which may be for sampling
+            without guidance (`for_guidance`); None: `sharing`. Both form the same groups.
         options: of `Sharing`.
 
     Raises:
@@ -91,9 +94,15 @@ class SharedSampler:
         wave_size: int = 64,
         micro_batch_size: MicroBatch = None,
         encoder: Encoder | None = None,
+        guided: Sharing | None = None,
         **options: Any,
     ) -> None:
         self.sharing = _sharing(sharing, options)
+        self.guided = self.sharing if guided is None else guided
+        if for_guidance(asdict(self.guided)) != for_guidance(asdict(self.sharing)):
+            raise InputError(
+                "guided must equal sharing but for the options that are for sampling without guidance"
+            )
         if wave_size < 1:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
@@ -137,7 +146,7 @@ class SharedSampler:
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts, read,
+            self.encoder, groups, has_negative, starts, read, self.guided,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -153,7 +162,8 @@ class SharedSampler:
             read: the keys of what was `read` of the prompts; None reads them here.
 
         Raises:
-            InputError: a plan for another number of prompts, or a negative prompt that the pipeline takes none of.
+            InputError: a plan for another number of prompts, a negative prompt that the pipeline takes none of, or a
+                size that it cannot make.
             UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
                 and its noise levels, which that needs, are not known.
         """
@@ -165,9 +175,16 @@ class SharedSampler:
         if "negative_prompt" not in parameters and any(each.negative_prompt is not None for each in requests):
             raise InputError(f"{type(self.pipe).__name__} takes no negative prompts; leave them out")
         read = self.read(requests).keys if read is None else read
-        noise = self.sharing.noise(plan, repeats(requests, plan.groups, read))
-        if any(isinstance(strength, float) and strength > 0 for strength in noise.values()):
-            noise_levels_of(self.pipe.scheduler)
+        check_sizes(self.pipe, requests)
+        again = repeats(requests, plan.groups, read)
+        for sharing in {self.sharing_of(request) for request in requests}:
+            noise = sharing.noise(plan, again)
+            if any(isinstance(strength, float) and strength > 0 for strength in noise.values()):
+                noise_levels_of(self.pipe.scheduler)
+
+    def sharing_of(self, request: ImageRequest) -> Sharing:
+        """How a request, and with it all that may run in one call with it, shares."""
+        return self.sharing if request.guidance_scale is None else self.guided
 
     def __call__(
         self,
@@ -226,7 +243,7 @@ class SharedSampler:
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        return SharedResult(images, plan, report, waves.seeds(self.sharing))
+        return SharedResult(images, plan, report, waves.seeds(self.sharing_of))
 
     def waves(
         self,
@@ -313,13 +330,16 @@ class SharedSampler:
         images, run = run_wave(
             self.pipe,
             task,
-            self.sharing,
+            self.sharing_of(task.requests[0]),
             guidance_scale=guidance_scale,
             group_condition=self.group_condition,
             micro_batch_size=self.micro_batches,
             on_step=on_step and (lambda run, tensors: on_step(len(task.members))),
             **options,
         )
+        for request, image in zip(task.requests, images, strict=True):
+            if words := other_size((request.width, request.height), image):
+                raise InputError(words)
         return Wave(task.members, images, run.evaluations)
 
     def _per_prompt(self, kwargs: Mapping[str, Any], count: int) -> PerPrompt:

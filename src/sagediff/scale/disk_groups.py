@@ -18,9 +18,10 @@ from sagediff.files.atomic import sweep, writing
 from sagediff.files.claim import claimed_output
 from sagediff.files.digest import texts_digest
 from sagediff.files.text_input import is_file
+from sagediff.plan.grouping import group_prompts
 from sagediff.prompts.embeddings import TextEncoder
 from sagediff.scale.cover import CoverOptions, OnProgress, group_on_disk
-from sagediff.scale.disk_vectors import Ints, embed_to_disk
+from sagediff.scale.disk_vectors import DiskVectors, Ints, embed_to_disk
 
 GROUPS = "groups.npz"
 
@@ -33,11 +34,14 @@ def groups_at_scale(
     *,
     source: str = "",
     copies: Sequence[int] | None = None,
+    pools: Sequence[int | None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[list[int]]:
     """Embed and group, on disk.
 
     Args:
+        pools: for each prompt the number of those that it may share with, None for one that may share with none
+            (`plan.compatibility.sharing_pools`). None: all with all.
         copies: for each prompt how many that equal it come before, where copies must be in different groups: the first
             ones are grouped, and the second ones of a group's prompts make a group, and so on. None: they may share.
         source: what the vectors depend on besides the encoder's name (see `embed_to_disk`).
@@ -50,7 +54,7 @@ def groups_at_scale(
         OutputError: it cannot be written to.
     """
     with claimed_output(folder, "--work"):
-        return _groups(prompts, encoder, folder, options, source, copies, on_progress)
+        return _groups(prompts, encoder, folder, options, source, copies, pools, on_progress)
 
 
 def _groups(
@@ -60,6 +64,7 @@ def _groups(
     options: CoverOptions,
     source: str,
     copies: Sequence[int] | None,
+    pools: Sequence[int | None] | None,
     on_progress: OnProgress | None,
 ) -> list[list[int]]:
     report = on_progress or (lambda stage, done, total: None)
@@ -71,15 +76,54 @@ def _groups(
     key = texts_digest([texts_digest(prompts), encoder.name, source, json.dumps(choice, sort_keys=True)])
     if copies is not None:
         key = texts_digest([key, *map(str, copies)])
+    divided = pools is not None and (None in pools or len(set(pools)) > 1)
+    if divided:
+        key = texts_digest([key, "pools", *map(str, pools or ())])
     groups = load_groups(folder / GROUPS, key)
     if groups is None:
-        first = np.arange(len(inverse)) if copies is None else np.flatnonzero(np.asarray(copies) == 0)
-        found = group_on_disk(vectors, inverse[first], options, on_progress)
-        groups = [first[group].tolist() for group in found]
-        if copies is not None:
-            groups = with_copies(groups, inverse, copies)
+        groups = []
+        for members in _members(pools if divided and pools is not None else [0] * len(prompts)):
+            own = None if copies is None else [copies[i] for i in members]
+            found = _pool_groups(vectors, inverse[members], own, options, divided, on_progress)
+            groups += [members[group].tolist() for group in found]
+        groups.sort()
         save_groups(folder / GROUPS, key, groups)
     return groups
+
+
+def _members(pools: Sequence[int | None]) -> list[Ints]:
+    """Prompt numbers of each pool; who may share with nobody is one of his own."""
+    found: dict[int, list[int]] = {}
+    alone = []
+    for number, pool in enumerate(pools):
+        if pool is None:
+            alone.append([number])
+        else:
+            found.setdefault(pool, []).append(number)
+    return [np.array(members, np.int64) for members in (*found.values(), *alone)]
+
+
+def _pool_groups(
+    vectors: DiskVectors,
+    inverse: Ints,
+    copies: Sequence[int] | None,
+    options: CoverOptions,
+    divided: bool,
+    on_progress: OnProgress | None,
+) -> list[list[int]]:
+    """Groups of those who may all share with one another, numbered as in `inverse`.
+
+    Args:
+        divided: whether there are other pools: a small one is then grouped at once, as there may be very many.
+    """
+    first = np.arange(len(inverse)) if copies is None else np.flatnonzero(np.asarray(copies) == 0)
+    if divided and len(first) <= options.cell_size:
+        threshold = min(1.0, options.threshold + 2 * vectors.rounding)
+        found = group_prompts(vectors.take(inverse[first]), threshold, options.max_group_size)
+    else:
+        found = group_on_disk(vectors, inverse[first], options, on_progress)
+    groups = [first[group].tolist() for group in found]
+    return groups if copies is None else with_copies(groups, inverse, copies)
 
 
 def with_copies(groups: Sequence[Sequence[int]], inverse: Ints, copies: Sequence[int]) -> list[list[int]]:

@@ -23,7 +23,7 @@ class ServeConfig(BaseSettings):
     model_name: str = "demo"
     """The model's name in requests and answers."""
     host: str = "127.0.0.1"
-    """Address to listen on; 127.0.0.1 is reachable from this machine only."""
+    """Address; 127.0.0.1 is this machine only."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
@@ -33,7 +33,7 @@ class ServeConfig(BaseSettings):
     """Keys that are accepted, each a tenant; comma-separated in the environment. None: no key is needed, and all
     clients are one tenant."""
     window_ms: float = Field(50.0, ge=0, le=60_000)
-    """Milliseconds that a request waits for others to share with. Higher: more sharing, higher latency."""
+    """Milliseconds that a request waits for others to share."""
     max_batch: int = Field(16, ge=1)
     """Most requests in a wave."""
     max_queue: int = Field(256, ge=1)
@@ -41,16 +41,15 @@ class ServeConfig(BaseSettings):
     share: bool = True
     """False switches sharing off; requests are still batched."""
     share_across_keys: bool = False
-    """Lets clients of different keys share. Their images then reveal each other's prompts."""
+    """Let keys share; their images reveal each other's prompts."""
     cache_mib: float = Field(256.0, ge=0, allow_inf_nan=False)
-    """Memory for recorded shared phases that later requests replay, in MiB; 0 switches the cache off."""
+    """MiB for shared phases that later requests replay."""
     cache_threshold: float | None = Field(None, ge=-1, le=1)
-    """Minimum cosine similarity of a prompt to the mean of the prompts whose shared phase it replays. Higher: fewer
-    replays, images closer to their prompts. None: the grouping threshold, at least 0.5."""
+    """Minimum similarity to replay. None: the threshold, at least 0.5."""
     cache_dir: Path | None = None
-    """Folder where shared phases are also kept for the next start. None: memory only."""
+    """Folder to keep shared phases in. None: memory only."""
     cache_variety: int = Field(3, ge=1)
-    """Shared phases near a prompt before all requests replay. Higher: more compositions, fewer replays at first."""
+    """Shared phases near a prompt before all requests replay."""
     affinity_guard: float = Field(1.0, ge=0, allow_inf_nan=False)
     """With several replicas, how many full waves busier than the least busy one a replica may be and still get
     requests similar to those it served. Higher: more sharing, longer queues."""
@@ -95,7 +94,7 @@ class ServeConfig(BaseSettings):
     stored_s: float = Field(3600.0, gt=0)
     """Seconds for which images answered as URLs are kept."""
     log_format: Literal["auto", "json", "text"] = "auto"
-    """Of the lines on stderr: json for machines, text for people, auto for text on a terminal only."""
+    """Lines on stderr; auto: text on a terminal."""
     log_prompts: bool = False
     """Whether a request's log line holds its prompts."""
 
@@ -151,3 +150,9 @@ class ServeConfig(BaseSettings):
     def most_images(self) -> int:
         """Most images of a request with many prompts: all of them must fit into the queue."""
         return min(self.max_images, self.max_queue)
+
+
+def check_steps(config: ServeConfig, steps: int) -> None:
+    """Raises InputError: a request without steps of its own would have more than the server takes."""
+    if steps > config.max_steps:
+        raise InputError(f"--steps is {steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request")

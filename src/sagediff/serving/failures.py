@@ -70,3 +70,12 @@ class OutOfMemory(ServingError):
 
 class ImageFailed(ServingError):
     """The pipeline failed on this request alone; the cause is chained."""
+
+
+def refused_by_pipeline(error: BaseException) -> bool:
+    """Whether a pipeline raised this error about its arguments: a ValueError from code of diffusers itself."""
+    trace, module = error.__traceback__, ""
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__", ""))
+        trace = trace.tb_next
+    return isinstance(error, ValueError) and module.partition(".")[0] == "diffusers"

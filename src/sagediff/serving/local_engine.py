@@ -9,7 +9,7 @@ from typing import Any
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
-from sagediff.files.digest import file_digest
+from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, weights_digest
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.sharing import Sharing
@@ -93,5 +93,5 @@ def cache_use(request: ServeRequest, config: ServeConfig) -> CacheUse | None:
         # in memory it meets no other weights, so only a folder is worth the seconds that hashing takes
         return name if config.cache_dir is None else f"{name} {weights_digest(pipe)}"
 
-    lora = "" if settings.model.lora is None else file_digest(settings.model.lora)
+    lora = loras_digest(settings.model.loras()) or ""
     return CacheUse(cache, threshold, identify, lora, settings.sampling.encoder or "")

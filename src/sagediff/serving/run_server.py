@@ -6,11 +6,11 @@ import logging
 from contextlib import ExitStack
 from pathlib import PurePath
 
-from sagediff.errors import InputError, SagediffError
+from sagediff.errors import SagediffError
 from sagediff.files.claim import claimed_output
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.placement import working_device
-from sagediff.serving.config import ServeConfig
+from sagediff.serving.config import ServeConfig, check_steps
 from sagediff.serving.fleet.ray_fleet import ray_fleet
 from sagediff.serving.http.server import server_for
 from sagediff.serving.image_service import ImageService
@@ -34,9 +34,8 @@ def run_serve(request: ServeRequest) -> None:
     name = path.name if path.is_absolute() else settings.model.name
     config = ServeConfig.of(**request.config | {"model_name": name})
     steps = settings.sampling.num_inference_steps
-    if steps > config.max_steps:
-        raise InputError(f"--steps is {steps}, but SAGEDIFF_MAX_STEPS allows {config.max_steps} a request")
-    supported_parts(settings.model.name)  # refused before gigabytes of weights are read
+    check_steps(config, steps)
+    supported_parts(settings.model.source)  # refused before gigabytes of weights are read
     if request.pool is None:  # else it is the replicas' machines that must have the device
         working_device(settings.model.device)
     failures: list[Exception] = []
@@ -59,6 +58,8 @@ def run_serve(request: ServeRequest) -> None:
                 engine = stack.enter_context(fleet)
             server = server_for(engine, config, metrics, steps)
             log.info("serving %s at http://%s:%d (%s)", config.model_name, config.host, config.port, keys)
+            if config.share and (note := settings.note()):
+                log.warning("%s", note)
             if not config.api_keys and config.host not in ("127.0.0.1", "localhost", "::1"):
                 log.warning("anyone who reaches this address may use it; set SAGEDIFF_API_KEYS")
             server.run()

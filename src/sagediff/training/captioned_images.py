@@ -9,17 +9,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from sagediff.errors import InputError, first_line
 from sagediff.files.image_input import to_rgb
 from sagediff.files.imagefolder import METADATA, open_images, read_imagefolder
 from sagediff.files.text_input import is_file, is_folder, shortened
+
+if TYPE_CHECKING:  # what is wrong with a folder is said before torch is imported
+    from torch import Tensor
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -41,12 +42,16 @@ class CaptionedImages:
         Raises:
             InputError: an image that cannot be read; its name is in the message.
         """
+        import torch
+
         if self.rows is None:
             return torch.from_numpy(open_images([self.files[i] for i in indices], size)) * 2 - 1
         return torch.stack([self._row_image(int(i), size) for i in indices])
 
     def _row_image(self, index: int, size: tuple[int, int]) -> Tensor:
         """(3, height, width)."""
+        import torch
+
         try:
             upright = to_rgb(ImageOps.exif_transpose(self.rows[index]["image"]))
             image = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.LANCZOS)

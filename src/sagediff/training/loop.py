@@ -20,6 +20,7 @@ from sagediff.errors import InputError, ModelError
 from sagediff.files.atomic import at_work, output_errors, sweep, write_text, writing
 from sagediff.options import OptionError
 from sagediff.pipelines.loading import load_for_planning, supported_parts
+from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import own_sharing
 from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
@@ -55,7 +56,8 @@ def train(pipe: Any, data: CaptionedImages, config: TrainConfig, base: str = "")
     """
     if not len(data):
         raise InputError("there are no images to train on")
-    own = own_sharing(Path(str(getattr(pipe, "name_or_path", None) or "")))
+    folder = getattr(pipe, "name_or_path", None)  # nothing for a pipeline out of a single file
+    own = own_sharing(Path(str(folder)) if folder else None)
     run = _Run(pipe, data, config.with_threshold(own.threshold), base)
     with at_work(), output_errors(config.out):
         return run.go()
@@ -366,7 +368,7 @@ def _checkpoint(config: TrainConfig, folder: Path, record: dict[str, Any]) -> ch
     return found
 
 
-def check_model(name: str, config: TrainConfig) -> None:
+def check_model(name: str | ModelSource, config: TrainConfig) -> None:
     """Refuse a model that cannot be trained so, before its weights are read.
 
     Raises:

@@ -21,35 +21,32 @@ class SageWeights:
 
     shared: float = option(
         0.0,
-        "Weight of the forward process's target on the group's mean latent, in the shared phase.",
+        "Weight, shared phase: the target of the mean latent.",
         low=0,
         flag="shared-weight",
     )
     soft: float = option(
         0.0,
-        "Weight of the frozen model's mean prediction on the members' conditions, in the shared phase (lambda).",
+        "Weight, shared phase: the frozen model's mean prediction.",
         low=0,
         flag="soft-weight",
     )
-    branch: float = option(
-        1.0, "Weight of the usual objective, in the branch phase.", low=0, flag="branch-weight"
-    )
+    branch: float = option(1.0, "Weight, branch phase: the usual objective.", low=0, flag="branch-weight")
     handover: float = option(
         1.0,
-        "Weight of the target that leads the group's state to the member, in the branch phase.",
+        "Weight, branch phase: from the group's state to the prompt.",
         low=0,
         flag="handover-weight",
     )
     handover_rate: float = option(
         0.75,
-        "Fraction of the branch examples of groups of two or more that are hand-over states.",
+        "Fraction of branch examples that are hand-over states.",
         low=0,
         high=1,
     )
     rollout_rate: float = option(
         1.0,
-        "Fraction of the groups whose hand-over state is sampled by the model being trained, as in use; the others' is "
-        "made from the mean of the members' images.",
+        "Fraction of hand-over states that the model samples.",
         low=0,
         high=1,
     )
@@ -77,38 +74,32 @@ class TrainConfig:
     rank: int = option(16, "Rank of the LoRA; 0 trains all of the denoiser's weights.", low=0)
     lora_layers: str = option(
         "attention",
-        "'attention' (attention projections), or 'all' (every linear and convolution of the blocks).",
+        "'attention', or 'all' layers of the blocks.",
         choices=("attention", "all"),
     )
-    learning_rate: float = option(
-        1e-4, "Peak learning rate, after a warm-up and before a cosine decay to nothing.", above=0
-    )
+    learning_rate: float = option(1e-4, "Peak learning rate; then a cosine decay.", above=0)
     train_batch_size: int = option(
         16,
-        "Images per step and process, before accumulation, in whole groups; one that does not fit is cut.",
+        "Images per batch and process, in whole groups.",
         low=1,
     )
     gradient_accumulation_steps: int = option(1, "Batches per step.", low=1)
     lr_warmup_steps: int | None = option(
-        None, f"Steps of the linear warm-up [default: {WARMUP}, but at most a quarter of the steps].", low=0
+        None, f"Steps of the warm-up. [default: {WARMUP}, but at most a quarter of all]", low=0
     )
     adam_weight_decay: float = option(1e-2, "Weight decay of AdamW.", flag=False)
     max_grad_norm: float = option(1.0, "Norm that the gradient is cut to.", flag=False)
-    snr_gamma: float | None = option(
-        None, "Gamma of min-SNR-gamma weighting (arXiv 2303.09556) [default: none].", above=0
-    )
-    ema_decay: float = option(
-        0.99, "Decay of the running mean that is saved; 0 saves the last weights.", low=0, below=1
-    )
+    snr_gamma: float | None = option(None, "Gamma of min-SNR-gamma weighting. [default: none]", above=0)
+    ema_decay: float = option(0.99, "Decay of the saved mean; 0: the last weights.", low=0, below=1)
     caption_dropout: float = option(
         0.1,
-        "Fraction of the examples trained on the empty prompt, for classifier-free guidance.",
+        "Fraction of the examples with no prompt, for guidance.",
         low=0,
         below=1,
     )
     threshold: float | None = option(
         None,
-        "Minimum cosine similarity between any two captions of a training group [default: the model's own, else 0.8].",
+        "Minimum similarity in a group. [default: the model's own, else 0.8]",
         low=-1,
         high=1,
     )
@@ -117,25 +108,21 @@ class TrainConfig:
         "Range of the most members of a group: the greatest in the first pool, one less in each that follows.",
         flag=False,
     )
-    branch_range: tuple[float, float] = option(
-        (0.2, 0.6), "Least and greatest share ratio that the branch point is drawn from."
-    )
-    pool_size: int = option(
-        512, "Captions grouped at once; as many as your own jobs have give groups like theirs.", low=1
-    )
+    branch_range: tuple[float, float] = option((0.2, 0.6), "Range of the share ratios trained for.")
+    pool_size: int = option(512, "Captions grouped at once; best as many as your jobs have.", low=1)
     weights: SageWeights = option(SageWeights(), "Weights of the terms of the SAGE objective.", flag=False)
-    resolution: int | None = option(None, "Side of the images in pixels [default: the model's own].", low=1)
+    resolution: int | None = option(None, "Side of the images in pixels. [default: the model's own]", low=1)
     seed: int = option(0, "Seed of everything drawn.", low=0, high=2**63 - 1)
     mixed_precision: str = option("no", "no, fp16 or bf16.", choices=("no", "fp16", "bf16"))
     checkpointing_steps: int = option(250, "Steps between checkpoints.", low=1)
     checkpoints_total_limit: int = option(2, "Checkpoints kept.", low=1)
     validation_steps: int = option(
         0,
-        "Steps between validation images, independent beside shared; 0 draws them at the end only.",
+        "Steps between validation images; 0: at the end only.",
         low=0,
     )
     validation_guidance: float | None = option(
-        None, "Guidance scale of validation images [default: the pipeline's].", low=0
+        None, "Guidance of validation images. [default: the pipeline's]", low=0
     )
     cache_limit: float = option(
         4.0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sagediff.pipelines.loading import built_in_folder
+from sagediff.pipelines.model_source import built_in_folder
 
 __all__ = ["naming_dir"]
 

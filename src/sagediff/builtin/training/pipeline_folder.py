@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sagediff.files.atomic import writing
-from sagediff.pipelines.run_settings import DEFAULTS_FILE
+from sagediff.pipelines.model_source import DEFAULTS_FILE
 
 
 def write_pipeline(

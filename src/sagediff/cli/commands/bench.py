@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import options
+from sagediff.cli.bench_inputs import BenchInputs
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
+from sagediff.cli.early_checks import check_settings
+from sagediff.cli.libraries import import_libraries
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
-from sagediff.pipelines.lora import lora_file
-from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
+from sagediff.pipelines.lora import parse_lora
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve, resolved
 
 if TYPE_CHECKING:
     from sagediff.evaluation.grid import Weights
@@ -33,36 +35,34 @@ def bench(
     sharing: Annotated[GivenSharing | None, options.flattened("Sharing")] = None,
     policy: options.Policy = None,
     compared: Annotated[BenchOptions, options.flattened("Comparison")] = BenchOptions(),  # noqa: B008
-    measuring: Annotated[MeasuringOptions, options.flattened("Comparison")] = MeasuringOptions(),  # noqa: B008
+    measuring: Annotated[MeasuringOptions, options.flattened("Measuring")] = MeasuringOptions(),  # noqa: B008
 ) -> None:
-    """Compare independent and shared sampling, before and after training, in one table.
-
-    Examples:
-        sagediff bench --steps 8,12 --share-ratio 0.3,0.5 --out bench
-        sagediff bench --model path/or/hub-id --prompts prompts.txt --policy policy.json
-    """
+    """Compare independent and shared sampling, before and after training, in one table."""
     if find_spec("matplotlib") is None:
         raise InputError("sagediff bench needs matplotlib: pip install 'sagediff[eval]'")
     named, given = options.named(sampling), options.named(sharing)
     steps = compared.step_counts()
 
-    def arm(lora: Path | None) -> dict[int, RunSettings]:
+    def arm(lora: tuple[str, ...]) -> dict[int, RunSettings]:
         """By the number of steps, on which the solver may depend."""
-        used = replace(model, lora=lora, no_lora=lora is None)
+        used = replace(model, lora=lora, no_lora=not lora)
         return {count: resolve(used, SamplingOptions(count, **named), given, policy) for count in steps}
 
     # each set of weights is sampled as `generate` samples it; plain fine-tuning does not change how the model is used
-    arms: dict[Weights, dict[int, RunSettings]] = {"base": arm(None)}
+    arms: dict[Weights, dict[int, RunSettings]] = {"base": arm(())}
     if compared.baseline_lora is not None:
-        file = lora_file(compared.baseline_lora)
+        standard = resolved([parse_lora(str(compared.baseline_lora))])
         arms["standard"] = {
-            count: replace(each, model=replace(each.model, lora=file, no_lora=False))
+            count: replace(each, model=replace(each.model, lora=standard, no_lora=False))
             for count, each in arms["base"].items()
         }
-    if (lora := model.chosen_lora()) is not None:
-        arms["sage"] = arm(lora)
+    if loras := model.loras():
+        arms["sage"] = arm(tuple(map(str, loras)))
+    check_settings(next(iter(arms["base"].values())))
+    inputs = BenchInputs.of(arms, compared, measuring, prompt_file)
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)
+        import_libraries()
         from sagediff.cli.comparing import run_bench_command
 
-        run_bench_command(arms, compared, measuring, prompt_file)
+        run_bench_command(inputs, compared, measuring)

@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
-from sagediff.cli.job_options import Generation, OutputOptions, ScaleOptions, WorkerOptions
+from sagediff.cli.early_checks import check_settings, check_work
+from sagediff.cli.job_options import (
+    Generation,
+    OutputOptions,
+    ScaleOptions,
+    WorkerOptions,
+    guided_sharing,
+)
+from sagediff.cli.libraries import import_libraries
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
-from sagediff.prompts.prompt_files import gather_prompts
+from sagediff.prompts.image_list import read_images
 
 
 def generate(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    model: options.Model = ModelOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = options.ShortRequestOptions(),  # noqa: B008 - frozen, as the others
+    model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
@@ -24,21 +33,22 @@ def generate(
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     workers: Annotated[WorkerOptions, options.flattened("Scale")] = WorkerOptions(),  # noqa: B008
 ) -> None:
-    """Generate one image per prompt.
-
-    Examples:
-        sagediff generate "a large cat on a red background" "a large dog on a red background"
-        sagediff generate --prompts prompts.txt --model path/or/hub-id --out images --resume
-    """
-    texts = gather_prompts(prompts, prompt_file)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    """Generate one image per prompt."""
+    images = read_images(prompts, prompt_file, requested)
+    given = options.named(sharing)
+    settings = resolve(model, sampling, given, policy, cautious=True)
+    check_settings(settings)
+    check_work(scale.work)
+    guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
-    job = Generation(texts, settings, output, micro_batch, scale, pool)
-    folder, manifest = OutputFolder(output.out), job.manifest()
+    job = Generation(images, settings, guided, output, micro_batch, scale, pool)
+    folder, manifest = OutputFolder(output.out, output.image_format), job.manifest()
+    job.file_names()  # refused before anything heavy is imported
     if output.shard_size is not None:
         check_shard_size(output.shard_size)
     with claimed_output(output.out):
         folder.check(manifest, output.resume)
+        import_libraries()
         from sagediff.cli.generation import run_generation  # imports what takes seconds
 
         run_generation(job, folder, manifest)

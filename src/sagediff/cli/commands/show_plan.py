@@ -6,12 +6,14 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
-from sagediff.cli.job_options import ScaleOptions
+from sagediff.cli.early_checks import check_settings, check_work
+from sagediff.cli.job_options import ScaleOptions, guided_sharing
+from sagediff.cli.libraries import import_libraries
 from sagediff.cli.terminal import print_json
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
-from sagediff.prompts.prompt_files import gather_prompts
+from sagediff.prompts.image_list import read_images
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 def plan(
     *prompts: options.Prompts,
     prompt_file: options.PromptFile = None,
-    model: options.Model = ModelOptions(),  # noqa: B008 - frozen, as the others
+    requested: options.Requested = options.ShortRequestOptions(),  # noqa: B008 - frozen, as the others
+    model: options.Model = ModelOptions(),  # noqa: B008
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
@@ -29,64 +32,48 @@ def plan(
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
     ] = False,
 ) -> None:
-    """Show how prompts would be grouped and what that saves, without loading the denoiser.
-
-    Examples:
-        sagediff plan --prompts prompts.txt --model path/or/hub-id
-        sagediff plan --prompts prompts.txt --threshold 0.7 --json
-    """
-    texts = gather_prompts(prompts, prompt_file)
-    settings = resolve(model, sampling, options.named(sharing), policy)
+    """Show how prompts would be grouped and what that saves, without loading the denoiser."""
+    images = read_images(prompts, prompt_file, requested, with_own=False)
+    given = options.named(sharing)
+    settings = resolve(model, sampling, given, policy, cautious=True)
+    check_settings(settings)
+    check_work(scale.work)
+    guided = guided_sharing(images, settings, model, sampling, given, policy)
+    import_libraries()
     from rich.console import Console
 
-    from sagediff.distributed.cluster import usable_cores
-    from sagediff.pipelines.content import embedding_source
+    from sagediff.cli.planning import messages, plan_images
     from sagediff.pipelines.loading import load_for_planning
-    from sagediff.plan.compatibility import copy_numbers
-    from sagediff.progress import stage_bars
-    from sagediff.prompts.embeddings import text_encoder
-    from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
-    from sagediff.sampling.reading import read_prompts
-    from sagediff.scale.cover import CoverOptions
-    from sagediff.scale.disk_groups import GROUPS, groups_at_scale
+    from sagediff.scale.disk_groups import GROUPS
 
-    steps, encoder = settings.sampling.num_inference_steps, settings.sampling.encoder
-    scale_named = settings.sampling.guidance_scale
-    chosen, groups = settings.sharing, None
+    texts, chosen = images.prompts, settings.sharing
     pipe, denoiser = load_for_planning(
-        settings.model.name, scheduler=settings.model.scheduler, text_encoders=encoder is None
+        settings.model.source,
+        scheduler=settings.model.scheduler,
+        text_encoders=settings.sampling.encoder is None,
     )
-    guidance = default_guidance(type(pipe)) if scale_named is None else scale_named
-    reading = read_prompts(pipe, texts)
-    if scale.work is not None:
-        copies = None if chosen.repeats_may_share else copy_numbers(reading.keys)
-        cover = CoverOptions(chosen.threshold, chosen.max_group_size, jobs=scale.jobs or usable_cores())
-        with stage_bars() as show:
-            groups = groups_at_scale(
-                texts, text_encoder(pipe, encoder), scale.work, cover,
-                source=embedding_source(settings), copies=copies, on_progress=show,
-            )  # fmt: skip
-    found = plan_prompts(
-        texts, chosen, pipe, denoiser, steps, guidance, encoder=encoder, groups=groups, read=reading.keys
-    )
-    if warning := reading.warning():
-        print(f"warning: {warning}", file=sys.stderr)
+    found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
+    for words in messages(images, found, reading):
+        print(words, file=sys.stderr)
+    if note := settings.note():
+        print(f"note: {note}", file=sys.stderr)
+    record = found.summary() | {"threshold": chosen.threshold, "num_rows": len(images.starts)}
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
-        figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
+        figures = record | {"groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
         if as_json:
             print_json(figures, indent=2)
         else:
             print(printable(words))
     elif as_json:
-        print_json(plan_record(found, texts, chosen.threshold), indent=2)
+        print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
 
 
-def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[str, object]:
-    """The summary, and for each group its prompts, branch step and evaluations."""
-    groups = [
+def group_records(plan: SharePlan, prompts: list[str]) -> list[dict[str, object]]:
+    """For each group its prompts, branch step and evaluations."""
+    return [
         {
             "prompts": group,
             "texts": [prompts[i] for i in group],
@@ -95,7 +82,6 @@ def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[s
         }
         for group in plan.groups
     ]
-    return plan.summary() | {"threshold": threshold, "groups": groups}
 
 
 def plan_table(plan: SharePlan, prompts: list[str]) -> Table:

@@ -8,19 +8,57 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sagediff.cli import options
+from sagediff.cli import early_checks, options
+from sagediff.cli.libraries import import_libraries
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.pipelines.lora import sharing_record
+from sagediff.pipelines.run_settings import ModelOptions
+from sagediff.training.captioned_images import load_images
 from sagediff.training.run_folder import check_output
 from sagediff.training.train_config import SageWeights, TrainConfig
 
 options.FLAGS.update(options.renamed(SageWeights))
 if TYPE_CHECKING:
-    GivenTraining = Any
+    GivenModel = Any
+    GivenData = Any
+    GivenAdapter = Any
+    GivenOptimization = Any
+    GivenObjective = Any
     GivenWeights = Any
+    GivenOutput = Any
 else:
-    GivenTraining, GivenWeights = options.given(TrainConfig), options.given(SageWeights)
+    GivenModel = options.given(ModelOptions, only=("name", "variant", "revision", "config"))
+    GivenData = options.given(TrainConfig, ("resolution", "caption_dropout", "pool_size"))
+    GivenAdapter = options.given(TrainConfig, ("rank", "lora_layers"))
+    GivenOptimization = options.given(
+        TrainConfig,
+        (
+            "steps",
+            "learning_rate",
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "lr_warmup_steps",
+            "snr_gamma",
+            "ema_decay",
+            "mixed_precision",
+            "seed",
+        ),
+    )
+    GivenObjective = options.given(TrainConfig, ("objective", "threshold", "branch_range"))
+    GivenWeights = options.given(SageWeights)
+    GivenOutput = options.given(
+        TrainConfig,
+        (
+            "out",
+            "resume",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "validation_steps",
+            "validation_guidance",
+            "report_to",
+        ),
+    )
 
 
 def train(
@@ -28,30 +66,28 @@ def train(
     data: Annotated[
         str,
         options.of(
-            "Training",
-            help="Folder with metadata.jsonl (file_name, text), a `datasets` folder, or a hub name.",
+            "Data",
+            help="Folder with metadata.jsonl, a `datasets` folder, or a hub name.",
         ),
     ],
-    model: Annotated[
-        str,
-        options.of(
-            "Model", "--model", help="'demo' or 'emoji' (built in), a local diffusers folder, or a hub id."
-        ),
-    ] = "demo",
-    full: Annotated[bool, options.of("Training", help="Train all weights, not a LoRA.")] = False,
+    model: Annotated[GivenModel | None, options.flattened("Model")] = None,
+    adapter: Annotated[GivenAdapter | None, options.flattened("Model")] = None,
+    full: Annotated[bool, options.of("Model", help="Train all weights, not a LoRA.")] = False,
+    of_data: Annotated[GivenData | None, options.flattened("Data")] = None,
+    optimization: Annotated[GivenOptimization | None, options.flattened("Optimization")] = None,
+    objective: Annotated[GivenObjective | None, options.flattened("Objective")] = None,
     max_group_size: Annotated[
-        int | None, options.of("Training", help="Most members of a training group [default: 8].")
+        int | None, options.of("Objective", help="Most members of a training group. [default: 8]")
     ] = None,
-    training: Annotated[GivenTraining | None, options.flattened("Training")] = None,
-    weights: Annotated[GivenWeights | None, options.flattened("Training")] = None,
+    weights: Annotated[GivenWeights | None, options.flattened("Objective")] = None,
+    output: Annotated[GivenOutput | None, options.flattened("Output")] = None,
 ) -> None:
-    """Teach a model to share: train a LoRA on groups of captioned images.
-
-    Examples:
-        sagediff train --data captioned-images --out my-lora
-        sagediff train --data captioned-images --out my-lora --steps 2000 --rank 32 --resume
-    """
-    chosen = options.named(training)
+    """Teach a model to share."""
+    chosen = {
+        name: value
+        for part in (adapter, of_data, optimization, objective, output)
+        for name, value in options.named(part).items()
+    }
     if "out" not in chosen:
         raise InputError("--out is missing: name the folder for the weights, the log and the checkpoints")
     if full:
@@ -68,18 +104,20 @@ def train(
         if find_spec(module) is None:
             instead = ", or --report-to none" if module in report else ""
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'{instead}")
+    source = ModelOptions(**options.named(model)).source
+    early_checks.check_model(source)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one writes
     with claimed_output(config.out) if first else nullcontext():
         check_output(config)
-        from sagediff.pipelines.loading import load_pipeline, quiet_libraries
-        from sagediff.training.captioned_images import load_images
+        images = load_images(data)
+        import_libraries()
+        from sagediff.pipelines.loading import load_source, quiet_libraries
         from sagediff.training.loop import check_model, train
 
         quiet_libraries()
-        check_model(model, config)
-        images = load_images(data)
-        pipe = load_pipeline(model)
+        check_model(source, config)
+        pipe = load_source(source)
         pipe.set_progress_bar_config(disable=True)
-        path = train(pipe, images, config, model)
+        path = train(pipe, images, config, source.name)
     record = sharing_record(path) if config.rank else None
     print(json.dumps({"weights": str(path), "steps": config.steps, **(record or config.sharing())}))

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from sagediff.prompts.requests import QueuedRequest
+from sagediff.sampling.sizes import size_multiple
 from sagediff.serving.engine.batcher import Batcher, BatchPolicy, Waiting
 from sagediff.serving.engine.recovery import Groups, Recovery
-from sagediff.serving.engine.sizes import size_multiple
 from sagediff.serving.engine.ticket import Listener, MadeImage, Outcome, Ticket
 from sagediff.serving.engine.wave_runner import ModelSettings, WaveResult, WaveRunner
 from sagediff.serving.failures import Cancelled, DeadlineExpired, ImageFailed, NotReady

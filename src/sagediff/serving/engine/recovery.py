@@ -12,10 +12,15 @@ import torch
 from sagediff.errors import InputError, ModelError
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.serving.engine.reuse import Arrangement
-from sagediff.serving.engine.sizes import refused_by_pipeline
 from sagediff.serving.engine.ticket import Outcome, Ticket
 from sagediff.serving.engine.wave_runner import WaveResult, WaveRunner
-from sagediff.serving.failures import Cancelled, ImageFailed, OutOfMemory, RefusedByPipeline
+from sagediff.serving.failures import (
+    Cancelled,
+    ImageFailed,
+    OutOfMemory,
+    RefusedByPipeline,
+    refused_by_pipeline,
+)
 
 log = logging.getLogger(__name__)
 

@@ -21,14 +21,14 @@ from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import QueuedRequest
 from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.run import SharedRun
+from sagediff.sampling.sizes import other_size
 from sagediff.sampling.wave import OnStep, run_wave
 from sagediff.serving.engine.cache_files import CacheKey, Entry
 from sagediff.serving.engine.interrupt import interruptible
 from sagediff.serving.engine.preview import previewer_of
 from sagediff.serving.engine.reuse import Arrangement, CacheUse, Reuse, rows_alone
-from sagediff.serving.engine.sizes import check_size
 from sagediff.serving.engine.ticket import MadeImage, Ticket
-from sagediff.serving.failures import Cancelled
+from sagediff.serving.failures import Cancelled, RefusedByPipeline
 
 _LARGE = 512 * 512  # pixels from which on a single attention may take long on a CPU
 
@@ -173,7 +173,8 @@ class WaveRunner:
         except StoppedError as error:
             raise Cancelled("every client of the wave went away") from error
         for ticket, image in zip(tickets, images, strict=True):
-            check_size((ticket.request.width, ticket.request.height), image)
+            if words := other_size((ticket.request.width, ticket.request.height), image):
+                raise RefusedByPipeline(words)
         self._keep(tickets, arrangement, run, task.noise_seeds, shared)
         return WaveResult(
             self._images(tickets, images, run),

@@ -20,7 +20,7 @@ from sagediff.builtin.emoji.training.emoji_stage import EmojiStageConfig
 from sagediff.builtin.training.stage_command import require
 from sagediff.builtin.training.stage_loop import train
 from sagediff.files.atomic import writing
-from sagediff.pipelines.loading import built_in_folder
+from sagediff.pipelines.model_source import built_in_folder
 
 KL_WEIGHT = 1e-4
 

@@ -1,0 +1,46 @@
+"""What is wrong with a command is said before torch and diffusers are imported, which takes seconds, if it can be."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from sagediff.errors import InputError
+from sagediff.files.text_input import shortened, stat_of
+from sagediff.pipelines.loading import check_local_model
+from sagediff.pipelines.model_source import ModelSource
+from sagediff.pipelines.run_settings import RunSettings
+from sagediff.prompts.embeddings import NO_ENCODERS
+
+_DEVICES = (  # torch's own, and those that its plug-ins are known by
+    "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "musa", "maia", "mtia", "xla", "ipu", "hip", "vulkan", "meta",
+    "privateuseone", "ve", "fpga", "lazy", "opencl", "opengl", "ideep", "mkldnn", "sdaa", "gcu",
+)  # fmt: skip
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Model, device and encoder of a run.
+
+    Raises:
+        InputError: a local model that sharing does not know, no device of torch's, or no package for an encoder.
+    """
+    check_model(settings.model.source)
+    kind = settings.model.device.partition(":")[0]
+    if kind != "auto" and kind not in _DEVICES:
+        raise InputError(
+            f"--device {shortened(settings.model.device, 40)} is none that torch knows: take auto, cpu, cuda, mps "
+            "or xpu, with a number as in cuda:1"
+        )
+    if settings.sampling.encoder is not None and find_spec("sentence_transformers") is None:
+        raise InputError(NO_ENCODERS)
+
+
+def check_model(source: ModelSource) -> None:
+    """As `check_settings`, of the model alone."""
+    check_local_model(source)
+
+
+def check_work(work: Path | None) -> None:
+    """The folder of --work is none, or not there yet, or a folder."""
+    if work is not None and stat_of(work) is not None and not work.is_dir():
+        raise InputError(f"--work {shortened(work)} is a file, not a folder")
