@@ -111,7 +111,7 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             "num_steps": runner.num_steps,
             "scheduler": settings.model.scheduler,
             "metric": runner.metric,
-            "budget": options.budget,
+            "budget": found.search.budget,
             "quality": best.mean,
             "quality_independent": alone.mean,
             **apart,
