@@ -24,6 +24,7 @@ from sagediff.evaluation.result_store import CellStore
 from sagediff.files.atomic import at_work
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.content import files_digest, named_content, run_content
+from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
@@ -40,6 +41,7 @@ def run_bench_command(inputs: BenchInputs, options: BenchOptions, measuring: Mea
     arms, grid, seeds = inputs.arms, inputs.grid, inputs.seeds
     settings = next(iter(arms["base"].values()))
     model = settings.model
+    check_makes_images(model.source, "bench")
     material = inputs.material(measuring)
     store = CellStore(options.out)
     manifest = _manifest(arms, grid, seeds, material, measuring)

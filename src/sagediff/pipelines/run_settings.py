@@ -285,6 +285,8 @@ def _measured(policy: Path, sharing: Sharing, loras: Sequence[Lora], steps: int)
     tuned = found.get("tuned")
     if not isinstance(tuned, dict) or tuned.get("num_steps") != steps:
         return False
+    if tuned.get("by", "quality") != "quality":  # predicted, and no image was looked at
+        return False
     if sharing != Sharing.merged(Sharing.layer(found, str(policy))):  # options named beside it
         return False
     return bool(tuned.get("lora") == loras_digest(loras))
