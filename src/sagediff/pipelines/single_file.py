@@ -183,6 +183,10 @@ def load_single_file(
         raise InputError(
             f"{pipeline.__name__} cannot be loaded from a single file; take a folder of the model"
         )
+    if unknown := sorted(given.keys() - index.keys()):
+        raise InputError(
+            f"for a single file only parts of {pipeline.__name__} can be given, got {', '.join(unknown)}"
+        )
     held = held_parts(file, folder)
     parts = {name: None for name, value in index.items() if value == [None, None]} | dict(given)
     for part, (library, class_name) in _parts(folder):
