@@ -16,7 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sagediff.builtin.scenes import weights_dir
 from sagediff.cli import generation, main
+from sagediff.cli.job_options import guided_sharing
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
+from sagediff.prompts.image_list import read_images
 
 THINGS, COLORS = ("cat", "dog", "star", "cake", "heart"), ("red", "blue", "green", "white")
 STEPS = 2
@@ -278,6 +282,17 @@ def test_rows_that_name_a_guidance_scale_get_it_also_where_the_model_is_best_wit
     assert report["evaluations_run"] == report["evaluations"] == 8
     one, two, three = (np.asarray(Image.open(out / record["file_name"]), int) for record in records(out))
     assert np.abs(one - two).max() > 8 and np.abs(one - three).max() <= 1
+
+
+def test_rows_with_guidance_are_as_cautious_as_the_others(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes((weights_dir() / "model_index.json").read_bytes())
+    (tmp_path / "p.csv").write_text("prompt,guidance_scale\na,3\n", encoding="utf-8")
+    images = read_images((), tmp_path / "p.csv")
+    model, sampling = ModelOptions(str(tmp_path)), SamplingOptions()
+    settings = resolve(model, sampling, {}, None, cautious=True)
+    assert (
+        settings.cautious and guided_sharing(images, settings, model, sampling, {}, None) == settings.sharing
+    )
 
 
 def test_shards_hold_what_rows_hold(pipe: Any, tmp_path: Path) -> None:

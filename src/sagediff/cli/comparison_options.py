@@ -30,6 +30,7 @@ _DEFAULT_STEPS = (6, 8, 10, 12, 16, 20)
 class MeasuringOptions:
     """Which images are measured, and what looks at them."""
 
+    prompt_column: str | None = option(None, "Column of the prompts. [default: `prompt`, or one like it]")
     captions: int | None = option(
         None, "Prompts to use. [default: all; of a built-in model's own 256]", low=1
     )
@@ -72,7 +73,7 @@ class MeasuringOptions:
             InputError: no file and a model of the user's own, or fewer prompts than are wanted.
         """
         if file is not None:
-            return self.first_of(prompt_texts(file))
+            return self.first_of(prompt_texts(file, self.prompt_column))
         if model.name not in BUILT_IN:
             raise InputError(f"--model of your own needs --prompts FILE{instead}")
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sagediff.cli.job_options import Generation
-from sagediff.cli.planning import plan_images, warnings
+from sagediff.cli.planning import messages, plan_images
 from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
@@ -88,8 +88,8 @@ def _prepared(job: Generation) -> Prepared:
     )
     requests = job.images.requests
     sampler.check(requests, plan, reading.keys)
-    for words in warnings(job.images, plan, reading):
-        print(f"warning: {words}", file=sys.stderr)
+    for words in messages(job.images, plan, reading):
+        print(words, file=sys.stderr)
     if note := settings.note():
         print(f"note: {note}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
@@ -156,6 +156,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         seen = f"{len(shards)} shards in {folder.path / 'shards'}"
     report = plan.summary() | {
         "threshold": sharing.threshold,
+        "num_rows": len(images.starts),
         "evaluations_run": run,
         "images_made": made,
         "cut_prompts": prepared.cut,

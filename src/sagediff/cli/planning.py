@@ -11,6 +11,7 @@ from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.compatibility import copy_numbers, sharing_pools
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
+from sagediff.printable import printable
 from sagediff.progress import stage_bars
 from sagediff.prompts.embeddings import text_encoder
 from sagediff.prompts.image_list import ImageList
@@ -59,17 +60,19 @@ def plan_images(
     return plan, reading
 
 
-def warnings(images: ImageList, plan: SharePlan, reading: Reading) -> list[str]:
+def messages(images: ImageList, plan: SharePlan, reading: Reading) -> list[str]:
     """What a user should know of a plan before its images are made, a line each."""
-    words = [reading.warning()]
+    words = [f"note: {note}" for note in images.notes]
+    if cut := reading.warning():
+        words.append(f"warning: {cut}")
     idle = sum(
         request.negative_prompt is not None and not guided
         for request, guided in zip(images.requests, plan.is_guided(), strict=True)
     )
     if idle:
         many = "1 image has a negative prompt" if idle == 1 else f"{idle} images have negative prompts"
-        words.append(f"{many} but no guidance, without which it changes nothing; give --guidance")
-    return [each for each in words if each]
+        words.append(f"warning: {many} but no guidance, without which it changes nothing; give --guidance")
+    return [printable(each) for each in words]
 
 
 def _groups_on_disk(

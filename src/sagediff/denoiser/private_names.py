@@ -77,3 +77,9 @@ def preprocessed(pipe: Any, texts: list[str]) -> list[str]:
     """Texts as the pipeline hands them to its tokenizers: PixArt's and others write them in lower case first."""
     preprocess = getattr(pipe, "_text_preprocessing", None)
     return texts if preprocess is None else cast("list[str]", preprocess(texts, clean_caption=False))
+
+
+def repeated_blocks(module: torch.nn.Module) -> bool:
+    """Whether a denoiser's class names the blocks that `compile_repeated_blocks` compiles, and it has some."""
+    names = getattr(module, "_repeated_blocks", None) or ()
+    return any(type(part).__name__ in names for part in module.modules())

@@ -12,12 +12,13 @@ from typing import Any
 from sagediff.errors import InputError, first_line
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.json_input import read_object
+from sagediff.files.text_input import is_file
 from sagediff.pipelines.loading import index_folder
 from sagediff.pipelines.model_files import INDEX
 from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.pipelines.single_file import held_parts
-from sagediff.pipelines.variants import loadable
+from sagediff.pipelines.variants import loadable, vae_files
 from sagediff.progress import stderr_track
 
 _EMBEDDING = ("text_encoder", "tokenizer")  # parts of a pipeline that its prompt embeddings come from
@@ -33,6 +34,10 @@ def run_content(settings: RunSettings) -> dict[str, str]:
     content = {"model": model_digest(settings.model.source)}
     if loras := settings.model.loras():  # their weights are among the settings
         content["lora"] = files_digest([each.file for each in loras])
+    if settings.model.vae is not None:
+        content["vae"] = files_digest(vae_files(settings.model.vae))
+    if settings.model.quantize is not None and is_file(Path(settings.model.quantize)):
+        content["quantize"] = files_digest([Path(settings.model.quantize)])
     return content | named_content(encoder=settings.sampling.encoder)
 
 

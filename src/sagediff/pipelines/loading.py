@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
@@ -144,9 +145,18 @@ def load_pipeline(
 
 
 def load_source(
-    source: ModelSource, *, scheduler: str | None = None, dtype: Any = None, **kwargs: Any
+    source: ModelSource,
+    *,
+    scheduler: str | None = None,
+    dtype: Any = None,
+    quantized: Mapping[str, Any] = MappingProxyType({}),
+    **kwargs: Any,
 ) -> Any:
-    """As `load_pipeline`."""
+    """As `load_pipeline`.
+
+    Args:
+        quantized: for parts that are quantised as they are loaded, the library's configuration.
+    """
     name, file = source.name, source.single_file
     folder = index_folder(source)
     built_in = BUILT_IN.get(name)
@@ -159,6 +169,8 @@ def load_source(
     options = {"dtype": dtype, **kwargs, "use_safetensors": True, "trust_remote_code": False}
     if source.variant is not None:
         options["variant"] = source.variant
+    if quantized and file is None:
+        options["quantization_config"] = diffusers.PipelineQuantizationConfig(quant_mapping=dict(quantized))
     if built_in is not None and built_in.sentence_encoder:
         if "tokenizer" not in options:
             options["tokenizer"] = load_tokenizer()
@@ -169,7 +181,7 @@ def load_source(
             folder = Path(diffusers.DiffusionPipeline.download(name, revision=source.revision, **options))
         check_model_files(folder)
         if file is not None:
-            pipe = load_single_file(file, folder, dtype, kwargs)
+            pipe = load_single_file(file, folder, dtype, kwargs, quantized)
         else:
             if source.variant is not None:
                 index = read_object(folder / INDEX, max_bytes=SMALL)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sagediff.errors import InputError, first_line
 from sagediff.pipelines.lora import Lora
+from sagediff.pipelines.quantized import is_quantized
 
 _HALF = re.compile(r"^(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<half>A|B|down|up)\b")
 
@@ -45,8 +46,8 @@ def check_lora_weights(file: Path) -> None:
 
 
 def merge_loras(pipe: Any, loras: Sequence[Lora]) -> None:
-    """Merge LoRAs into a pipeline's weights, as diffusers adds up its adapters; says on stderr how many tensors of one
-    fit, where not all do.
+    """Merge LoRAs into a pipeline's weights, as diffusers adds up its adapters; beside weights that are quantised they
+    stay as they are. Says on stderr how many tensors of one fit, where not all do.
 
     Raises:
         InputError: the pipeline takes none, less than half of a LoRA's tensors fit, one has another shape, or the
@@ -58,6 +59,8 @@ def merge_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     for name, lora in zip(names, loras, strict=True):
         _load_lora(pipe, lora.file, name)
     pipe.set_adapters(names, [lora.weight for lora in loras])
+    if is_quantized(pipe):  # whose weights cannot be added to; the LoRAs stay beside them
+        return
     try:
         pipe.fuse_lora(safe_fusing=True, adapter_names=names)
     except ValueError as error:  # what peft says of values that are not finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sagediff.denoiser.table import FAMILIES
@@ -10,7 +11,11 @@ from sagediff.files.digest import texts_digest
 from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
 from sagediff.pipelines.lora_weights import check_lora_weights, merge_loras
 from sagediff.pipelines.model_source import ModelSource
+from sagediff.pipelines.quantized import quantization
+from sagediff.pipelines.replaced_vae import load_vae
 from sagediff.pipelines.run_settings import ModelOptions
+from sagediff.pipelines.running import check_compiler, compile_denoisers, offload
+from sagediff.pipelines.step_caches import enable_cache
 
 
 def working_device(device: str) -> str:
@@ -78,11 +83,28 @@ def open_pipeline(model: ModelOptions) -> Any:
     for each in loras:
         check_lora_weights(each.file)  # before a model of gigabytes is read
     place = working_device(model.device)
+    if model.compile:
+        check_compiler(place)
     dtype = dtype_for(model.source, place) if model.dtype == "auto" else getattr(torch, model.dtype)
-    pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype)
+    given: dict[str, Any] = {}
+    if model.vae is not None:
+        own = dtype.get("vae", dtype["default"]) if isinstance(dtype, dict) else dtype
+        given["vae"] = load_vae(model.vae, model.source, own)
+    quantized = (
+        {} if model.quantize is None else quantization(model.quantize, supported_parts(model.source)[0])
+    )
+    pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype, quantized=quantized, **given)
     pipe.set_progress_bar_config(disable=True)
     merge_loras(pipe, loras)
-    return pipe.to(place)
+    if model.offload is None:
+        pipe = pipe.to(place)
+    else:
+        offload(pipe, model.offload, place)
+    if model.cache is not None:
+        enable_cache(pipe, model.cache)
+    if model.compile:
+        compile_denoisers(pipe)
+    return pipe
 
 
 def weights_digest(pipe: Any) -> str:
@@ -94,9 +116,21 @@ def weights_digest(pipe: Any) -> str:
     parts = []
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, torch.nn.Module):
-            weights = tensors_digest(sorted(part.state_dict().items()))
+            weights = tensors_digest(sorted(_plain(part.state_dict()).items()))
             parts.append(f"{name} {type(part).__name__} {_settings(part)} {weights}")
     return texts_digest(parts)
+
+
+def _plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors that quantised ones are made of, under their names."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            inner, about = tensor.__tensor_flatten__()
+            found |= _plain({f"{name}.{each}": getattr(tensor, each) for each in inner})
+        else:
+            found[name] = tensor
+    return found
 
 
 def _settings(part: Any) -> str:

@@ -11,9 +11,13 @@ from typing import Any
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
 from sagediff.files.json_input import SMALL, read_object
+from sagediff.files.text_input import is_file
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
 from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
+from sagediff.pipelines.quantized import TORCHAO, check_quantize
+from sagediff.pipelines.step_caches import parse_cache
+from sagediff.pipelines.variants import vae_files
 from sagediff.plan.sharing import CAUTIOUS, Layer, Sharing, for_guidance
 
 
@@ -47,11 +51,40 @@ class ModelOptions:
         None,
         "Of a single file: its pipeline's folder or hub id. [default: found]",
     )
+    vae: Path | None = option(
+        None,
+        "Another autoencoder of the same latents: a folder or a .safetensors file [default: the model's own].",
+    )
+    quantize: str | None = option(
+        None,
+        f"Quantise as weights are loaded: torchao:KIND ({', '.join(TORCHAO)}) for the denoiser, or a JSON file for "
+        "diffusers' PipelineQuantizationConfig [default: not].",
+    )
+    cache: str | None = option(
+        None,
+        "Use again at a step what the denoiser computed at the last one: first-block[:THRESHOLD], taylorseer[:N] or "
+        "pyramid[:N], every Nth step being computed [default: not]. Higher: faster, less faithful images.",
+    )
+    offload: str | None = option(
+        None,
+        "Keep weights in main memory and bring them to the accelerator when needed: whole parts ('model'), or layer by "
+        "layer ('group', 'sequential') [default: not]. Least memory last, fastest first.",
+        choices=("model", "group", "sequential"),
+    )
+    compile: bool = option(False, "Compile the denoiser: a minute or more at first, faster steps then.")
 
     def __post_init__(self) -> None:
         check(self)
         if self.lora and self.no_lora:
             raise InputError("give --lora or --no-lora, not both")
+        if self.cache is not None:
+            parse_cache(self.cache)
+        if self.quantize is not None:
+            check_quantize(self.quantize)
+        if self.vae is not None:
+            vae_files(self.vae)
+        if self.compile and self.offload == "sequential":
+            raise InputError("--compile and --offload sequential do not go together; take --offload group")
 
     @property
     def source(self) -> ModelSource:
@@ -77,7 +110,14 @@ class ModelOptions:
         return found
 
 
-_IMAGES = ("variant", "revision", "config")  # further options of a model that decide which images come out
+_IMAGES = (
+    "variant",
+    "revision",
+    "config",
+    "vae",
+    "quantize",
+    "cache",
+)  # further options of a model that decide which images come out
 
 
 @dataclass(frozen=True)
@@ -139,7 +179,7 @@ class RunSettings:
             "lora": loras[0] if len(loras) == 1 else loras or None,
             "scheduler": self.model.scheduler,
         }
-        named = {name: value for name in _IMAGES if (value := getattr(self.model, name)) is not None}
+        named = {name: str(value) for name in _IMAGES if (value := getattr(self.model, name)) is not None}
         return model | named | asdict(self.sampling) | self.sharing.record()
 
 
@@ -199,16 +239,12 @@ def resolve(
     scheduler = model.scheduler
     if scheduler is None and not loras:
         scheduler = _preferred_scheduler(own, sampling.num_inference_steps)
-    source = model.source.absolute()
+    source, quantize = model.source.absolute(), model.quantize
+    if quantize is not None and is_file(Path(quantize)):
+        quantize = str(Path(quantize).resolve())
+    used = replace(model, name=source.name, config=source.config, vae=model.vae and model.vae.resolve())
     return RunSettings(
-        replace(
-            model,
-            name=source.name,
-            config=source.config,
-            lora=resolved(loras),
-            no_lora=not loras,
-            scheduler=scheduler,
-        ),
+        replace(used, quantize=quantize, lora=resolved(loras), no_lora=not loras, scheduler=scheduler),
         replace(sampling, guidance_scale=scale),
         sharing,
         policy is not None and _measured(policy, sharing, loras, sampling.num_inference_steps),

@@ -72,7 +72,7 @@ def config_folder(source: ModelSource, file: Path) -> Path:
     """
     if source.config is not None:
         try:
-            return model_folder(source.config) or _from_hub(source.config)
+            return model_folder(source.config) or hub_folder(source.config)
         except InputError as error:
             raise InputError(f"--config: {error}") from error
     beside = [file.with_suffix(""), file.parent]
@@ -81,7 +81,7 @@ def config_folder(source: ModelSource, file: Path) -> Path:
         return found
     name = _hub_id(file)
     try:
-        return _from_hub(name)
+        return hub_folder(name)
     except InputError as error:
         raise InputError(
             f"{file} looks like {name}, whose configuration is not here ({error}): give --config FOLDER, a folder of "
@@ -114,7 +114,7 @@ def _hub_id(file: Path) -> str:
     return str(table.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"])
 
 
-def _from_hub(name: str) -> Path:
+def hub_folder(name: str, revision: str | None = None) -> Path:
     """A hub's configuration files, downloaded if they are not in the cache.
 
     Raises:
@@ -124,7 +124,9 @@ def _from_hub(name: str) -> Path:
 
     try:
         found = snapshot_download(
-            name, allow_patterns=["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
+            name,
+            revision=revision,
+            allow_patterns=["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"],
         )
     except Exception as error:  # whatever the hub's client raises
         raise InputError(f"cannot load the configuration of {name!r}: {first_line(error)}") from error
@@ -158,12 +160,15 @@ def held_parts(file: Path, folder: Path) -> set[str]:
     return held
 
 
-def load_single_file(file: Path, folder: Path, dtype: Any, given: Mapping[str, Any]) -> Any:
+def load_single_file(
+    file: Path, folder: Path, dtype: Any, given: Mapping[str, Any], quantized: Mapping[str, Any] = {}
+) -> Any:
     """A pipeline of the class that the folder names: the file's weights, and the folder's where the file has none.
 
     Args:
         dtype: torch's, or one for each part as `from_pretrained` takes it.
         given: parts that are not loaded, by name; None for those to do without.
+        quantized: for parts that are quantised as they are loaded, the library's configuration.
 
     Raises:
         InputError: weights that fit neither, or that neither has.
@@ -187,9 +192,13 @@ def load_single_file(file: Path, folder: Path, dtype: Any, given: Mapping[str, A
         own = dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
         if part not in held:
             if part not in ("safety_checker", "image_encoder") or _has_weights(folder / part):
-                parts[part] = _from_folder(cls, file, folder, part, own)
+                parts[part] = _from_folder(cls, file, folder, part, own, quantized.get(part))
         elif issubclass(cls, diffusers.ModelMixin):
-            parts[part] = _from_file(cls, file, folder, part, own)
+            parts[part] = _from_file(cls, file, folder, part, own, quantized.get(part))
+        elif part in quantized:
+            raise InputError(
+                f"the {part} in {file} cannot be quantised as it is loaded; take a folder of the model"
+            )
     rest = dtype.get("default", torch.float32) if isinstance(dtype, dict) else dtype
     try:
         pipe = pipeline.from_single_file(
@@ -204,23 +213,26 @@ def load_single_file(file: Path, folder: Path, dtype: Any, given: Mapping[str, A
     return pipe
 
 
-def _from_folder(cls: Any, file: Path, folder: Path, part: str, dtype: Any) -> Any:
+def _from_folder(cls: Any, file: Path, folder: Path, part: str, dtype: Any, quantized: Any) -> Any:
     if not _has_weights(folder / part):
         raise InputError(
             f"{file} holds no {part}, and {folder / part} has no safetensors file of it either; give --config FOLDER, "
             "a folder of the whole pipeline"
         )
+    more = {} if quantized is None else {"quantization_config": quantized}
     return cls.from_pretrained(
-        str(folder), subfolder=part, use_safetensors=True, local_files_only=True, dtype=dtype
+        str(folder), subfolder=part, use_safetensors=True, local_files_only=True, dtype=dtype, **more
     )
 
 
-def _from_file(cls: Any, file: Path, folder: Path, part: str, dtype: Any) -> Any:
+def _from_file(cls: Any, file: Path, folder: Path, part: str, dtype: Any, quantized: Any) -> Any:
     check_fit(cls, file, folder / part, part)
-    more = {}
+    more = {} if quantized is None else {"quantization_config": quantized}
     if file.suffix == GGUF:
         import diffusers
 
+        if quantized is not None:
+            raise InputError(f"{file} is quantised already; leave out --quantize")
         more = {"quantization_config": diffusers.GGUFQuantizationConfig(compute_dtype=dtype)}
     return cls.from_single_file(
         str(file), config=str(folder), subfolder=part, dtype=dtype, local_files_only=True, **more
@@ -257,8 +269,6 @@ def check_fit(cls: Any, file: Path, config: Path, part: str) -> None:
         raise _no_fit(
             file, config, part, f"it holds tensors that the configuration has no use for: {_first(more)}"
         )
-    if file.suffix == GGUF:
-        return  # sizes there are of packed numbers
     other = [n for n in sorted(expected) if found[n] != expected[n]]
     if other:
         sizes = f"{'x'.join(map(str, found[other[0]]))}, not {'x'.join(map(str, expected[other[0]]))}"

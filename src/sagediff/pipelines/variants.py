@@ -1,4 +1,6 @@
-"""Which files of a model's part are loaded: those of a variant ("fp16") where it has them, else the plain ones."""
+"""Which files of a model's part are loaded: those of a variant ("fp16") where it has them, else the plain ones.
+
+A part of its own, an autoencoder beside a model, is a folder or a single file."""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sagediff.errors import InputError
+from sagediff.files.text_input import is_file, is_folder, shortened
 
 _NEVER_LOADED = {
     ".bin",
@@ -22,6 +25,8 @@ _NEVER_LOADED = {
     ".jpg",
     ".gguf",
 }
+CONFIG = "config.json"
+_SAFETENSORS = ".safetensors"
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
@@ -68,3 +73,30 @@ def check_variant(folder: Path, parts: Iterable[str], variant: str) -> None:
             f"{folder / without} has weights of {', '.join(sorted(found[without]))} only, neither plain ones nor of "
             f"{variant!r}"
         )
+
+
+def vae_files(path: Path) -> list[Path]:
+    """The files behind `--vae`: a single safetensors file, or those of a folder.
+
+    Raises:
+        InputError: there is nothing of the kind.
+    """
+    if is_file(path):
+        if path.suffix != _SAFETENSORS:
+            raise InputError(f"--vae {shortened(path)}: only {_SAFETENSORS} files are loaded")
+        return [path]
+    folder = vae_folder(path)
+    if not any(file.suffix == _SAFETENSORS for file in folder.iterdir()):
+        raise InputError(f"--vae {shortened(path)}: no {_SAFETENSORS} file is there")
+    return loadable(folder)
+
+
+def vae_folder(path: Path) -> Path:
+    """The folder of an autoencoder, or that inside a pipeline's. Raises InputError: there is none."""
+    for folder in (path, path / "vae"):
+        if is_folder(folder) and is_file(folder / CONFIG):
+            return folder
+    raise InputError(
+        f"--vae {shortened(path)}: expected a {_SAFETENSORS} file, or a folder with {CONFIG} as save_pretrained "
+        "makes it"
+    )

@@ -153,7 +153,10 @@ def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
     import torch
 
     tokens = _tokens(tokenizer, texts, "pt")
-    device = next(model.parameters()).device
+    device = next(
+        model.parameters()
+    ).device  # offloaded weights are elsewhere: hooks bring them, and these inputs
+    device = torch.device("cpu") if device.type == "meta" else device
     # CLIP reads its padding, as pipelines have it; encoders of other kinds (T5) are told to pass over theirs
     reads_padding = type(model).__name__.startswith("CLIP")
     masked = {} if reads_padding else {"attention_mask": tokens.attention_mask.to(device)}
@@ -167,6 +170,6 @@ def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
             f"the pipeline's text encoder, {type(model).__name__}, gives no state to group prompts by; give encoder= "
             "(a sentence-transformers name or a callable)"
         )
-    mask = tokens.attention_mask.to(device)[..., None]
+    mask = tokens.attention_mask.to(output.last_hidden_state.device)[..., None]
     states = output.last_hidden_state * mask
     return states.sum(1) / mask.sum(1)

@@ -75,6 +75,7 @@ class ImageList:
         own: what else each row holds.
         numbers: where each row stands in its file, from 1.
         place: of a row, for messages, before its number: "p.csv, line".
+        notes: what a user should know of how the file was read, in sentences.
     """
 
     requests: list[ImageRequest]
@@ -83,6 +84,7 @@ class ImageList:
     own: KeptFields
     numbers: Sequence[int]
     place: str
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -164,19 +166,21 @@ def read_images(
         raise InputError("give prompts as arguments or --prompts FILE, not both")
     if file is None:
         return _Reader(_arguments(given), options).images()
-    return _Reader(
-        open_rows(file, options.prompt_column, with_own=with_own, tell=_note), options, with_own
-    ).images()
+    notes: list[str] = []
+    rows = open_rows(file, options.prompt_column, with_own=with_own, tell=notes.append)
+    return _Reader(rows, options, with_own, notes).images()
 
 
-def prompt_texts(path: Path) -> list[str]:
+def prompt_texts(path: Path, prompt_column: str | None = None) -> list[str]:
     """The prompts of a file, in order, each as often as its row asks for images of it; rows that ask for more than a
-    prompt are refused. Names of columns that are left alone are printed to stderr once.
+    prompt are refused. Notes, and the names of columns that are left alone, are printed to stderr once.
 
     Raises:
         InputError: as `read_images`, or a row that says what only `generate` obeys.
     """
-    reader = _Reader(open_rows(path, with_own=False, tell=_note), RequestOptions(), with_own=False)
+    notes: list[str] = []
+    rows = open_rows(path, prompt_column, with_own=False, tell=notes.append)
+    reader = _Reader(rows, RequestOptions(prompt_column=prompt_column), False, notes)
     images = reader.images()
     for number, request in enumerate(images.requests):
         if asked := _asked(request):
@@ -187,9 +191,9 @@ def prompt_texts(path: Path) -> list[str]:
     if reader.own_names:
         names = [shortened(name, 40) for name in reader.own_names]
         more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-        _note(
-            f"{images.place.rpartition(', ')[0]}: columns that are not used: {', '.join(names[:12])!r}{more}"
-        )
+        notes.append(f"{rows.name}: columns that are not used: {', '.join(names[:12])}{more}")
+    for words in notes:
+        print(f"note: {printable(words)}"[:600], file=sys.stderr)
     return images.prompts
 
 
@@ -206,15 +210,18 @@ def _arguments(given: Sequence[str]) -> RowFile:
     return RowFile("", "prompt", ((number, {"prompt": text}) for number, text in enumerate(given, 1)), False)
 
 
-def _note(words: str) -> None:
-    print(f"note: {printable(words)}"[:600], file=sys.stderr)
-
-
 class _Reader:
     """Rows, one by one, to requests."""
 
-    def __init__(self, source: RowFile, options: RequestOptions, with_own: bool = True) -> None:
+    def __init__(
+        self,
+        source: RowFile,
+        options: RequestOptions,
+        with_own: bool = True,
+        notes: list[str] | None = None,
+    ) -> None:
         self._source, self._options, self._with_own = source, options, with_own
+        self._notes = [] if notes is None else notes
         self._place = f"{source.name}, {source.unit}" if source.name else source.unit
         self._headers: dict[tuple[str, ...], Header] = {}
         self._prompt: str | None = None  # the field that holds it
@@ -238,7 +245,7 @@ class _Reader:
                 own.add({name: fields_[name] for name in header.own})
         if not requests:
             raise InputError(f"{self._source.name} holds no prompts")
-        return ImageList(requests, starts, ids, own, numbers, self._place)
+        return ImageList(requests, starts, ids, own, numbers, self._place, self._notes)
 
     def _header(self, row: Mapping[str, Any], where: str) -> Header:
         names = tuple(row)
@@ -256,8 +263,7 @@ class _Reader:
             )
         header = Header.of(names, prompt)
         if not self._headers and self._source.has_columns:
-            for words in header.told(self._source.name):
-                _note(words)
+            self._notes += header.told(self._source.name)
         for name in header.own:
             if name in WRITTEN and beside(name) in row:
                 raise InputError(

@@ -42,7 +42,7 @@ def plan(
     import_libraries()
     from rich.console import Console
 
-    from sagediff.cli.planning import plan_images, warnings
+    from sagediff.cli.planning import messages, plan_images
     from sagediff.pipelines.loading import load_for_planning
     from sagediff.scale.disk_groups import GROUPS
 
@@ -53,26 +53,27 @@ def plan(
         text_encoders=settings.sampling.encoder is None,
     )
     found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
-    for words in warnings(images, found, reading):
-        print(f"warning: {words}", file=sys.stderr)
+    for words in messages(images, found, reading):
+        print(words, file=sys.stderr)
     if note := settings.note():
         print(f"note: {note}", file=sys.stderr)
+    record = found.summary() | {"threshold": chosen.threshold, "num_rows": len(images.starts)}
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
-        figures = found.summary() | {"threshold": chosen.threshold, "groups_file": str(scale.work / GROUPS)}
+        figures = record | {"groups_file": str(scale.work / GROUPS)}
         words = f"{found.title}; the groups are in {scale.work}"
         if as_json:
             print_json(figures, indent=2)
         else:
             print(printable(words))
     elif as_json:
-        print_json(plan_record(found, texts, chosen.threshold), indent=2)
+        print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
 
 
-def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[str, object]:
-    """The summary, and for each group its prompts, branch step and evaluations."""
-    groups = [
+def group_records(plan: SharePlan, prompts: list[str]) -> list[dict[str, object]]:
+    """For each group its prompts, branch step and evaluations."""
+    return [
         {
             "prompts": group,
             "texts": [prompts[i] for i in group],
@@ -81,7 +82,6 @@ def plan_record(plan: SharePlan, prompts: list[str], threshold: float) -> dict[s
         }
         for group in plan.groups
     ]
-    return plan.summary() | {"threshold": threshold, "groups": groups}
 
 
 def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
