@@ -15,7 +15,7 @@ from sagediff.files.text_input import is_file
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
 from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
-from sagediff.pipelines.quantized import TORCHAO, check_quantize
+from sagediff.pipelines.quantized import check_quantize
 from sagediff.pipelines.step_caches import parse_cache
 from sagediff.pipelines.variants import vae_files
 from sagediff.plan.sharing import CAUTIOUS, Layer, Sharing, for_guidance
@@ -53,22 +53,17 @@ class ModelOptions:
     )
     vae: Path | None = option(
         None,
-        "Another autoencoder of the same latents: a folder or a .safetensors file [default: the model's own].",
+        "Another autoencoder: a folder or a .safetensors file. [default: the model's]",
     )
     quantize: str | None = option(
-        None,
-        f"Quantise as weights are loaded: torchao:KIND ({', '.join(TORCHAO)}) for the denoiser, or a JSON file for "
-        "diffusers' PipelineQuantizationConfig [default: not].",
+        None, "torchao:KIND, such as torchao:int8wo, or a JSON file. [default: not quantised]"
     )
     cache: str | None = option(
-        None,
-        "Use again at a step what the denoiser computed at the last one: first-block[:THRESHOLD], taylorseer[:N] or "
-        "pyramid[:N], every Nth step being computed [default: not]. Higher: faster, less faithful images.",
+        None, "first-block[:THRESHOLD], taylorseer[:N] or pyramid[:N]. [default: none]"
     )
     offload: str | None = option(
         None,
-        "Keep weights in main memory and bring them to the accelerator when needed: whole parts ('model'), or layer by "
-        "layer ('group', 'sequential') [default: not]. Least memory last, fastest first.",
+        "Weights in main memory, by 'model', 'group' or 'sequential'. [default: not]",
         choices=("model", "group", "sequential"),
     )
     compile: bool = option(False, "Compile the denoiser: a minute or more at first, faster steps then.")
