@@ -6,6 +6,9 @@ import sys
 def run() -> int:
     """The command line, with a line for Ctrl-C while its modules are still being read."""
     try:
+        from sagediff.collector import own_process
+
+        own_process()
         from sagediff.cli import main
 
         return main()

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import sys
+
+from sagediff.collector import importing
 
 
 def import_libraries() -> None:
-    """Import them without looking for garbage meanwhile: they make a million objects that stay, and to go through them
-    again and again takes a fifth of the time. Where torch is imported already nothing is done.
-    """
-    if "torch" in sys.modules or not gc.isenabled():
+    """Import them without looking for garbage meanwhile. Where torch is imported already nothing is done."""
+    if "torch" in sys.modules:
         return
-    gc.disable()
-    try:
+    with importing():
         import diffusers.pipelines.pipeline_utils  # noqa: F401
         import transformers.modeling_utils  # noqa: F401
-
-        gc.freeze()  # what stays is not gone through later, either
-    finally:
-        gc.enable()

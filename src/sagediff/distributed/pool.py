@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from sagediff.distributed.cluster import PoolOptions, check_resources, connected, last_line
+from sagediff.distributed.maker import made_by, packed
 from sagediff.distributed.work_list import WorkList
 from sagediff.errors import OutputError, SagediffError
 
@@ -50,15 +51,14 @@ class Pool(Generic[T, R]):
         with connected(self._options) as ray:
             work = WorkList(costs, self._options.workers)
             check_resources(ray, self._options, self._on_event)
+            maker = packed(self._make)
             start = ray.remote(_Worker).options(
                 num_cpus=self._options.cpus_per_worker,
                 num_gpus=self._options.gpus,
                 max_restarts=0,
                 max_task_retries=0,
             )
-            workers = {
-                number: start.remote(self._make) for number in range(min(self._options.workers, len(work)))
-            }
+            workers = {number: start.remote(maker) for number in range(min(self._options.workers, len(work)))}
             in_flight: dict[Any, tuple[int, int]] = {}  # Ray's reference to the result -> (worker, task)
             died: Counter[int] = Counter()
             try:
@@ -79,7 +79,7 @@ class Pool(Generic[T, R]):
                     except ray.exceptions.RayActorError as error:
                         self._count_death(error, number, died)
                         work.give_back(worker, number)
-                        workers[worker] = start.remote(self._make)
+                        workers[worker] = start.remote(maker)
                         continue
                     except ray.exceptions.RayTaskError as error:
                         raise _cause(error) from error
@@ -103,8 +103,8 @@ class Pool(Generic[T, R]):
 class _Worker:
     """The actor."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self._run = make()
+    def __init__(self, maker: bytes) -> None:
+        self._run: Callable[[Any], Any] = made_by(maker)
 
     def run(self, task: Any) -> Any:
         return self._run(task)

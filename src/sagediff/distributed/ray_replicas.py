@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from sagediff.distributed.affinity import Vector
 from sagediff.distributed.cluster import PoolOptions, last_line
 from sagediff.distributed.dispatch import Dispatcher, register, unregister
+from sagediff.distributed.maker import made_by, packed
 from sagediff.errors import InputError, SagediffError
 
 M = TypeVar("M")
@@ -164,7 +165,7 @@ class RayReplicas(Generic[M, E]):
             ),
             **size,
         )
-        return serve, deployment.bind(self._make)
+        return serve, deployment.bind(packed(self._make))
 
     def _reason(self, serve: Any) -> str:
         """Serve's last message about the application, in one line."""
@@ -202,11 +203,11 @@ class Call(Generic[E]):
 class _Replica:
     """What Serve runs in each replica's process."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], AsyncIterator[Any]]]) -> None:
+    def __init__(self, maker: bytes) -> None:
         from ray import serve
 
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._answer = make()
+        self._answer: Callable[[Any], AsyncIterator[Any]] = made_by(maker)
 
     async def answer(self, message: Any, call: str) -> AsyncIterator[tuple[str, Any]]:
         """The message's events. `call`, its name, is for the router."""

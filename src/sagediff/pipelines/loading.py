@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sagediff.collector import collection_paused
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
@@ -33,6 +34,7 @@ def load_for_planning(
     return load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out), denoiser
 
 
+@collection_paused()
 def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, str], str]:
     """The class name of each part that a model's index lists, and that of its denoiser; loads no weights.
 
@@ -144,6 +146,7 @@ def load_pipeline(
     return load_source(source, scheduler=scheduler, dtype=dtype, **kwargs)
 
 
+@collection_paused()
 def load_source(
     source: ModelSource,
     *,
