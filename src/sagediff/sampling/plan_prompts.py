@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.denoiser.scheduler import planned_calls
@@ -50,6 +51,7 @@ def plan_prompts(
     starts: Sequence[Hashable] | None = None,
     read: Sequence[Hashable] | None = None,
     guided: Sharing | None = None,
+    vectors: npt.NDArray[np.float32] | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -65,6 +67,7 @@ def plan_prompts(
         starts: for each prompt what its image is begun from; only prompts with equal ones share.
         read: for each prompt what the text encoders read of it (`read_prompts`); None reads them here.
         guided: as `SharedSampler` takes it.
+        vectors: of the prompts, (N, D) of unit length, where they were embedded elsewhere.
 
     Raises:
         InputError: an empty prompt, or a number out of range.
@@ -98,7 +101,8 @@ def plan_prompts(
 
     if groups is not None:
         return costed(sharing.plan_groups(groups, num_inference_steps))
-    vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
+    if vectors is None:
+        vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
     if read is None:
         read = read_prompts(pipe, [request.prompt for request in requests]).keys

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sagediff.cli import options
 from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
 from sagediff.cli.early_checks import check_settings
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.files.claim import claimed_file
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
@@ -32,7 +32,7 @@ def tune(
     prompts = measuring.named_prompts(prompt_file, settings.model)
     searched.search(settings), measuring.seeds_or((0,))  # refused before anything heavy is imported
     with claimed_file(searched.out):
-        import_libraries()
-        from sagediff.cli.tuning import run_tune
+        with importing():
+            from sagediff.cli.tuning import run_tune
 
         run_tune(settings, searched, measuring, prompts)

@@ -108,7 +108,9 @@ def image_progress(images: int, evaluations: int) -> Iterator[ImageProgress]:
     """On stderr: a line that moves where it is a terminal, else lines of a log without control characters."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield ImageProgress(images, evaluations, LogLines(lambda line: print(line, file=sys.stderr, flush=True)))
+        yield ImageProgress(
+            images, evaluations, LogLines(lambda line: print(line, file=sys.stderr, flush=True))
+        )
         return
     bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}", markup=False), console=console)
     with bar:

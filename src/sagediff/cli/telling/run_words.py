@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sagediff.cli.telling.told_groups import size_words
@@ -21,12 +21,11 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 def plan_rows(plan: SharePlan) -> list[tuple[str, str]]:
     """What a plan makes and costs."""
     parts = CostParts.of(plan)
-    saved = f"{plan.cost_saving:.1%} saved"
     by = [
-        f"{rows:,} by {cause} ({rows / max(1, plan.evaluations_independent):.1%})"
-        for rows, cause in (
-            (parts.saved_by_sharing, "sharing"),
-            (parts.saved_by_guidance, "leaving guidance out"),
+        f"{rows:,} by {cause} ({part:.1%})"
+        for rows, part, cause in (
+            (parts.saved_by_sharing, plan.sharing_saving, "sharing"),
+            (parts.saved_by_guidance, plan.guidance_saving, "leaving guidance out"),
         )
         if rows
     ]
@@ -37,7 +36,7 @@ def plan_rows(plan: SharePlan) -> list[tuple[str, str]]:
             f"{plan.evaluations:,} of {plan.evaluations_independent:,}: {parts.shared:,} shared, {parts.own:,} own, "
             f"{parts.guidance:,} for guidance",
         ),
-        ("saved", f"{saved}{': ' + ', '.join(by) if by else ''}"),
+        ("saving", f"{plan.cost_saving:.1%} saved{': ' + ', '.join(by) if by else ''}"),
     ]
 
 
@@ -58,7 +57,14 @@ def before(plan: SharePlan, done: int, where: Path, seconds: float | None = None
     return table(rows)
 
 
-def after(plan: SharePlan, made: int, evaluations: int, seconds: tuple[float, float], where: str) -> str:
+def after(
+    plan: SharePlan,
+    made: int,
+    evaluations: int,
+    seconds: tuple[float, float],
+    where: str,
+    advice: Sequence[tuple[str, str]] = (),
+) -> str:
     """The same table with what came out.
 
     Args:
@@ -66,6 +72,7 @@ def after(plan: SharePlan, made: int, evaluations: int, seconds: tuple[float, fl
         evaluations: denoiser rows that it ran.
         seconds: of loading and planning, and of sampling and writing.
         where: what lies where.
+        advice: further rows.
     """
     images, costs, saved = plan_rows(plan)
     loading, sampling = seconds
@@ -77,6 +84,7 @@ def after(plan: SharePlan, made: int, evaluations: int, seconds: tuple[float, fl
         saved,
         ("time", f"{duration(sampling)} for the images{rate}; {duration(loading)} before them"),
         ("written to", where),
+        *advice,
     ]
     return table(rows)
 

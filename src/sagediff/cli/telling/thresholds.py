@@ -25,6 +25,17 @@ class AtThreshold:
     sharing_saving: float
     cost_saving: float
 
+    def cells(self, mark: str = "") -> tuple[str, ...]:
+        """As a row of a table."""
+        return (
+            f"{mark}{number(self.threshold)}",
+            f"{self.num_groups:,}",
+            f"{self.alone:,}",
+            f"{self.evaluations:,}",
+            f"{self.sharing_saving:.1%}",
+            f"{self.cost_saving:.1%}",
+        )
+
     @classmethod
     def of(cls, threshold: float, plan: SharePlan) -> AtThreshold:
         """The figures of a plan that was made at it."""
@@ -38,6 +49,11 @@ class AtThreshold:
             plan.sharing_saving,
             plan.cost_saving,
         )
+
+
+def number(threshold: float) -> str:
+    """A threshold as it is typed: with two digits behind the point, or as many as it has."""
+    return f"{threshold:.2f}" if round(threshold, 2) == threshold else f"{threshold:g}"
 
 
 def around(threshold: float) -> list[float]:
@@ -62,28 +78,22 @@ def hint(used: AtThreshold, plan_at: Callable[[float], AtThreshold | None]) -> s
     other = plan_at(lower(used.threshold))
     if other is None or other.alone > _FEWER * used.alone:
         return None
+    low = number(other.threshold)
     return (
-        f"{used.alone:,} of {used.num_prompts:,} prompts are alone at {used.threshold:.2f}; at {other.threshold:.2f} it "
-        f"would be {other.alone:,}: see sagediff plan --threshold {other.threshold:.2f}"
+        f"{used.alone:,} of {used.num_prompts:,} prompts are alone at {number(used.threshold)}; at {low} it would be "
+        f"{other.alone:,}: see sagediff plan --threshold {low}"
     )
 
 
 def curve_table(curve: list[AtThreshold], used: float, share_ratio: float) -> str:
     """Saving against threshold, in columns; the threshold that is used is marked."""
     head = ("threshold", "groups", "alone", "evaluations", "saved by sharing", "saved in all")
-    rows = [
-        (
-            f"{'*' if each.threshold == used else ' '} {each.threshold:.2f}",
-            f"{each.num_groups:,}",
-            f"{each.alone:,}",
-            f"{each.evaluations:,}",
-            f"{each.sharing_saving:.1%}",
-            f"{each.cost_saving:.1%}",
-        )
-        for each in curve
-    ]
+    rows = [each.cells("* " if each.threshold == used else "") for each in curve]
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in [head, *rows]
+    ]
     title = f"saving against threshold, at share ratio {share_ratio:g}"
     if curve and curve[0].num_prompts == MOST_PROMPTS:
         title += f", of the first {MOST_PROMPTS:,} prompts"

@@ -23,45 +23,54 @@ def largest(plan: SharePlan) -> list[list[int]]:
     return sorted(shared, key=lambda group: (-len(group), group[0]))[:_NAMED]
 
 
-def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], float]]:
-    """The groups of two or more whose least alike pair is least alike, with that cosine similarity.
+def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], float, tuple[int, int]]]:
+    """The groups of two or more whose least alike pair is least alike: each with that cosine similarity and the pair.
 
     Args:
         vectors: unit vectors of the prompts, (N, D); None where they are not at hand: then none is named.
     """
-    shared = [group for group in plan.groups if len(group) > 1][:_MOST_GROUPS]
     if vectors is None:
         return []
-    found = [(group, least_similarity(vectors[group[:_MOST_MEMBERS]])) for group in shared]
+    shared = [group for group in plan.groups if len(group) > 1][:_MOST_GROUPS]
+    found = []
+    for group in shared:
+        least, first, second = least_alike(vectors[group[:_MOST_MEMBERS]])
+        found.append((group, least, (group[first], group[second])))
     return sorted(found, key=lambda each: (each[1], each[0][0]))[:_NAMED]
 
 
-def least_similarity(rows: Vectors) -> float:
-    """The least cosine between any two of some unit vectors, (n, D)."""
-    return float((rows @ rows.T).min())
+def least_alike(rows: Vectors) -> tuple[float, int, int]:
+    """The least cosine between any two of some unit vectors, (n, D), and which two these are."""
+    cosines = rows @ rows.T
+    place = int(cosines.argmin())
+    first, second = sorted(divmod(place, len(rows)))
+    return float(cosines[first, second]), first, second
 
 
-def group_lines(
-    plan: SharePlan, prompts: Sequence[str], vectors: Vectors | None, width: int = 100
-) -> list[str]:
-    """The largest and the loosest groups in words, a line each."""
-    lines = []
-    for group in largest(plan):
-        lines.append(_line(f"largest: {len(group)} prompts", group, prompts, width))
-    for group, least in loosest(plan, vectors):
-        lines.append(_line(f"loosest: similarity {least:.2f}", group, prompts, width))
-    return lines
+def group_rows(
+    plan: SharePlan, prompts: Sequence[str], vectors: Vectors | None, width: int = 84
+) -> list[tuple[str, str]]:
+    """The largest and the loosest groups in words, as rows of a table."""
+    large = [
+        f"{len(group):,} prompts: {_quoted(prompts, group[:1], width - 14)} and others"
+        for group in largest(plan)
+    ]
+    loose = [
+        f"similarity {least:.2f}: {_quoted(prompts, pair, width - 19)}"
+        for _, least, pair in loosest(plan, vectors)
+    ]
+    return [
+        (name if not number else "", line)
+        for name, lines in (("largest", large), ("loosest", loose))
+        for number, line in enumerate(lines)
+    ]
 
 
-def _line(head: str, group: Sequence[int], prompts: Sequence[str], width: int) -> str:
-    """Numbers of a group's first prompts and how the first two begin, within a width."""
-    first, second = (printable(prompts[number]) for number in group[:2])
-    room = max(10, (width - len(head) - 12) // 2)
-    return f"{head}, {_cut(first, room)!r} and {_cut(second, room)!r}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _quoted(prompts: Sequence[str], numbers: Sequence[int], width: int) -> str:
+    """How some prompts begin, within a width."""
+    texts = [printable(prompts[number]) for number in numbers]
+    room = max(10, width // len(texts) - 4)
+    return ", ".join(f"'{text if len(text) <= room else text[: room - 1] + '…'}'" for text in texts)
 
 
 def size_words(plan: SharePlan) -> str:
