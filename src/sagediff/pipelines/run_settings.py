@@ -61,7 +61,7 @@ class ModelOptions:
         None, "Fewer bits: torchao:int8wo, :int4wo and others, or a JSON file [default: no]."
     )
     cache: str | None = option(
-        None, "Reuse between steps: first-block, taylorseer, pyramid, each also :N [default: no]."
+        None, "Reuse between steps: first-block, taylorseer, pyramid; also :N [default: no]."
     )
     offload: Offload | None = option(
         None, "Keep weights in main memory until needed. Last: least memory [default: no].", choices=OFFLOADS
