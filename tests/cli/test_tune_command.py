@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagediff.builtin.scenes import lora_dir
-from sagediff.cli import main
+from sagediff.cli import main, tuning
 from sagediff.evaluation import trials
 from sagediff.files.digest import file_digest
 from sagediff.pipelines.lora import lora_file, sharing_warnings
@@ -98,9 +99,10 @@ def test_generate_does_not_warn_of_what_tune_measured(
     ],
 )
 def test_the_file_holds_the_sharing_that_was_measured(
-    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_demo: Any
 ) -> None:
     sampled, used = trials.sampled, []
+    monkeypatch.setattr(tuning, "open_pipeline", lambda model: deepcopy(small_demo))
 
     def noted(*arguments: Any) -> Any:
         used.append(arguments[3])
