@@ -60,6 +60,39 @@ def test_four_prompts_cannot_show_a_loss_of_one_percent(
     assert Sharing.load(out).share_ratio == 0
 
 
+def test_by_predictions_the_file_is_one_that_plan_takes_and_more_budget_shares_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "policy.json"
+    command = [
+        "tune", "--by", "predictions", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35",
+        "--evaluations", "100",
+    ]  # fmt: skip
+    savings = []
+    for budget in ([], ["--budget", "0"], ["--budget", "1"]):
+        assert main([*command, *budget]) == 0
+        record = json.loads(capsys.readouterr().out)
+        tuned = record["tuned"]
+        assert record == json.loads(out.read_text()) and tuned["by"] == "predictions"
+        assert tuned["error"] <= tuned["budget"] and 0 < tuned["evaluations"] <= 100
+        savings.append(tuned["cost_saving"])
+    assert savings[1] < savings[0] < savings[2] and not list(tmp_path.glob("*.trials.jsonl"))
+    settings = resolve(ModelOptions(), SamplingOptions(4), policy=out)
+    assert settings.sharing == Sharing.load(out)
+    assert not settings.measured  # no image was looked at, so that `generate` warns as ever
+
+
+def test_by_predictions_where_no_prompts_are_alike_nothing_is_shared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "policy.json"
+    command = ["tune", "--by", "predictions", "--out", str(out), "--captions", "2", "--steps", "2"]
+    assert main([*command, "--threshold", "0.999"]) == 0
+    said = capsys.readouterr()
+    assert "no two of the prompts are alike enough" in said.err and "shares nothing" in said.err
+    assert json.loads(said.out)["tuned"]["evaluations"] == 0 and Sharing.load(out).share_ratio == 0
+
+
 def tuned_policy(folder: Path, **changes: Any) -> Path:
     """As tune writes it after it measured more than the demo's LoRA was trained for."""
     file = folder / "policy.json"
@@ -75,6 +108,7 @@ def tuned_policy(folder: Path, **changes: Any) -> Path:
         ({}, [], False),
         ({"lora": "of another LoRA"}, [], True),
         ({"num_steps": 3}, [], True),
+        ({"by": "predictions"}, [], True),
         ({}, ["--max-group-size", "16"], True),
     ],
 )
@@ -123,6 +157,8 @@ def test_the_file_holds_the_sharing_that_was_measured(
 def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a dream of the sea\nthe sea of a dream\n")
+    copies = tmp_path / "copies.txt"
+    copies.write_text("a dream of the sea\n" * 2)
     for options, words in (
         (["--budget", "2"], "budget"),
         (["--confidence", "1.5"], "confidence"),
@@ -130,6 +166,14 @@ def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.Cap
         (["--max-group-size", "1"], "sizes"),
         (["--max-group-size", "many"], "--max-group-size"),
         (["--metric", "beauty"], "--metric"),
+        (["--by", "beauty"], "--by"),
+        (["--evaluations", "100"], "--by predictions"),
+        (["--by", "predictions", "--budget", "-1"], "--budget"),
+        (["--by", "predictions", "--evaluations", "0"], "evaluations"),
+        (["--by", "predictions", "--metric", "clip"], "--metric is for judging"),
+        (["--by", "predictions", "--apart", "0.5", "--confidence", "0.9"], "--apart, --confidence"),
+        (["--by", "predictions", "--prompts", str(copies), "--repeats", "share"], "--repeats share"),
+        (["--by", "predictions", "--families", "forest"], "families"),
         (["--prompts", str(prompts), "--metric", "accuracy"], "captions of its world"),
         (["--out", str(tmp_path)], "folder"),
         (["--out", str(tmp_path / "no" / "policy.json")], "no folder"),
