@@ -23,7 +23,7 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
 ) -> None:
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
+        "tune", "--out", str(out), "--captions", "8", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
         "0.25,0.5", "--budget", "0.5", "--max-group-size", "4,16",
     ]  # fmt: skip
     assert main(command) == 0
