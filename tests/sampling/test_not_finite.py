@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from tiny.parts import spoiled
 
 from sagediff.errors import ModelError
 from sagediff.sampling.sampler import SharedSampler
@@ -19,23 +17,6 @@ PROMPTS = [
     "a large cat at the bottom on a black background",
 ]
 ALONE: dict[str, Any] = {"threshold": 1.0, "share_ratio": 0.5}
-
-
-@contextmanager
-def spoiled(module: torch.nn.Module, rows: list[int], value: float) -> Iterator[None]:
-    """Rows of the module's output are no numbers."""
-
-    def spoil(module: Any, args: Any, output: Any) -> Any:
-        sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-        for row in rows:
-            sample[row :: len(PROMPTS)] = value
-        return output
-
-    handle = module.register_forward_hook(spoil)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -237,7 +237,7 @@ def test_the_sampler_counts_as_negative_what_the_pipeline_does(
     sampler = SharedSampler(pipe, POLICY, encoder=letters)
     rows: list[int] = []
 
-    def look(prompts: Any, plan: SharePlan, read: Any) -> None:
+    def look(prompts: Any, plan: SharePlan, *more: Any) -> None:
         rows.append(plan.rows_per_prompt)
         raise InputError("enough")
 

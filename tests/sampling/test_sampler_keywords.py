@@ -127,7 +127,7 @@ def test_what_the_sampler_cannot_carry_out_is_refused_before_anything_runs(small
     )  # fmt: skip
     try:
         for where, options, words in (
-            (pipe, {"image": Image.new("RGB", (64, 64))}, "strength is 0.8"),
+            (pipe, {"image": Image.new("RGB", (64, 64)), "strength": 0.3}, "strength 0.3 leaves none of 3"),
             (pipe, {"image": [Image.new("RGB", (64, 64))] * 3, "strength": 1.0}, "`image` holds 3"),
             (small_demo, {"negative_prompt": ["a"] * 3}, "`negative_prompt` holds 3 entries for 4 prompts"),
             (

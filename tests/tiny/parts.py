@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,3 +119,20 @@ def louder(model: Any, factor: float) -> Any:
             if parameter.ndim > 1:
                 parameter.mul_(factor)
     return model
+
+
+@contextmanager
+def spoiled(module: torch.nn.Module, rows: list[int], value: float) -> Iterator[None]:
+    """Rows of the module's output, of three prompts each, are no numbers."""
+
+    def spoil(module: Any, args: Any, output: Any) -> Any:
+        sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        for row in rows:
+            sample[row::3] = value
+        return output
+
+    handle = module.register_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -36,9 +36,7 @@ class MeasuringOptions:
         None, "Prompts to use. [default: all; of a built-in model's own 256]", low=1
     )
     seeds: tuple[str, ...] = option((), "Seeds, with commas. [default: 0,1,2 in bench, 0 in tune]")
-    features: str | None = option(
-        None, "Inception, efficientnet-lite0, DINOv2 or CLIP. [default: facebook/dinov2-base]"
-    )
+    features: str | None = option(None, "Network of the features, by name. [default: facebook/dinov2-base]")
     clip: str | None = option(None, "CLIP model of the score. [default: openai/clip-vit-base-patch16]")
 
     def __post_init__(self) -> None:

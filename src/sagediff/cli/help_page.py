@@ -15,7 +15,7 @@ WIDTH = 100
 _WIDEST_NAME = 32  # columns; a longer name has its text below it
 _GAP = 2
 _BRACKETS = re.compile(r"\[[^]]*\]$")  # the default, which stays on one line
-_DEFAULT = re.compile(r"\[default: ([^]]*)\](\..*)$")  # before the end of a text
+_DEFAULT = re.compile(r"\s*\[default: ([^]]*)\](\..*)$")  # before the end of a text
 _NO_BREAK = "\0"
 _ZERO = re.compile(r"(?<=\d)\.0\b")  # of whole floats
 

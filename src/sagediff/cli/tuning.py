@@ -18,6 +18,7 @@ from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, eq
 from sagediff.files.atomic import at_work, sweep, write_text
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.content import named_content, run_content
+from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
@@ -39,6 +40,7 @@ def run_tune(
         OutputError: the file cannot be written.
     """
     model, out = settings.model, options.out
+    check_makes_images(model.source, "tune")
     texts = measuring.world_prompts(model, held_out=256) if prompts is None else prompts
     repeats = bool(equal_prompts(texts)) and settings.sharing.repeats_may_share
     search = options.search(settings, (EQUAL,) if repeats else ())
@@ -73,6 +75,7 @@ def _about(settings: RunSettings, measuring: MeasuringOptions, runner: TrialRunn
         "lora": loras_digest(model.loras()),
         "scheduler": model.scheduler,
         "dtype": model.dtype,
+        "variations": model.variations(),
         "prompts": texts_digest(runner.prompts),
         "seeds": runner.seeds,
         "metric": runner.metric,

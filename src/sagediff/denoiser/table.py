@@ -139,7 +139,7 @@ FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
     ),
     "WanTransformer3DModel": _family(
-        "hidden_states timestep",
+        "hidden_states timestep encoder_hidden_states_image",  # the image is equal within a group
         "encoder_hidden_states",
         zero_padded=frozenset({"encoder_hidden_states"}),
         makes="videos",

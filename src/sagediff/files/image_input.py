@@ -36,7 +36,7 @@ def open_rgb(file: Path) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own limit is another, and its warnings name no file
             Image.init()  # formats that an older Pillow does not have are left out
             with Image.open(file, formats=[each for each in _FORMATS if each in Image.OPEN]) as image:
-                _check_size(image)
+                check_pixels(image)
                 return to_rgb(ImageOps.exif_transpose(image))
     except InputError as error:
         raise InputError(f"cannot read the image {name}: {error}") from error
@@ -68,7 +68,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_size(image: Image.Image) -> None:
+def check_pixels(image: Image.Image) -> None:
+    """Raises InputError for more pixels than are read."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InputError(

@@ -12,6 +12,7 @@ from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import SMALL, read_object
+from sagediff.files.text_input import shortened
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
 from sagediff.pipelines.model_source import BUILT_IN, ModelSource, model_folder
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
@@ -103,6 +104,26 @@ def _checked_denoiser(index: Mapping[str, Any], where: str) -> str:
             f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
         )
     return denoiser
+
+
+def check_makes_images(name_or_path: str | Path | ModelSource, command: str) -> None:
+    """Refuse, before weights are read, a model that makes videos where only images are of use.
+
+    Args:
+        command: begins the message.
+
+    Raises:
+        InputError: as `load_pipeline`. UnsupportedPipelineError: it makes videos, or is none that sharing knows.
+    """
+    from sagediff.denoiser.lookup import FAMILIES
+
+    _, denoiser = supported_parts(name_or_path)
+    name = name_or_path.name if isinstance(name_or_path, ModelSource) else name_or_path
+    if FAMILIES[denoiser].makes != "images":
+        raise UnsupportedPipelineError(
+            f"{command} works with images, and the model {shortened(str(name))!r} makes videos: take a model "
+            f"that makes images; videos come from `sagediff generate` and SharedSampler"
+        )
 
 
 def index_folder(source: ModelSource) -> Path | None:

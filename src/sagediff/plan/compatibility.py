@@ -11,6 +11,7 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
+from sagediff.errors import InputError
 from sagediff.plan.grouping import group_prompts
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.requests import ImageRequest
@@ -98,6 +99,29 @@ def sharing_pools(
             key = (*key, starts[place])
         out.append(numbers.setdefault(key, len(numbers)))
     return out
+
+
+def check_groups_agree(
+    requests: Sequence[ImageRequest], groups: Sequence[Sequence[int]], calls: Sequence[Hashable]
+) -> None:
+    """Groups that were made elsewhere hold only requests that may run in one call, and begin from equal images.
+
+    Args:
+        calls: for each request what else must be equal of all that run in one call.
+
+    Raises:
+        InputError: two of a group differ; they are numbered.
+    """
+    for group in groups:
+        first, *others = group
+        for other in others:
+            one, two = ((*run_key(requests[i]), requests[i].images, requests[i].mask) for i in (first, other))
+            if one != two or calls[first] != calls[other]:
+                raise InputError(
+                    f"prompts {first} and {other} are in one group, but differ in more than their texts: in size, "
+                    f"guidance scale, image, mask or strength, or one has no negative prompt; put them into different "
+                    f"groups"
+                )
 
 
 def copy_numbers(read: Sequence[Hashable]) -> list[int]:

@@ -25,6 +25,7 @@ class WaveTask:
         requests, noise_seeds, own_seeds, repeats: of those members, in that order; the last says whose prompt equals an
             earlier one's of its group.
         plan: the whole plan's part for them.
+        num_inference_steps: of the pipeline's call, of which a strength below 1 leaves out the first; None: the plan's.
     """
 
     members: list[int]
@@ -33,6 +34,7 @@ class WaveTask:
     noise_seeds: list[int]
     own_seeds: list[int]
     repeats: list[bool]
+    num_inference_steps: int | None = None
 
 
 class Waves:
@@ -42,6 +44,8 @@ class Waves:
         seed: every request's seed is derived from it, unless the request has one.
         wave_size: most requests of a wave, unless a group alone has more.
         read: for each request what the model's encoders read of its prompt (`repeats`).
+        calls: for each request what else must be equal of all that run in one call; None: nothing.
+        num_inference_steps: as `WaveTask` has it.
 
     Attributes:
         members: for each wave the numbers of its requests.
@@ -55,14 +59,18 @@ class Waves:
         seed: int,
         wave_size: int,
         read: Sequence[Hashable] | None = None,
+        calls: Sequence[Hashable] | None = None,
+        num_inference_steps: int | None = None,
     ) -> None:
         together: dict[Key, list[list[int]]] = {}  # groups that may run in one call
         for group in plan.groups:
-            together.setdefault(run_key(requests[group[0]]), []).append(group)
+            also = () if calls is None else (calls[group[0]],)
+            together.setdefault((*run_key(requests[group[0]]), *also), []).append(group)
         self.members = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
         self._own = own_seeds(requests, seed)
         self.noise_seeds = noise_seeds(requests, self._own, plan.groups)
         self._requests, self._plan = requests, plan
+        self._num_inference_steps = num_inference_steps
         self._repeats = repeats(requests, plan.groups, read)
 
     def __len__(self) -> int:
@@ -110,16 +118,19 @@ class Waves:
             [self.noise_seeds[i] for i in members],
             [self._own[i] for i in members],
             [self._repeats[i] for i in members],
+            self._num_inference_steps,
         )
 
 
 def own_seeds(requests: Sequence[ImageRequest], seed: int) -> list[int]:
-    """Each request's seed; where it names none, 63 bits from `seed`, its prompt, and how often that came before."""
+    """Each request's seed; where it names none, 63 bits from `seed`, its prompt and images, and how often those came
+    before."""
     seen: dict[str, int] = {}
     out = []
     for request in requests:
-        occurrence = seen[request.prompt] = seen.get(request.prompt, -1) + 1
-        derived = number_of(f"{seed}\0{occurrence}\0{request.prompt}") >> 1
+        identity = request.identity
+        occurrence = seen[identity] = seen.get(identity, -1) + 1
+        derived = number_of(f"{seed}\0{occurrence}\0{identity}") >> 1
         out.append(derived if request.seed is None else request.seed)
     return out
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sagediff.errors import InputError
+from sagediff.prompts.columns import quoted
 
 _MAX_ROW = 4 << 20  # characters of a row that goes over several lines
 _MAX_COLUMNS = 10_000
@@ -53,7 +54,7 @@ def _header(
             raise InputError(f"{where}: {len(names):,} columns; at most {_MAX_COLUMNS:,} are read")
         counts = Counter(names)
         if twice := next((name for name in names if name and counts[name] > 1), None):
-            raise InputError(f"{where}: several columns are called `{twice[:40]}`; leave one")
+            raise InputError(f"{where}: several columns are called {quoted(twice)}; leave one")
         return names, prompt, delimiter
     every = [_fields(line, delimiter, where) for delimiter in delimiters]
     raise missing(max(every, key=len), where)
@@ -114,7 +115,7 @@ def _rows(
             missing = len(row) <= names.index(prompt)
             counts = f"{len(row)} {'field' if len(row) == 1 else 'fields'}, the header has {len(names)}"
             raise InputError(
-                f"{where}, line {number}: {f'no text under `{prompt}`: ' if missing else ''}{counts}; put quotes "
+                f"{where}, line {number}: {f'no text under {quoted(prompt)}: ' if missing else ''}{counts}; put quotes "
                 f"around a text that holds a {_DELIMITERS[delimiter]}"
             )
         fields = dict(zip(names, row, strict=True))

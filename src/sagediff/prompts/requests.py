@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterable, KeysView, Mapping, Set
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagediff.errors import InputError
 from sagediff.files.prompt_text import text_fault
+
+if TYPE_CHECKING:
+    from sagediff.files.input_image import InputImage
 
 # What must agree (`plan.compatibility` decides by it): "call" for one call of the pipeline, "group" to share steps.
 _CALL, _GROUP = {"agree": "call"}, {"agree": "group"}
@@ -26,9 +29,13 @@ class ImageRequest:
         width, height: pixels; None for the model's own.
         guidance_scale: None for the run's own.
         share: True or False; None leaves it to `seed`.
+        image: what it begins from or is guided by, as the pipeline has it: a PIL image, the path of a file, or several
+            of either for a pipeline that takes several. Requests share only where they show the same.
+        mask_image: white where the image is to be painted anew; as `image`.
+        strength: in (0, 1], how much of the image is replaced; None for the pipeline's own.
 
     Raises:
-        InputError: an empty prompt, or a number out of range.
+        InputError: an empty prompt, a number out of range, or an image that cannot be read.
     """
 
     prompt: str
@@ -38,6 +45,9 @@ class ImageRequest:
     height: int | None = field(default=None, metadata=_CALL)
     guidance_scale: float | None = field(default=None, metadata=_CALL)
     share: bool | None = None
+    image: Any = field(default=None, metadata=_GROUP)
+    mask_image: Any = field(default=None, metadata=_GROUP)
+    strength: float | None = field(default=None, metadata=_CALL)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -62,6 +72,51 @@ class ImageRequest:
             raise InputError(f"guidance_scale must be at least 0, got {scale}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed must lie in [0, 2**63), got {self.seed}")
+        self._check_strength()
+        if self.image is not None or self.mask_image is not None:
+            self._take_images()
+
+    def _check_strength(self) -> None:
+        strength = self.strength
+        if strength is not None and (isinstance(strength, bool) or not isinstance(strength, Real)):
+            raise InputError(f"strength must be a number, got {strength!r}")
+        if strength is not None and not 0 < strength <= 1:
+            raise InputError(f"strength must lie in (0, 1], got {strength}")
+
+    def _take_images(self) -> None:
+        """Images by what they show, in place of what was given."""
+        from sagediff.files.input_image import InputImage  # most requests have none
+
+        if self.image is None:
+            raise InputError("mask_image is given without an image")
+        given = self.image
+        several = isinstance(given, list | tuple)
+        if several and not given:
+            raise InputError("image holds no images; leave it out")
+        images = tuple(map(InputImage.of, given if several else (given,)))
+        object.__setattr__(self, "image", images if several else images[0])
+        if self.mask_image is not None:
+            object.__setattr__(self, "mask_image", InputImage.of(self.mask_image, "mask"))
+
+    @property
+    def images(self) -> tuple[InputImage, ...]:
+        """The images that it begins from; none for most."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    @property
+    def mask(self) -> InputImage | None:
+        """Its mask, if it has one."""
+        found: InputImage | None = self.mask_image
+        return found
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other requests of a run, the seed and the settings aside: its text, and what it begins
+        from."""
+        begun_from = [each.digest for each in (*self.images, self.mask) if each is not None]
+        return "\0".join([self.prompt, *begun_from])
 
     @property
     def may_share(self) -> bool:

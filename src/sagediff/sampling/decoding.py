@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Up to here as the pipeline itself does it, so that images equal its own to the last bit.
@@ -22,7 +23,8 @@ def decoding_in_parts(pipe: Any) -> Iterator[None]:
 
     A wave carries many more latents than an autoencoder could take at once: of 16 images of 1024 pixels per side its
     largest layers alone would need 24 GiB.  Images change by rounding at most.  Afterwards the autoencoder is as it
-    was found, also after an error.
+    was found, also after an error.  Large videos are moved off the accelerator one by one too: a wave's frames would
+    not fit it either.
     """
     autoencoder: Any = getattr(pipe, "vae", None)
     # no such switch, on already, or someone else's
@@ -34,6 +36,8 @@ def decoding_in_parts(pipe: Any) -> Iterator[None]:
     def in_parts(latents: Any, *args: Any, **kwargs: Any) -> Any:
         if len(latents) <= AT_ONCE and len(latents) * math.prod(latents.shape[2:]) <= LATENTS_AT_ONCE:
             return decode(latents, *args, **kwargs)
+        if latents.ndim == 5:
+            return _one_by_one(decode, latents, *args, **kwargs)
         autoencoder.enable_slicing()
         try:
             return decode(latents, *args, **kwargs)
@@ -45,6 +49,30 @@ def decoding_in_parts(pipe: Any) -> Iterator[None]:
         yield
     finally:
         vars(autoencoder).pop("decode", None)
+
+
+def _one_by_one(decode: Callable[..., Any], latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """What `decode` gives for all rows (N, ...), each decoded alone and kept in the machine's own memory.
+
+    Args:
+        args, kwargs: further arguments of `decode`; those with a row for each of the latents (a timestep) are cut too.
+    """
+
+    def row_of(value: Any, row: int) -> Any:
+        is_per_row = isinstance(value, Tensor) and value.ndim and len(value) == len(latents)
+        return value[row : row + 1] if is_per_row else value
+
+    rows: list[Tensor] = []
+    output: Any = None
+    for row in range(len(latents)):
+        output = decode(
+            latents[row : row + 1],
+            *(row_of(value, row) for value in args),
+            **{name: row_of(value, row) for name, value in kwargs.items()},
+        )
+        rows.append((output[0] if isinstance(output, tuple) else output.sample).cpu())
+    sample = torch.cat(rows)
+    return (sample,) if isinstance(output, tuple) else type(output)(sample=sample)
 
 
 class DecodedRows:

@@ -17,6 +17,7 @@ import torch
 
 from sagediff.errors import InputError
 from sagediff.prompts.requests import in_order
+from sagediff.sampling.input_images import ImageKeywords
 
 Kind: TypeAlias = Literal["text", "rows", "image", "mask", "adapter"]
 
@@ -55,14 +56,6 @@ FOR_ALL = frozenset(_FOR_ALL.split())
 """Lists that belong to the call, however long they are.  Single numbers, texts and switches belong to it too, whatever
 they are called."""
 
-# Pipelines whose `image` may be several reference images, all of them for every prompt
-_TAKES_REFERENCES = {
-    "Flux2Pipeline",
-    "Flux2KleinPipeline",
-    "Flux2KleinKVPipeline",
-    "QwenImageEditPlusPipeline",
-    "ZImageOmniPipeline",
-}
 # What an image or latents are begun from: prompts may share steps only where it is equal
 _STARTS = ("latents", "image", "mask_image", "masked_image_latents")
 
@@ -85,6 +78,8 @@ class PerPrompt:
 
     def __init__(self, pipe: Any, keywords: Mapping[str, Any], count: int) -> None:
         self._pipe, self._count = pipe, count
+        self._images = ImageKeywords.of(pipe)
+        self._crops = keywords.get("padding_mask_crop") is not None  # which pipelines do with one image only
         self._check_names(keywords)
         self._cuts = {name: self._cut(name, value) for name, value in keywords.items()}
 
@@ -132,7 +127,7 @@ class PerPrompt:
                 return self._cut_nets(name, value, len(nets))
             if "ControlNetUnion" in type(self._pipe).__name__ and isinstance(value, list | tuple):
                 return self._cut_nets(name, value, len(value))  # one for each kind of control
-        if kind == "image" and name == "image" and type(self._pipe).__name__ in _TAKES_REFERENCES:
+        if name == "image" and self._images.way == "references":
             return lambda members: value
         return self._cut_rows(name, value, kind)
 
@@ -141,6 +136,8 @@ class PerPrompt:
         if kind == "text" and isinstance(value, str):
             return lambda members: [value] * len(members)
         if kind in ("image", "mask") and _is_one_image(value, kind):
+            if self._is_taken_each(name):
+                return lambda members: [value] * len(members)
             return lambda members: value
         if isinstance(value, torch.Tensor | np.ndarray) and value.dtype != object and value.ndim:
             return self._cut_tensor(name, value, kind)
@@ -151,7 +148,8 @@ class PerPrompt:
                 f"`{name}` should hold {what} for each prompt ({self._count}), got {_words(value)}"
             )
         if len(entries) == 1:
-            return lambda members: entries * (1 if kind in ("image", "mask") else len(members))
+            is_for_all = kind in ("image", "mask") and not self._is_taken_each(name)
+            return lambda members: entries * (1 if is_for_all else len(members))
         self._check_length(name, len(entries))
         return lambda members: [entries[i] for i in members]
 
@@ -159,7 +157,7 @@ class PerPrompt:
         if kind == "text":
             texts = in_order(value, name)
             return self._cut_rows(name, texts, kind)
-        if len(value) == 1 and kind in ("image", "mask"):
+        if len(value) == 1 and kind in ("image", "mask") and not self._is_taken_each(name):
             return lambda members: value  # the pipeline gives it to all
         if len(value) == 1:
             return lambda members: value[[0] * len(members)]
@@ -179,6 +177,11 @@ class PerPrompt:
             )
         cuts = [self._cut_rows(f"{name}[{i}]", entry, "image") for i, entry in enumerate(value)]
         return lambda members: [cut(members) for cut in cuts]
+
+    def _is_taken_each(self, name: str) -> bool:
+        """Whether the pipeline begins each prompt's image from one of its own, which one for all is then given to each
+        as: their generators draw for it (`input_images`)."""
+        return self._images.way == "each" and name in (self._images.image, "mask_image") and not self._crops
 
     def _control_name(self) -> str | None:
         """The keyword that holds the images of the pipeline's ControlNets."""

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sagediff.denoiser.lookup import FAMILIES
-from sagediff.denoiser.scheduler import planned_calls
 from sagediff.errors import InputError
 from sagediff.files.json_input import read_object
 from sagediff.plan.compatibility import group_requests
@@ -23,14 +22,25 @@ from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import Encoder, embed_prompts
 from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.reading import read_prompts
+from sagediff.sampling.strength import calls_taken
 
 
 @dataclass(frozen=True)
 class CostBasis:
-    """What a step of a prompt costs on a pipeline: rows_per_prompt 2 with guidance, else 1; calls of each step."""
+    """What a prompt's steps cost on a pipeline.
+
+    Attributes:
+        rows_per_prompt: 2 with guidance, else 1.
+        calls_per_step: denoiser calls of each step that is really taken: with a strength below 1 those are fewer than
+            the call names.
+    """
 
     rows_per_prompt: int
     calls_per_step: tuple[int, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.calls_per_step)
 
     def of(self, plan: SharePlan) -> SharePlan:
         return plan.recost(self.rows_per_prompt, self.calls_per_step)
@@ -50,6 +60,7 @@ def plan_prompts(
     starts: Sequence[Hashable] | None = None,
     read: Sequence[Hashable] | None = None,
     guided: Sharing | None = None,
+    strength: float | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -65,9 +76,10 @@ def plan_prompts(
         starts: for each prompt what its image is begun from; only prompts with equal ones share.
         read: for each prompt what the text encoders read of it (`read_prompts`); None reads them here.
         guided: as `SharedSampler` takes it.
+        strength: where a request names none; None for the pipeline's own. The plan has the steps that it leaves.
 
     Raises:
-        InputError: an empty prompt, or a number out of range.
+        InputError: an empty prompt, or a number out of range; or requests that one plan cannot cost.
     """
     requests = as_requests(prompts)
     if has_negative is None:
@@ -76,18 +88,23 @@ def plan_prompts(
         (
             guidance_scale if each.guidance_scale is None else each.guidance_scale,
             has_negative or each.negative_prompt is not None,
+            strength if each.strength is None else each.strength,
         )
         for each in requests
     ]
     bases = {
-        (scale, is_negative): cost_basis(
-            pipe, denoiser_class, num_inference_steps, scale, true_cfg_scale, is_negative
-        )
-        for scale, is_negative in dict.fromkeys(guidance)
+        each: cost_basis(pipe, denoiser_class, num_inference_steps, each[0], true_cfg_scale, *each[1:])
+        for each in dict.fromkeys(guidance)
     }
+    if len(taken := {basis.num_steps for basis in bases.values()}) > 1:
+        raise InputError(
+            f"the strengths of these requests leave {' and '.join(map(str, sorted(taken)))} of {num_inference_steps} "
+            f"steps, which one plan cannot hold; sample them apart, one strength at a time"
+        )
     calls = bases[guidance[0]].calls_per_step  # the solver's: of every prompt
-    own = part_of_steps(sharing.unguided, num_inference_steps)
-    named = own if guided is None else part_of_steps(guided.unguided, num_inference_steps)
+    steps = len(calls)
+    own = part_of_steps(sharing.unguided, steps)
+    named = own if guided is None else part_of_steps(guided.unguided, steps)
     starts_guided: list[int | None] = [
         None if bases[each].rows_per_prompt == 1 else own if request.guidance_scale is None else named
         for each, request in zip(guidance, requests, strict=True)
@@ -97,7 +114,7 @@ def plan_prompts(
         return plan.recost(calls_per_step=calls).with_guidance(starts_guided)
 
     if groups is not None:
-        return costed(sharing.plan_groups(groups, num_inference_steps))
+        return costed(sharing.plan_groups(groups, steps))
     vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
     if read is None:
@@ -105,7 +122,7 @@ def plan_prompts(
     found = group_requests(
         requests, sharing, lambda texts: np.stack([rows[text] for text in texts]), read=read, starts=starts
     )
-    return costed(sharing.plan_groups(found, num_inference_steps, vectors=vectors))
+    return costed(sharing.plan_groups(found, steps, vectors=vectors))
 
 
 def cost_basis(
@@ -115,6 +132,7 @@ def cost_basis(
     guidance_scale: float,
     true_cfg_scale: float | None = None,
     has_negative: bool = False,
+    strength: float | None = None,
 ) -> CostBasis:
     """What plans for a pipeline are costed by; the arguments are those of `plan_prompts`.
 
@@ -123,7 +141,12 @@ def cost_basis(
     """
     if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-    for name, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale)):
+    numbers = (
+        ("guidance_scale", guidance_scale),
+        ("true_cfg_scale", true_cfg_scale),
+        ("strength", strength),
+    )
+    for name, scale in numbers:
         if scale is not None and not math.isfinite(scale):
             raise InputError(f"{name} must be a finite number, got {scale}")
     family = FAMILIES.get(denoiser_class)
@@ -133,7 +156,7 @@ def cost_basis(
     else:
         unguided = 1.0 if family is None else family.unguided_scale
         guided = _says_guided(pipe, denoiser_class, guidance_scale, unguided) and has_negative_rows(pipe)
-    return CostBasis(2 if guided else 1, planned_calls(pipe.scheduler, num_inference_steps))
+    return CostBasis(2 if guided else 1, calls_taken(pipe, num_inference_steps, strength))
 
 
 def has_negative_rows(pipe: Any) -> bool:

@@ -1,11 +1,12 @@
-"""`SharedSampler`: prompts in, images out in the same order, in waves of whole groups."""
+"""`SharedSampler`: prompts in, images or videos out in the same order, in waves of whole groups."""
 
 from __future__ import annotations
 
 import inspect
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from sagediff.denoiser.attention import check_perturbed_attention
@@ -15,15 +16,18 @@ from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
+from sagediff.plan.compatibility import check_groups_agree
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing, for_guidance
 from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
+from sagediff.sampling.input_images import ImageKeywords, check_prompts_per_call
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
 from sagediff.sampling.sizes import check_sizes, other_size
+from sagediff.sampling.strength import check_steps
 from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
 _OWN = {
@@ -35,12 +39,19 @@ _OWN = {
     "output_type",
     "return_dict",
     "num_images_per_prompt",
+    "num_videos_per_prompt",
 }
 
 
 @dataclass(frozen=True)
 class Wave:
-    """Images of some whole groups: prompt numbers, PIL images in that order, denoiser rows run."""
+    """Images of some whole groups.
+
+    Attributes:
+        prompts: their numbers.
+        images: PIL images in that order; of a pipeline that makes videos lists of frames, PIL images too.
+        evaluations: denoiser rows run.
+    """
 
     prompts: list[int]
     images: list[Any]
@@ -52,17 +63,19 @@ class SharedResult:
     """What a call gives.
 
     Attributes:
-        images: PIL images in the order of the prompts.
+        images: PIL images in the order of the prompts; none where the pipeline makes videos.
         plan: which prompts shared which steps.
         report: `SharePlan.summary` with seconds and more.
         seeds: of each image's noise (`plan.waves.Waves.seeds`): sampled alone with it, a prompt that shared nothing
             gets the same image.
+        videos: of a pipeline that makes videos, for each prompt its frames, PIL images.
     """
 
     images: list[Any]
     plan: SharePlan
     report: dict[str, Any]
     seeds: list[int]
+    videos: list[list[Any]] = field(default_factory=list)
 
 
 class SharedSampler:
@@ -72,13 +85,18 @@ class SharedSampler:
         pipe: any pipeline that `shared_sampling` supports.
         sharing: how prompts share; in its place its options may be given as keywords (`threshold=0.8, ...`).
         group_condition: makes the members' conditions into one (`condition.py`); the default is their mean.
-        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents;
-            more than 16 images, or few large ones, are decoded one by one where the autoencoder can.
+        wave_size: most prompts carried at once; a larger group still runs whole. Bounds memory for latents, and for
+            the frames of a wave's videos; more than 16 images, few large ones, and videos are decoded one by one where
+            the autoencoder can.
         micro_batch_size: most denoiser rows run at once; bounds memory for the denoiser. "auto" measures.
         encoder: what embeds prompts for grouping; None for the pipeline's own text encoder.
         guided: what holds for requests that name a guidance scale in place of `sharing`, which may be for sampling
             without guidance (`for_guidance`); None: `sharing`. Both form the same groups.
         options: of `Sharing`.
+
+    Attributes:
+        makes: "images" or "videos", as the pipeline does.
+        images: how it takes the images of requests.
 
     Raises:
         InputError: an option out of range, unknown, or given both ways.
@@ -107,12 +125,8 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
+        check_prompts_per_call(pipe)
         denoiser = unwrapped(denoiser_of(pipe))
-        if family_of(denoiser).makes != "images":
-            raise UnsupportedPipelineError(
-                f"SharedSampler makes images, and {type(pipe).__name__} makes videos: group and plan yourself "
-                f"and run the pipeline inside shared_sampling"
-            )
         if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
             raise UnsupportedPipelineError(
                 f"SharedSampler gives prompts, and {type(pipe).__name__} takes none (it takes embeddings that "
@@ -121,6 +135,8 @@ class SharedSampler:
             )
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
+        self.makes = family_of(denoiser).makes
+        self.images = ImageKeywords.of(pipe)
         self.group_condition = group_condition
         self.wave_size = wave_size
         self.micro_batches = micro_batches(micro_batch_size)  # what they measure serves all waves
@@ -135,18 +151,19 @@ class SharedSampler:
         has_negative: bool | None = None,
         starts: Sequence[Hashable] | None = None,
         read: Sequence[Hashable] | None = None,
+        strength: float | None = None,
     ) -> SharePlan:
         """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
 
         Args:
             prompts: texts or requests, in any list, column or generator.
-            true_cfg_scale, has_negative, starts, read: as `plan_prompts` has them.
+            true_cfg_scale, has_negative, starts, read, strength: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts, read, self.guided,
+            self.encoder, groups, has_negative, starts, read, self.guided, strength,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -154,16 +171,23 @@ class SharedSampler:
         return read_prompts(self.pipe, [each.prompt for each in as_requests(prompts)], max_sequence_length)
 
     def check(
-        self, prompts: Iterable[str | ImageRequest], plan: SharePlan, read: Sequence[Hashable] | None = None
+        self,
+        prompts: Iterable[str | ImageRequest],
+        plan: SharePlan,
+        read: Sequence[Hashable] | None = None,
+        num_inference_steps: int | None = None,
+        keywords: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Refuse, before anything runs, a plan that this pipeline could not carry out to the end.
 
         Args:
             read: the keys of what was `read` of the prompts; None reads them here.
+            num_inference_steps: of the pipeline's calls; None: the plan's.
+            keywords: of the pipeline's calls, as they are given for all prompts.
 
         Raises:
-            InputError: a plan for another number of prompts, a negative prompt that the pipeline takes none of, or a
-                size that it cannot make.
+            InputError: a plan for other prompts or steps, or a negative prompt, an image, a strength or a size that the
+                pipeline does not take.
             UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
                 and its noise levels, which that needs, are not known.
         """
@@ -174,6 +198,9 @@ class SharedSampler:
         parameters = inspect.signature(type(self.pipe).__call__).parameters
         if "negative_prompt" not in parameters and any(each.negative_prompt is not None for each in requests):
             raise InputError(f"{type(self.pipe).__name__} takes no negative prompts; leave them out")
+        self.images.check(requests, keywords)
+        check_groups_agree(requests, plan.groups, self.images.calls(requests))
+        check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
         check_sizes(self.pipe, requests)
         again = repeats(requests, plan.groups, read)
@@ -196,7 +223,7 @@ class SharedSampler:
         on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> SharedResult:
-        """One image per prompt. An image depends on seed, its prompt and its group, not on order or waves.
+        """One image (or video) per prompt. It depends on seed, its prompt and its group, not on order or waves.
 
         Args:
             prompts: texts, or requests that say more than a text, in any list, column or generator.
@@ -213,7 +240,8 @@ class SharedSampler:
         start = time.perf_counter()
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
-        scale = kwargs.get("true_cfg_scale")
+        self.images.check(requests, kwargs)
+        scale, strength = (kwargs.get(name) for name in ("true_cfg_scale", "strength"))
         reading = self.read(requests, kwargs.get("max_sequence_length"))
         plan = self.plan(
             requests,
@@ -223,11 +251,12 @@ class SharedSampler:
             has_negative=_has_negative(self.pipe, kwargs),
             starts=per_prompt.starts(),
             read=reading.keys,
+            strength=None if strength is None else float(strength),
         )
         images: list[Any] = [None] * len(requests)
         run = 0
-        self.check(requests, plan, reading.keys)
-        waves = Waves(requests, plan, seed, self.wave_size, read=reading.keys)
+        self.check(requests, plan, reading.keys, num_inference_steps, kwargs)
+        waves = self.waves_of(requests, plan, seed, reading.keys, num_inference_steps)
         try:
             for wave in self._waves(waves, requests, per_prompt, guidance_scale, on_step):
                 run += wave.evaluations
@@ -243,7 +272,10 @@ class SharedSampler:
             "seconds": seconds,
             "images_per_second": len(requests) / seconds,
         }
-        return SharedResult(images, plan, report, waves.seeds(self.sharing_of))
+        seeds = waves.seeds(self.sharing_of)
+        if self.makes == "videos":
+            return SharedResult([], plan, report, seeds, images)
+        return SharedResult(images, plan, report, seeds)
 
     def waves(
         self,
@@ -253,12 +285,15 @@ class SharedSampler:
         seed: int = 0,
         *,
         skip: Sequence[int] = (),
+        num_inference_steps: int | None = None,
         on_step: Callable[[int], None] | None = None,
         **kwargs: Any,
     ) -> Iterator[Wave]:
         """Sample wave by wave, so that a caller can save what is finished.
 
         Args:
+            num_inference_steps: of the pipeline's calls, where a strength below 1 leaves fewer, which the plan has;
+                None: the plan's.
             skip: prompts that are finished already; a wave all of whose members are is left out, the others run whole,
                 so that their images do not differ even by rounding from those of a run without `skip`.
             on_step: called after every step with the number of prompts that took it.
@@ -272,9 +307,21 @@ class SharedSampler:
         requests = as_requests(prompts)
         per_prompt = self._per_prompt(kwargs, len(requests))
         read = self.read(requests, kwargs.get("max_sequence_length")).keys
-        self.check(requests, plan, read)
-        waves = Waves(requests, plan, seed, self.wave_size, read).without(skip)
+        self.check(requests, plan, read, num_inference_steps, kwargs)
+        waves = self.waves_of(requests, plan, seed, read, num_inference_steps).without(skip)
         yield from self._waves(waves, requests, per_prompt, guidance_scale, on_step)
+
+    def waves_of(
+        self,
+        requests: Sequence[ImageRequest],
+        plan: SharePlan,
+        seed: int,
+        read: Sequence[Hashable] | None = None,
+        num_inference_steps: int | None = None,
+    ) -> Waves:
+        """The plan's waves, as this pipeline can run them; the arguments are those of `check`."""
+        calls = self.images.calls(requests)
+        return Waves(requests, plan, seed, self.wave_size, read, calls, num_inference_steps)
 
     def _waves(
         self,
@@ -346,19 +393,7 @@ class SharedSampler:
         if taken := sorted(_OWN & set(kwargs)):
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
         check_perturbed_attention(self.pipe, kwargs)
-        self._check_strength(kwargs)
         return PerPrompt(self.pipe, kwargs, count)
-
-    def _check_strength(self, kwargs: Mapping[str, Any]) -> None:
-        """Image to image: all planned steps must be taken."""
-        parameter = inspect.signature(type(self.pipe).__call__).parameters.get("strength")
-        strength = kwargs.get("strength", getattr(parameter, "default", None))
-        if parameter is not None and isinstance(strength, int | float) and strength < 1:
-            raise InputError(
-                f"strength is {strength:g}, with which {type(self.pipe).__name__} skips steps that SharedSampler "
-                f"plans: give strength=1.0, or plan the steps that are left and run the pipeline inside "
-                f"shared_sampling"
-            )
 
 
 def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:

@@ -69,6 +69,11 @@ def check_sizes(
     sizes.pop((None, None), None)
     if not sizes:
         return
+    if "width" not in inspect.signature(type(pipe).__call__).parameters:
+        raise InputError(
+            f"{where(min(sizes.values()))}: {type(pipe).__name__} makes images of the size of those that it begins "
+            f"from; leave width and height out"
+        )
     multiple = size_multiple(pipe, knows_factor=knows_factor)
     for (width, height), number in sorted(sizes.items(), key=lambda each: each[1]):
         if width is not None and height is not None and (width % multiple or height % multiple):
@@ -79,11 +84,12 @@ def check_sizes(
 
 
 def other_size(wanted: tuple[int | None, int | None], image: Any) -> str:
-    """What to say of an image that is not of the size that was asked for; empty for one that is.
+    """What to say of an image, or the frames of a video, not of the size that was asked for; empty for one that is.
 
     Args:
         wanted: width and height, None for the model's own.
     """
+    image = image[0] if isinstance(image, list) else image
     if wanted[0] is None or image.size == wanted:
         return ""
     made = f"{image.size[0]}x{image.size[1]}"

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from sagediff.denoiser.condition import GroupCondition, mean_condition
+from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch
 from sagediff.errors import InputError, ModelError
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.decoding import decoded_rows, decoding_in_parts
+from sagediff.sampling.input_images import ImageKeywords
 from sagediff.sampling.record_replay import Record
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.trajectory import Trajectory
@@ -48,7 +50,8 @@ def run_wave(
         options: further keywords of the pipeline, as it takes them for the members.
 
     Returns:
-        PIL images in the order of the task's requests, and the finished run.
+        PIL images, or lists of frames where the pipeline makes videos, in the order of the task's requests; and the
+        finished run.
 
     Raises:
         InputError: an option that the requests name as well.
@@ -56,7 +59,11 @@ def run_wave(
         ModelError: latents or images of some members are not finite; it holds the images of the others.
         Exception: whatever the pipeline raises.
     """
-    given = _request_options(task, guidance_scale)
+    given = _request_options(pipe, task, guidance_scale)
+    if "width" in given and "max_area" in inspect.signature(type(pipe).__call__).parameters:
+        options.setdefault(
+            "max_area", given["width"] * given["height"]
+        )  # else FLUX Kontext has one of its own
     if both := sorted(set(given) & set(options)):
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
     with (
@@ -75,15 +82,15 @@ def run_wave(
     ):
         if on_step is not None and takes_callback(pipe):
             options["callback_on_step_end"] = _callback(on_step, run)
-        images = pipe(
+        output = pipe(
             prompt=[request.prompt for request in task.requests],
-            num_inference_steps=task.plan.num_steps,
+            num_inference_steps=task.num_inference_steps or task.plan.num_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
             output_type="pil",
             **given,
             **options,
-        ).images
-    images = list(images)
+        )
+    images = list(output.frames if family_of(denoiser_of(pipe)).makes == "videos" else output.images)
     bad = sorted((run.not_finite | decoded.not_finite(len(images))) - run.dropped)
     if bad:
         left = [None if row in bad else image for row, image in enumerate(images)]
@@ -134,11 +141,13 @@ def takes_callback(pipe: Any) -> bool:
     return "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
 
 
-def _request_options(task: WaveTask, guidance_scale: float | None) -> dict[str, Any]:
+def _request_options(pipe: Any, task: WaveTask, guidance_scale: float | None) -> dict[str, Any]:
     """The pipeline's keywords that the requests decide; what is not per request is equal in a wave."""
     first = task.requests[0]
     scale = guidance_scale if first.guidance_scale is None else first.guidance_scale
     options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
+    if first.images or first.strength is not None:
+        options |= ImageKeywords.of(pipe).of_wave(task.requests)
     if first.width is not None:
         options |= {"width": first.width, "height": first.height}
     if first.negative_prompt is not None:

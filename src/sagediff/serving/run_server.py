@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from sagediff.errors import SagediffError
 from sagediff.files.claim import claimed_output
-from sagediff.pipelines.loading import supported_parts
+from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.placement import working_device
 from sagediff.serving.config import ServeConfig, check_steps
 from sagediff.serving.fleet.ray_fleet import ray_fleet
@@ -35,7 +35,7 @@ def run_serve(request: ServeRequest) -> None:
     config = ServeConfig.of(**request.config | {"model_name": name})
     steps = settings.sampling.num_inference_steps
     check_steps(config, steps)
-    supported_parts(settings.model.source)  # refused before gigabytes of weights are read
+    check_makes_images(settings.model.source, "serve")  # refused before gigabytes of weights are read
     if request.pool is None:  # else it is the replicas' machines that must have the device
         working_device(settings.model.device)
     failures: list[Exception] = []
