@@ -352,7 +352,7 @@ def test_prompts_and_images_of_the_users_own(
         (["--steps", "0"], "--steps"),
         (["--share-ratio", "0.4,1.4"], "--share-ratio"),
         (["--seeds", "1,1"], "--seeds"),
-        (["--captions", "0"], "captions must lie"),
+        (["--captions", "0"], "--captions must be at least 1, got"),
         (["--lora", "absent.safetensors"], "no such LoRA"),
         (["--data", "absent"], "no such folder: absent"),
         (["--prompts", "absent.txt"], "no such prompt file"),

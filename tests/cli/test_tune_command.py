@@ -65,18 +65,18 @@ def test_by_predictions_the_file_is_one_that_plan_takes_and_more_budget_shares_m
 ) -> None:
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--by", "predictions", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35",
-        "--evaluations", "100",
+        "tune", "--by", "predictions", "--out", str(out), "--captions", "12", "--steps", "4", "--threshold", "0,0.35",
+        "--evaluations", "50",
     ]  # fmt: skip
     savings = []
-    for budget in ([], ["--budget", "0"], ["--budget", "1"]):
+    for budget in (["--budget", "0"], []):
         assert main([*command, *budget]) == 0
         record = json.loads(capsys.readouterr().out)
         tuned = record["tuned"]
         assert record == json.loads(out.read_text()) and tuned["by"] == "predictions"
-        assert tuned["error"] <= tuned["budget"] and 0 < tuned["evaluations"] <= 100
+        assert tuned["error"] <= tuned["budget"] and 0 < tuned["evaluations"] <= 50
         savings.append(tuned["cost_saving"])
-    assert savings[1] < savings[0] < savings[2] and not list(tmp_path.glob("*.trials.jsonl"))
+    assert savings[0] < savings[1] and not list(tmp_path.glob("*.trials.jsonl"))
     settings = resolve(ModelOptions(), SamplingOptions(4), policy=out)
     assert settings.sharing == Sharing.load(out)
     assert not settings.measured  # no image was looked at, so that `generate` warns as ever

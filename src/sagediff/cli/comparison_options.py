@@ -36,9 +36,7 @@ class MeasuringOptions:
         None, "Prompts to use. [default: all; of a built-in model's own 256]", low=1
     )
     seeds: tuple[str, ...] = option((), "Seeds, with commas. [default: 0,1,2 in bench, 0 in tune]")
-    features: str | None = option(
-        None, "Inception, efficientnet-lite0, DINOv2 or CLIP. [default: facebook/dinov2-base]"
-    )
+    features: str | None = option(None, "Network of the features, by name. [default: facebook/dinov2-base]")
     clip: str | None = option(None, "CLIP model of the score. [default: openai/clip-vit-base-patch16]")
 
     def __post_init__(self) -> None:
@@ -134,11 +132,11 @@ class TuneOptions:
     out: _Output[Path] = option(Path("policy.json"), "The policy file to write.")
     by: Literal["quality", "predictions"] = option(
         "quality",
-        "'predictions' asks the model itself how long prompts may share: no images, no judge.",
+        "'predictions' takes no images and no judge.",
     )
     budget: float | None = option(
         None,
-        "Fraction of the quality that may be lost. By predictions: their error. [default: 0.01; the model's own]",
+        "Quality, or error of predictions, to lose. [default: 0.01; the model's]",
     )
     evaluations: int | None = option(None, "By predictions: most denoiser rows to run. [default: 600]", low=1)
     apart: float | None = option(

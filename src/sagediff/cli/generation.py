@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sagediff.cli.job_options import Generation
-from sagediff.cli.planning import messages, plan_images
+from sagediff.cli.planning import advice, messages, plan_images
+from sagediff.cli.telling import run_words
+from sagediff.cli.telling.image_progress import image_progress
 from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
@@ -30,7 +32,6 @@ from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, WaveTask
-from sagediff.progress import stderr_progress
 from sagediff.prompts.columns import beside
 from sagediff.prompts.image_list import ImageList
 from sagediff.sampling.sampler import SharedSampler
@@ -71,6 +72,7 @@ class Prepared:
         sampler: the only reference to it, so that it can be given up where workers make the images.
         seeds: of each image's noise.
         cut: prompts that the encoder did not read to their end.
+        advice: groups worth a look, and whether another threshold would share more: rows of the last table.
     """
 
     sampler: list[SharedSampler]
@@ -78,14 +80,14 @@ class Prepared:
     waves: Waves
     seeds: list[int]
     cut: int
+    advice: list[tuple[str, str]]
 
 
 def _prepared(job: Generation) -> Prepared:
     settings, sharing = job.settings, job.settings.sharing
     sampler = _sampler(settings, job.guided, job.output.wave_size, job.micro_batch_size)
-    plan, reading = plan_images(
-        job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class
-    )
+    planned = plan_images(job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class)
+    plan, reading = planned.plan, planned.reading
     requests = job.images.requests
     sampler.check(requests, plan, reading.keys)
     for words in messages(job.images, plan, reading):
@@ -96,7 +98,14 @@ def _prepared(job: Generation) -> Prepared:
     for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
-    return Prepared([sampler], plan, waves, waves.seeds(sampler.sharing_of), len(reading.cut))
+    return Prepared(
+        [sampler],
+        plan,
+        waves,
+        waves.seeds(sampler.sharing_of),
+        len(reading.cut),
+        advice(planned, job.images.prompts, sharing.threshold),
+    )
 
 
 def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
@@ -107,7 +116,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     """
     images, plan, waves, seeds = job.images, prepared.plan, prepared.waves, prepared.seeds
     prompts = images.prompts
-    sharing, steps = job.settings.sharing, job.settings.sampling.num_inference_steps
+    sharing = job.settings.sharing
     record, texts = (
         partial(_record, images, plan, seeds, job.shard_size is not None),
         partial(_own_texts, prompts, seeds),
@@ -118,29 +127,25 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         shards = ShardStore(folder, order, job.shard_size, record, texts)
     done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
     save = folder.save_image if shards is None else shards.save_image
-    print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
+    _say(run_words.before(plan, len(done), folder.path))
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
     left = waves.without(done)
-    missing = sum(map(len, left.members)) * steps
+    missing = len(images) - len(done)
     if missing:
         folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
-    with stderr_progress("images", "steps") as progress:
-        bar = progress.add_task("images", total=missing)
-        for wave in _made(
-            job, prepared.sampler, left, plan, done, texts, lambda count: progress.advance(bar, count)
-        ):
+    with image_progress(missing, round(sum(left.costs()))) as progress:
+        for wave in _made(job, prepared.sampler, left, plan, done, texts, progress.step):
             run += wave.evaluations
             for index, data in wave.images:
                 save(index, data)
                 made += 1
+            progress.made(len(wave.images))
             bad += wave.bad
             if is_hopeless(0 if wave.bad and not wave.images else 1):
                 break
-        progress.update(bar, completed=missing)
     if bad:
         raise images_missing({i: prompts[i] for i in sorted(bad)}, sorted(bad))
-    sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
         home = folder.path
         folder.write_lines(
@@ -150,28 +155,33 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
                 for i in range(len(images))
             ),
         )
-        seen = f"images in {folder.path / 'images'}, contact sheet: {_show(prompts, plan, folder)}"
+        seen = f"{folder.path / 'images'}, contact sheet: {_show(prompts, plan, folder)}"
     else:
         folder.write_lines("shards.jsonl", shards.summary())
-        seen = f"{len(shards)} shards in {folder.path / 'shards'}"
+        seen = f"{folder.path / 'shards'}, {len(shards)} of them"
+    end = time.perf_counter()
+    seconds = {"loading": sampling_start - start, "sampling": end - sampling_start}
     report = plan.summary() | {
         "threshold": sharing.threshold,
         "num_rows": len(images.starts),
         "evaluations_run": run,
         "images_made": made,
         "cut_prompts": prepared.cut,
-        "seconds": time.perf_counter() - start,
-        "images_per_second": made / sampling_seconds if made else 0.0,
+        "seconds": end - start,
+        "seconds_loading": seconds["loading"],
+        "seconds_sampling": seconds["sampling"],
+        "images_per_second": made / (end - start),
     }
     if shards is not None:
         report["shards"] = len(shards)
     folder.write_text(REPORT, json.dumps(report, indent=2) + "\n")  # last: it means a finished run
-    print(json.dumps(report))
-    print(seen, file=sys.stderr)
+    print(json.dumps(report), flush=True)
+    times = seconds["loading"], seconds["sampling"]
+    _say(run_words.after(plan, made, run, times, seen, prepared.advice))
 
 
-def _warn(words: str) -> None:
-    print(words, file=sys.stderr)
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def _sampler(
@@ -255,9 +265,10 @@ def _made(
     plan: SharePlan,
     done: list[int],
     own_texts: Callable[[int], dict[str, str]],
-    on_steps: Callable[[int], None],
+    on_step: Callable[[int], None],
 ) -> Iterator[MadeWave]:
-    """What is missing, wave by wave, made here or by workers; `on_steps` is told how many prompts took a step.
+    """What is missing, wave by wave, made here or by workers; `on_step` is told the evaluations of each step, or of all
+    that are left of a wave at its end.
 
     Args:
         sampler: the only reference to it, given up where workers make the images: its memory is theirs.
@@ -271,17 +282,46 @@ def _made(
         return ImageTask(wave, texts)
 
     if job.pool is None:
-        yield from (_make(own, image_format, guidance, on_steps, task(number)) for number in range(len(left)))
+        for number in range(len(left)):
+            wave = task(number)
+            steps = _Steps(wave.wave.plan, on_step)
+            made = _make(own, image_format, guidance, steps.taken, wave)
+            steps.end()
+            yield made
         return
     del own
     threads = max(1, int(job.pool.cpus_per_worker))
     worker = partial(
         _worker, job.settings, job.guided, job.output.wave_size, job.micro_batch_size, image_format, threads
     )
-    pool = Pool(worker, job.pool, _warn)
-    for number, made in pool.run(task, left.costs()):
-        on_steps(len(left.members[number]) * plan.num_steps)
+    pool = Pool(worker, job.pool, _say)
+    costs = left.costs()
+    for number, made in pool.run(task, costs):
+        on_step(round(costs[number]))
         yield made
+
+
+class _Steps:
+    """The steps of a wave, told by what they cost; some pipelines do not say when they took one."""
+
+    def __init__(self, plan: SharePlan, on_step: Callable[[int], None]) -> None:
+        self._plan, self._on_step = plan, on_step
+        self._step = self._told = 0
+
+    def taken(self, prompts: int) -> None:
+        """A step is over."""
+        if self._step < self._plan.num_steps:
+            self._tell(self._plan.step_evaluations(self._step))
+            self._step += 1
+
+    def end(self) -> None:
+        """All of them are."""
+        self._tell(self._plan.evaluations - self._told)
+
+    def _tell(self, evaluations: int) -> None:
+        if evaluations > 0:
+            self._told += evaluations
+            self._on_step(evaluations)
 
 
 # -- what is written beside the images

@@ -96,7 +96,7 @@ def _write(
             "error": found.error,
             "evaluations": 0 if gaps is None else gaps.evaluations,
             **fit,
-            "lora": loras_digest(settings.model.lora),
+            "lora": loras_digest(settings.model.loras()),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,
             "num_prompts": plan.num_prompts,
