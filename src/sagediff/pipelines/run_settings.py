@@ -55,16 +55,19 @@ class ModelOptions:
         "Of a single file: its pipeline's folder or hub id. [default: found]",
     )
     vae: Path | None = option(
-        None, "Another autoencoder of the same latents: folder or file [default: the model's]."
+        None,
+        "Another autoencoder: a folder or a .safetensors file. [default: the model's]",
     )
     quantize: str | None = option(
-        None, "Fewer bits: torchao:int8wo, :int4wo and others, or a JSON file [default: no]."
+        None, "torchao:KIND, such as torchao:int8wo, or a JSON file. [default: not quantised]"
     )
     cache: str | None = option(
-        None, "Reuse between steps: first-block, taylorseer, pyramid; also :N [default: no]."
+        None, "first-block[:THRESHOLD], taylorseer[:N] or pyramid[:N]. [default: none]"
     )
-    offload: Offload | None = option(
-        None, "Keep weights in main memory until needed. Last: least memory [default: no].", choices=OFFLOADS
+    offload: str | None = option(
+        None,
+        "Weights in main memory, by 'model', 'group' or 'sequential'. [default: not]",
+        choices=OFFLOADS,
     )
     compile: bool = option(False, "Compile the denoiser: a slow start, then faster steps.")
 
@@ -167,7 +170,7 @@ class RunSettings:
         }
         return (
             f"nobody has measured how well this model shares, so this is cautious: "
-            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds what it bears, "
+            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds how much it tolerates, "
             "`sagediff train` makes it bear more"
         )
 
