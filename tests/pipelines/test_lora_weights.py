@@ -154,7 +154,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return lora_file(lora_dir()), with_tensors(tmp_path, kohya(other))
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, 1.0), (-0.7, 2.0)])
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, -2.0)])
 @pytest.mark.filterwarnings("error:Already found a `peft_config`")
 def test_two_loras_are_what_diffusers_makes_of_them(
     weights: tuple[float, float], two: tuple[Path, Path]
