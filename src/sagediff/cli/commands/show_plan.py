@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
 from sagediff.cli.early_checks import check_settings, check_work
-from sagediff.cli.job_options import ScaleOptions, guided_sharing
+from sagediff.cli.job_options import ScaleOptions, VideoOptions, guided_sharing
 from sagediff.cli.libraries import import_libraries
 from sagediff.cli.terminal import print_json
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
@@ -27,6 +27,7 @@ def plan(
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
+    video: Annotated[VideoOptions, options.flattened("Sampling")] = VideoOptions(),  # noqa: B008 - changes no cost
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     as_json: Annotated[
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
@@ -43,6 +44,7 @@ def plan(
     from rich.console import Console
 
     from sagediff.cli.planning import messages, plan_images
+    from sagediff.pipelines.from_images import begins_from, from_images
     from sagediff.pipelines.loading import load_for_planning
     from sagediff.scale.disk_groups import GROUPS
 
@@ -52,6 +54,7 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
+    pipe = from_images(pipe, begins_from(images.requests))
     found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
     for words in messages(images, found, reading):
         print(words, file=sys.stderr)
