@@ -49,7 +49,7 @@ from sagediff.pipelines.model_files import check_model_files
 from sagediff.pipelines.run_settings import ModelOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
-from sagediff.prompts.image_list import prompt_texts
+from sagediff.prompts.image_list import prompt_texts, read_images
 from sagediff.sampling.trajectory import Trajectory
 from sagediff.scale.disk_groups import load_groups, save_groups
 from sagediff.serving.engine.cache_files import (
@@ -85,6 +85,15 @@ def kinds() -> dict[str, Kind]:
     plan = SharePlan.from_groups([[0, 2], [1]], 10, share_ratio=[0.4, 0.2], shared_guidance=1.0)
     policy = Sharing(0.35, 0.3, rungs=((0.5, 0.4), (0.7, 0.6))).record() | {"guidance_scale": 3.0}
     rows = [{"prompt": f"a cat {i}", "id": i, "note": None} for i in range(5)]
+    asked = {
+        "seed": 3,
+        "width": 64,
+        "height": 32,
+        "negative_prompt": "blue",
+        "guidance_scale": 2.5,
+        "num_images": 2,
+    }
+    rows = [*rows, asked | {"prompt": "a dog", "id": "x", "note": "\u00fc", "tags": ["a", {"b": 1}]}]
     captions = [{"file_name": f"{i}.png", "text": f"a cat {i}"} for i in range(3)]
     run = {"settings": {"seed": 0, "prompts": "abc"}, "content": {}, "plan": json.loads(plan.to_json())}
     lora = lora_file(lora_dir())
@@ -93,7 +102,8 @@ def kinds() -> dict[str, Kind]:
     index = (weights_dir() / "model_index.json").read_bytes()
     shards = {"weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}
     text = "a large cat\na small dog\n" * 20
-    csv = 'id,prompt\n1,a cat\n2,"a ""red"" dog, small"\n' * 1
+    csv = 'id,prompt,seed,num_images,shelf\n1,a cat,,2,A\n2,"a ""red"" dog, small",7,,"B, C"\n'
+    tsv = "caption\tWidth\theight\tguidance_scale\na cat\t64\t64.0\t\na dog\t\t\t2.5\n"
     return {
         "policy": Kind("policy.json", _json(policy), Sharing.load),
         "defaults": Kind("sagediff.json", _json(policy | {"scheduler": {"name": "ddim", "least_steps": 5}}), _defaults),
@@ -103,10 +113,12 @@ def kinds() -> dict[str, Kind]:
         "shard index": Kind("model.safetensors.index.json", _json(shards), partial(_shards, index)),
         "LoRA": Kind("lora.safetensors", save(few, {RECORD_KEY: json.dumps(record)}), _lora),
         "text": Kind("p.txt", text.encode(), prompt_texts),
-        "JSONL": Kind("p.jsonl", b"\n".join(map(_json, rows)), prompt_texts),
-        "CSV": Kind("p.csv", csv.encode(), prompt_texts),
+        "JSONL": Kind("p.jsonl", b"\n".join(map(_json, rows)), _rows),
+        "JSON array": Kind("p.json", _json(rows), _rows),
+        "CSV": Kind("p.csv", csv.encode(), _rows),
+        "TSV": Kind("p.tsv", tsv.encode(), _rows),
         "gzip": Kind("p.txt.gz", gzip.compress(text.encode()), prompt_texts),
-        "parquet": Kind("p.parquet", _parquet(rows), prompt_texts),
+        "parquet": Kind("p.parquet", _parquet(rows[:5]), _rows),
         "captions": Kind("metadata.jsonl", b"\n".join(map(_json, captions)), _captions),
         "PNG": Kind("a.png", _image("PNG"), open_rgb),
         "JPEG": Kind("a.jpg", _image("JPEG"), open_rgb),
@@ -117,6 +129,11 @@ def kinds() -> dict[str, Kind]:
         "trials": Kind("trials.jsonl", _trials(), lambda file: TrialFile(file, {"a": 1}).read()),
         "cache entry": Kind(*_entry(), lambda file: read_entry(file, 1 << 20)),
     }  # fmt: skip
+
+
+def _rows(file: Path) -> object:
+    images = read_images((), file)
+    return images.digests(), [images.record(i) for i in range(min(len(images), 1000))]
 
 
 def _json(value: object) -> bytes:

@@ -145,11 +145,17 @@ def test_other_weights_under_the_same_name_are_refused(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generate(small_model: Path) -> list[str]:
+    """Makes four images of small networks, a wave for each."""
+    return [*GENERATE, "--model", str(small_model)]
+
+
+@pytest.fixture(scope="module")
+def finished(generate: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of runs that have ended: `files` and, of the same images, `shards`."""
     home = tmp_path_factory.mktemp("finished")
-    assert main([*GENERATE, "--out", str(home / "files")]) == 0
-    assert main([*GENERATE, "--out", str(home / "shards"), "--shard-size", "2"]) == 0
+    assert main([*generate, "--out", str(home / "files")]) == 0
+    assert main([*generate, "--out", str(home / "shards"), "--shard-size", "2"]) == 0
     return home
 
 
@@ -161,13 +167,13 @@ def harmed_images(images: Path) -> None:
 
 
 def test_images_that_are_not_whole_are_made_again(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generate: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(finished / "files", tmp_path / "out")
     harmed_images(out / "images")
     (out / "metadata.jsonl").write_bytes(b"")
     (out / "contact-sheet.png").write_bytes(b"")
-    assert main([*GENERATE, "--out", str(out), "--resume"]) == 0
+    assert main([*generate, "--out", str(out), "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["images_made"] == 3
     ours, theirs = everything(out), everything(finished / "files")
     for each in (ours, theirs):
@@ -176,7 +182,7 @@ def test_images_that_are_not_whole_are_made_again(
 
 
 def test_shards_take_no_image_that_is_not_whole(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generate: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(finished / "shards", tmp_path / "out")
     (out / "shards" / "000000.parquet").unlink()
@@ -184,7 +190,7 @@ def test_shards_take_no_image_that_is_not_whole(
     for file in (finished / "files" / "images").iterdir():
         shutil.copy(file, out / "images")
     harmed_images(out / "images")
-    assert main([*GENERATE, "--out", str(out), "--shard-size", "2", "--resume"]) == 0
+    assert main([*generate, "--out", str(out), "--shard-size", "2", "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["images_made"] == 3
     for name in ("000000.tar", "000001.tar", "000000.parquet", "000001.parquet"):
         assert (out / "shards" / name).read_bytes() == (finished / "shards" / "shards" / name).read_bytes()
@@ -204,10 +210,15 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["files", "shards"])
 def test_a_kill_at_any_write_changes_no_byte(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None, kind: str
+    generate: list[str],
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm: None,
+    kind: str,
 ) -> None:
     """Each run is killed two writes later than the one before it, with the file half written or not yet renamed."""
-    command = [*GENERATE, *(["--shard-size", "2"] if kind == "shards" else [])]
+    command = [*generate, *(["--shard-size", "2"] if kind == "shards" else [])]
     whole = everything(finished / kind)
     del whole["report.json"]  # holds times
     rename, write, left = os.replace, Path.write_bytes, 0
@@ -264,7 +275,11 @@ def test_a_cluster_that_is_not_there_is_said_in_seconds_and_nothing_is_written(
 
 
 def test_what_cannot_go_on_once_images_are_written_is_a_failure_at_work(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    generate: list[str],
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sagediff.errors import InputError
     from sagediff.sampling.sampler import SharedSampler
@@ -282,8 +297,8 @@ def test_what_cannot_go_on_once_images_are_written_is_a_failure_at_work(
     out = shutil.copytree(finished / "files", tmp_path / "out")
     for number in range(4):
         (out / "images" / f"{number:06d}.png").unlink()
-    assert main([*GENERATE, "--out", str(out), "--resume"]) == 1
+    assert main([*generate, "--out", str(out), "--resume"]) == 1
     assert "does not want this prompt; what was finished is kept" in capsys.readouterr().err
     assert len(list((out / "images").iterdir())) >= 1 and not (out / "report.json").exists()
     assert not list(out.glob(".*"))
-    assert main([*GENERATE, "--out", str(out), "--resume"]) == 0
+    assert main([*generate, "--out", str(out), "--resume"]) == 0

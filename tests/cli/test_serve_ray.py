@@ -1,4 +1,4 @@
-"""`sagediff serve --ray` with real replicas of the built-in model, from the fleet and from the command line."""
+"""`sagediff serve --ray` with real replicas, from the command line and from the fleet."""
 
 from __future__ import annotations
 
@@ -34,134 +34,20 @@ from sagediff.serving.metrics import Metrics
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time
 
-
-def request_of(steps: int = 2) -> ServeRequest:
-    model = ModelOptions("demo", no_lora=True, scheduler="dpm++", device="cpu", dtype="float32")
-    settings = resolve(
-        model, SamplingOptions(steps, 4.0), {"threshold": 0.35, "share_ratio": 0.5, "repeats": "share"}
-    )
-    return ServeRequest(settings, settings.sharing, None, {}, least_replicas=2)
+STEPS = 100  # of a request whose replica is to be killed meanwhile
 
 
-class Running:
-    def __init__(self, fleet: Any, metrics: Metrics) -> None:
-        self.fleet, self.metrics = fleet, metrics
-
-    def figure(self, name: str) -> float:
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in self.metrics.text().decode().splitlines()
-            if line.startswith(name)
-        )
+# -- the command, first: while it runs, no other Ray does
 
 
-@pytest.fixture(scope="module")
-def running(ray: Any) -> Iterator[Running]:
-    pytest.importorskip("ray.serve")
-    metrics = Metrics(lambda: fleet.waiting)
-    failures: list[Exception] = []
-    # long enough for what is sent together to wait together, however slowly it comes through
-    config = ServeConfig.of(max_batch=8, window_ms=2000.0)
-    options = PoolOptions(2, cpus=0.5)
-    with ray_fleet(request_of(), config, metrics, options, failures.append, failures.append) as fleet:  # type: ignore[arg-type]
-        fleet.start()
-        assert fleet.wait_until_loaded(PATIENCE) == "ready", failures
-        until(lambda: len(fleet._replicas.loads()) == 2)
-        yield Running(fleet, metrics)
-        fleet.stop(PATIENCE)
-    assert fleet.state == "stopped" and not failures
-
-
-def replica_processes(driver: int) -> list[int]:
-    """Of the Ray that the driver started; Ray gives its processes a title."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has just ended
-                number = int(entry.name)
-                parents[number] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                titles[number] = (entry / "cmdline").read_bytes()
-
-    def below(number: int) -> bool:
-        while number in parents and number != driver:
-            number = parents[number]
-        return number == driver
-
-    return [number for number, title in titles.items() if b"ServeReplica:sagediff" in title and below(number)]
-
-
-def test_seeds_give_the_images_of_one_engine_and_previews_come_through(running: Running) -> None:
-    from sagediff.serving.local_engine import local_engine
-
-    images = [wanted(f"one {seed}", prompt, seed=seed) for seed, prompt in enumerate((CAT, DOG, STAR))]
-    shown: list[int] = []
-    tickets = running.fleet.submit(images, 2, lambda ticket, preview: shown.append(preview.number))
-    here = results(tickets)
-    engine: Engine
-    engine = local_engine(request_of(), ServeConfig.of(max_batch=8), 64, lambda report: None, print)
-    engine.start()
-    engine.wait_until_loaded(PATIENCE)
-    alone = results(engine.submit([wanted(f"two {i}", p.prompt, seed=p.seed) for i, p in enumerate(images)]))
-    engine.stop(PATIENCE)
-    assert all(close(a.image, b.image) and a.seed == b.seed for a, b in zip(here, alone, strict=True))
-    assert shown and all(ticket.waited > 0 and ticket.ran > 0 for ticket in tickets)
-    assert np.asarray(here[0].image).std() > 1
-
-
-def test_what_means_the_same_meets_and_metrics_say_so(running: Running) -> None:
-    before = running.figure("sagediff_evaluations_saved_total")
-    made = results(running.fleet.submit([wanted(f"{i} {p}", p) for p in (CAT, STAR) for i in range(4)]))
-    assert min(image.group_size for image in made) >= 2
-    until(lambda: running.figure("sagediff_evaluations_saved_total") > before)
-    text = running.metrics.text().decode()
-    assert 'sagediff_replica_in_hand{replica="0"}' in text and "sagediff_replicas 2.0" in text
-    assert running.figure('sagediff_routed_total{how="founded"}') >= 1
-    assert running.figure("sagediff_replica_evaluations_saved_total") > 0
-
-
-def test_who_leaves_frees_his_replica(running: Running) -> None:
-    tickets = running.fleet.submit([wanted("leaves", num_inference_steps=5000)])
-    until(lambda: sum(running.fleet._replicas.loads().values()) == 1)
-    running.fleet.cancel(tickets)
-    assert isinstance(results(tickets)[0], Cancelled)
-    assert hasattr(results(running.fleet.submit([wanted("next")]))[0], "image")
-
-
-def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Running) -> None:
-    victim = replica_processes(os.getpid())[0]
-    requests = [
-        wanted(f"long {i}", prompt, seed=i, num_inference_steps=24) for i, prompt in enumerate((CAT, DOG) * 3)
-    ]
-    shown: list[str] = []  # requests that have come a third of their way
-    tickets = running.fleet.submit(requests, 2, lambda ticket, _: shown.append(ticket.request.id))
-    answered: list[str] = []
-    for ticket in tickets:
-        ticket.future.add_done_callback(lambda _, ticket=ticket: answered.append(ticket.request.id))
-    until(lambda: list(running.fleet._replicas.loads().values()) == [3, 3])
-    until(lambda: shown)
-    os.kill(victim, signal.SIGKILL)
-    made = results(tickets)
-    assert [image.seed for image in made] == list(range(6))
-    assert sorted(answered) == sorted(ticket.request.id for ticket in tickets)
-    assert running.figure("sagediff_replica_calls_broken_total") >= 1
-    until(lambda: len(running.fleet._replicas.loads()) == 2)  # it is replaced
-    text = running.metrics.text().decode()
-    assert 'sagediff_replica_in_hand{replica="2"}' in text
-    assert sum("sagediff_replica_evaluations_total{" in line for line in text.splitlines()) == 2
-    repeated = running.fleet.submit([wanted("again", CAT, seed=0, num_inference_steps=24)])
-    assert close(results(repeated)[0].image, made[0].image)
-
-
-# -- from the command line
-
-
-def test_the_command_serves_on_replicas_and_drains(tmp_path: Path) -> None:
+def test_the_command_serves_on_replicas_and_drains(tmp_path: Path, small_model: Path) -> None:
     # over 10 s: the command and its replica each load the model
     pytest.importorskip("ray.serve")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable, "-m", "sagediff", "serve", "--port", str(port), "--steps", "2", "--ray", "local",
+        "--model", str(small_model),
         "--replicas", "1:2", "--replica-cpus", "0.5", "--cache-dir", str(tmp_path),
         "--window-ms", "2000",  # in which the last request is seen to be in flight
     ]  # fmt: skip
@@ -209,6 +95,135 @@ def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])
+
+
+# -- the fleet
+
+
+def request_of(folder: Path) -> ServeRequest:
+    model = ModelOptions(str(folder), no_lora=True, scheduler="dpm++", device="cpu", dtype="float32")
+    settings = resolve(
+        model, SamplingOptions(2, 4.0), {"threshold": 0.35, "share_ratio": 0.5, "repeats": "share"}
+    )
+    return ServeRequest(settings, settings.sharing, None, {}, least_replicas=2)
+
+
+class Running:
+    def __init__(self, fleet: Any, metrics: Metrics) -> None:
+        self.fleet, self.metrics = fleet, metrics
+
+    def figure(self, name: str) -> float:
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in self.metrics.text().decode().splitlines()
+            if line.startswith(name)
+        )
+
+
+@pytest.fixture(scope="module")
+def running(ray: Any, small_model: Path) -> Iterator[Running]:
+    pytest.importorskip("ray.serve")
+    metrics = Metrics(lambda: fleet.waiting)
+    failures: list[Exception] = []
+    # long enough for what is sent together to wait together, however slowly it comes through
+    config = ServeConfig.of(max_batch=8, window_ms=2000.0)
+    options = PoolOptions(2, cpus=0.5)
+    request = request_of(small_model)
+    with ray_fleet(request, config, metrics, options, failures.append, failures.append) as fleet:  # type: ignore[arg-type]
+        fleet.start()
+        assert fleet.wait_until_loaded(PATIENCE) == "ready", failures
+        until(lambda: len(fleet._replicas.loads()) == 2)
+        yield Running(fleet, metrics)
+        fleet.stop(PATIENCE)
+    assert fleet.state == "stopped" and not failures
+
+
+def replica_processes(driver: int) -> list[int]:
+    """Of the Ray that the driver started; Ray gives its processes a title."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has just ended
+                number = int(entry.name)
+                parents[number] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                titles[number] = (entry / "cmdline").read_bytes()
+
+    def below(number: int) -> bool:
+        while number in parents and number != driver:
+            number = parents[number]
+        return number == driver
+
+    return [number for number, title in titles.items() if b"ServeReplica:sagediff" in title and below(number)]
+
+
+def test_seeds_give_the_images_of_one_engine_and_previews_come_through(
+    running: Running, small_model: Path
+) -> None:
+    from sagediff.serving.local_engine import local_engine
+
+    images = [wanted(f"one {seed}", prompt, seed=seed) for seed, prompt in enumerate((CAT, DOG, STAR))]
+    shown: list[int] = []
+    tickets = running.fleet.submit(images, 2, lambda ticket, preview: shown.append(preview.number))
+    here = results(tickets)
+    engine: Engine
+    engine = local_engine(
+        request_of(small_model), ServeConfig.of(max_batch=8), 64, lambda report: None, print
+    )
+    engine.start()
+    engine.wait_until_loaded(PATIENCE)
+    alone = results(engine.submit([wanted(f"two {i}", p.prompt, seed=p.seed) for i, p in enumerate(images)]))
+    engine.stop(PATIENCE)
+    assert all(close(a.image, b.image) and a.seed == b.seed for a, b in zip(here, alone, strict=True))
+    assert shown and all(ticket.waited > 0 and ticket.ran > 0 for ticket in tickets)
+    assert np.asarray(here[0].image).std() > 1
+
+
+def test_what_means_the_same_meets_and_metrics_say_so(running: Running) -> None:
+    before = running.figure("sagediff_evaluations_saved_total")
+    made = results(running.fleet.submit([wanted(f"{i} {p}", p) for p in (CAT, STAR) for i in range(4)]))
+    assert min(image.group_size for image in made) >= 2
+    until(lambda: running.figure("sagediff_evaluations_saved_total") > before)
+    text = running.metrics.text().decode()
+    assert 'sagediff_replica_in_hand{replica="0"}' in text and "sagediff_replicas 2.0" in text
+    assert running.figure('sagediff_routed_total{how="founded"}') >= 1
+    assert running.figure("sagediff_replica_evaluations_saved_total") > 0
+
+
+def test_who_leaves_frees_his_replica(running: Running) -> None:
+    tickets = running.fleet.submit([wanted("leaves", num_inference_steps=5000)])
+    until(lambda: sum(running.fleet._replicas.loads().values()) == 1)
+    running.fleet.cancel(tickets)
+    assert isinstance(results(tickets)[0], Cancelled)
+    assert hasattr(results(running.fleet.submit([wanted("next")]))[0], "image")
+
+
+def test_nothing_is_lost_nor_answered_twice_when_a_replica_is_killed(running: Running) -> None:
+    victim = replica_processes(os.getpid())[0]
+    requests = [
+        wanted(f"long {i}", prompt, seed=i, num_inference_steps=STEPS)
+        for i, prompt in enumerate((CAT, DOG) * 3)
+    ]
+    shown: list[str] = []  # requests that have come a third of their way
+    tickets = running.fleet.submit(requests, 2, lambda ticket, _: shown.append(ticket.request.id))
+    answered: list[str] = []
+    for ticket in tickets:
+        ticket.future.add_done_callback(lambda _, ticket=ticket: answered.append(ticket.request.id))
+    until(lambda: list(running.fleet._replicas.loads().values()) == [3, 3])
+    until(lambda: shown)
+    os.kill(victim, signal.SIGKILL)
+    made = results(tickets)
+    assert [image.seed for image in made] == list(range(6))
+    assert sorted(answered) == sorted(ticket.request.id for ticket in tickets)
+    assert running.figure("sagediff_replica_calls_broken_total") >= 1
+    until(lambda: len(running.fleet._replicas.loads()) == 2)  # it is replaced
+    text = running.metrics.text().decode()
+    assert 'sagediff_replica_in_hand{replica="2"}' in text
+    assert sum("sagediff_replica_evaluations_total{" in line for line in text.splitlines()) == 2
+    repeated = running.fleet.submit([wanted("again", CAT, seed=0, num_inference_steps=STEPS)])
+    assert close(results(repeated)[0].image, made[0].image)
+
+
+# -- what the command refuses
 
 
 def test_more_replicas_than_there_are_cores_for_are_refused(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagediff.builtin.scenes import lora_dir
-from sagediff.cli import main
+from sagediff.cli import main, tuning
 from sagediff.evaluation import trials
 from sagediff.files.digest import file_digest
 from sagediff.pipelines.lora import lora_file, sharing_warnings
@@ -22,7 +23,7 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
 ) -> None:
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
+        "tune", "--out", str(out), "--captions", "8", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
         "0.25,0.5", "--budget", "0.5", "--max-group-size", "4,16",
     ]  # fmt: skip
     assert main(command) == 0
@@ -59,6 +60,39 @@ def test_four_prompts_cannot_show_a_loss_of_one_percent(
     assert Sharing.load(out).share_ratio == 0
 
 
+def test_by_predictions_the_file_is_one_that_plan_takes_and_more_budget_shares_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "policy.json"
+    command = [
+        "tune", "--by", "predictions", "--out", str(out), "--captions", "12", "--steps", "4", "--threshold", "0,0.35",
+        "--evaluations", "50",
+    ]  # fmt: skip
+    savings = []
+    for budget in (["--budget", "0"], []):
+        assert main([*command, *budget]) == 0
+        record = json.loads(capsys.readouterr().out)
+        tuned = record["tuned"]
+        assert record == json.loads(out.read_text()) and tuned["by"] == "predictions"
+        assert tuned["error"] <= tuned["budget"] and 0 < tuned["evaluations"] <= 50
+        savings.append(tuned["cost_saving"])
+    assert savings[0] < savings[1] and not list(tmp_path.glob("*.trials.jsonl"))
+    settings = resolve(ModelOptions(), SamplingOptions(4), policy=out)
+    assert settings.sharing == Sharing.load(out)
+    assert not settings.measured  # no image was looked at, so that `generate` warns as ever
+
+
+def test_by_predictions_where_no_prompts_are_alike_nothing_is_shared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "policy.json"
+    command = ["tune", "--by", "predictions", "--out", str(out), "--captions", "2", "--steps", "2"]
+    assert main([*command, "--threshold", "0.999"]) == 0
+    said = capsys.readouterr()
+    assert "no two of the prompts are alike enough" in said.err and "shares nothing" in said.err
+    assert json.loads(said.out)["tuned"]["evaluations"] == 0 and Sharing.load(out).share_ratio == 0
+
+
 def tuned_policy(folder: Path, **changes: Any) -> Path:
     """As tune writes it after it measured more than the demo's LoRA was trained for."""
     file = folder / "policy.json"
@@ -74,6 +108,7 @@ def tuned_policy(folder: Path, **changes: Any) -> Path:
         ({}, [], False),
         ({"lora": "of another LoRA"}, [], True),
         ({"num_steps": 3}, [], True),
+        ({"by": "predictions"}, [], True),
         ({}, ["--max-group-size", "16"], True),
     ],
 )
@@ -98,9 +133,10 @@ def test_generate_does_not_warn_of_what_tune_measured(
     ],
 )
 def test_the_file_holds_the_sharing_that_was_measured(
-    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_demo: Any
 ) -> None:
     sampled, used = trials.sampled, []
+    monkeypatch.setattr(tuning, "open_pipeline", lambda model: deepcopy(small_demo))
 
     def noted(*arguments: Any) -> Any:
         used.append(arguments[3])
@@ -121,6 +157,8 @@ def test_the_file_holds_the_sharing_that_was_measured(
 def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a dream of the sea\nthe sea of a dream\n")
+    copies = tmp_path / "copies.txt"
+    copies.write_text("a dream of the sea\n" * 2)
     for options, words in (
         (["--budget", "2"], "budget"),
         (["--confidence", "1.5"], "confidence"),
@@ -128,6 +166,14 @@ def test_what_cannot_be_tuned_is_said_at_once(tmp_path: Path, capsys: pytest.Cap
         (["--max-group-size", "1"], "sizes"),
         (["--max-group-size", "many"], "--max-group-size"),
         (["--metric", "beauty"], "--metric"),
+        (["--by", "beauty"], "--by"),
+        (["--evaluations", "100"], "--by predictions"),
+        (["--by", "predictions", "--budget", "-1"], "--budget"),
+        (["--by", "predictions", "--evaluations", "0"], "evaluations"),
+        (["--by", "predictions", "--metric", "clip"], "--metric is for judging"),
+        (["--by", "predictions", "--apart", "0.5", "--confidence", "0.9"], "--apart, --confidence"),
+        (["--by", "predictions", "--prompts", str(copies), "--repeats", "share"], "--repeats share"),
+        (["--by", "predictions", "--families", "forest"], "families"),
         (["--prompts", str(prompts), "--metric", "accuracy"], "captions of its world"),
         (["--out", str(tmp_path)], "folder"),
         (["--out", str(tmp_path / "no" / "policy.json")], "no folder"),

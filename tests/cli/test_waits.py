@@ -39,6 +39,7 @@ def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
         ["plan", "a cat", "--model", "other"],
         ["plan", "a cat", "--model", "in-use"],
         ["plan", "a cat", "--size", "64"],
+        ["plan", "a cat", "--html", "in-use"],
         ["serve", "--model", "other"],
         ["serve", "--port", "70000"],
         ["serve", "--micro-batch", "0"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from tiny import TOKENS, embeddings, tiny
+from tiny.small_demo import with_small_networks
 
-import sagediff
 from sagediff.cli import main
 from sagediff.errors import InputError, ModelError
 from sagediff.pipelines.lora import RECORD_KEY, Lora, lora_file, sharing_record, sharing_warnings
@@ -53,10 +54,10 @@ def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sagediff.training.validation.STEPS", 2)
 
 
-def fresh_pipeline() -> Any:
-    pipe = sagediff.load_pipeline("demo")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+@pytest.fixture
+def fresh_pipeline(small_demo: Any) -> Callable[[], Any]:
+    """Makes a pipeline that may be trained, with the same weights each time."""
+    return lambda: with_small_networks(small_demo)
 
 
 def family_inputs(family: str) -> Any:
@@ -128,7 +129,9 @@ def test_layers_that_get_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("objective", ["sage", "standard"])
-def test_resumed_equals_uninterrupted(data: Path, tmp_path: Path, objective: str) -> None:
+def test_resumed_equals_uninterrupted(
+    data: Path, tmp_path: Path, objective: str, fresh_pipeline: Callable[[], Any]
+) -> None:
     def run(out: Path, steps_before_stop: int | None = None, resume: bool = False) -> Path:
         config = TrainConfig(out, objective, steps=4, resume=resume, **SMALL)
         images = load_images(str(data))
@@ -243,7 +246,11 @@ def trained_by_command(data: Path, out: Path, *options: str) -> int:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sagediff.training.objective import sage_terms
 
@@ -257,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     monkeypatch.setattr("sagediff.training.loop.sage_terms", broken_from_the_third_on)
     out = tmp_path / "out"
     options = ["--steps", "4", "--checkpointing-steps", "2", "--train-batch-size", "2"]
-    assert trained_by_command(data, out, *options) == 1
+    assert trained_by_command(data, out, "--model", str(small_model), *options) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
         error.startswith("sagediff:")
@@ -290,10 +297,13 @@ def test_weights_that_are_not_finite_are_never_written(data: Path, tmp_path: Pat
 
 
 def test_the_models_own_threshold_is_taken_and_the_card_says_what_was_trained(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert trained_by_command(data, out, "--steps", "2", "--learning-rate", "1e-3") == 0
+    assert (
+        trained_by_command(data, out, "--model", str(small_model), "--steps", "2", "--learning-rate", "1e-3")
+        == 0
+    )
     said = capsys.readouterr()
     assert json.loads(said.out)["threshold"] == 0.45 and json.loads(said.out)["max_group_size"] == 2
     assert "a step trains on 4 images and not on 16" in said.err and "warms up over 0 of 2 steps" in said.err
@@ -303,10 +313,12 @@ def test_the_models_own_threshold_is_taken_and_the_card_says_what_was_trained(
 
 
 def test_a_run_without_groups_is_warned_of_and_its_weights_say_so(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert trained_by_command(data, out, "--steps", "1", "--threshold", "0.99") == 0
+    assert (
+        trained_by_command(data, out, "--model", str(small_model), "--steps", "1", "--threshold", "0.99") == 0
+    )
     said = capsys.readouterr()
     assert (
         "at threshold 0.99 no image is in a group of two or more, so the weights do not learn to share"
@@ -320,7 +332,7 @@ def test_a_run_without_groups_is_warned_of_and_its_weights_say_so(
 
 
 def test_a_pipeline_whose_solver_for_diffusion_is_set_to_flow_is_trained_at_its_levels(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, fresh_pipeline: Callable[[], Any]
 ) -> None:
     from diffusers import DPMSolverMultistepScheduler
 

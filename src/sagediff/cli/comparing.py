@@ -23,7 +23,7 @@ from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
 from sagediff.files.atomic import at_work
 from sagediff.files.digest import texts_digest
-from sagediff.pipelines.content import files_digest, model_digest, named_content
+from sagediff.pipelines.content import files_digest, named_content, run_content
 from sagediff.pipelines.loading import check_makes_images
 from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
@@ -124,18 +124,17 @@ def _manifest(
         "features": measuring.features,
         "clip": measuring.clip,
         "dtype": settings.model.dtype,
+        **settings.model.variations(),
         "seeds": tuple(seeds),
     }
 
 
 def _content(settings: RunSettings, material: Material, measuring: MeasuringOptions) -> dict[str, str]:
     """Digests of the files behind the names in the manifest; it holds those of the LoRAs itself."""
-    content = {"model": model_digest(settings.model.source)}
+    content = {what: digest for what, digest in run_content(settings).items() if what != "lora"}
     if material.real is not None:
         content["real_images"] = files_digest(material.real)
-    return content | named_content(
-        encoder=settings.sampling.encoder, features=measuring.features, clip=measuring.clip
-    )
+    return content | named_content(features=measuring.features, clip=measuring.clip)
 
 
 def _run(bench: Bench, store: CellStore, vectors: np.ndarray[Any, Any], measure_by: Yardstick) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from cyclopts import Parameter
 
@@ -35,9 +36,7 @@ class MeasuringOptions:
         None, "Prompts to use. [default: all; of a built-in model's own 256]", low=1
     )
     seeds: tuple[str, ...] = option((), "Seeds, with commas. [default: 0,1,2 in bench, 0 in tune]")
-    features: str | None = option(
-        None, "Inception, efficientnet-lite0, DINOv2 or CLIP. [default: facebook/dinov2-base]"
-    )
+    features: str | None = option(None, "Network of the features, by name. [default: facebook/dinov2-base]")
     clip: str | None = option(None, "CLIP model of the score. [default: openai/clip-vit-base-patch16]")
 
     def __post_init__(self) -> None:
@@ -131,14 +130,22 @@ class TuneOptions:
     """What is searched, and where the policy goes; lists as they were given."""
 
     out: _Output[Path] = option(Path("policy.json"), "The policy file to write.")
-    budget: float = option(0.01, "Fraction of the quality that may be lost.")
-    apart: float = option(
-        0.25,
-        "How unlike images of a prompt stay; 1: as of two seeds.",
+    by: Literal["quality", "predictions"] = option(
+        "quality",
+        "'predictions' takes no images and no judge.",
     )
-    confidence: float = option(
-        0.8,
-        "How sure that must be, 0.5 to 1. Higher: more prompts.",
+    budget: float | None = option(
+        None,
+        "Quality, or error of predictions, to lose. [default: 0.01; the model's]",
+    )
+    evaluations: int | None = option(None, "By predictions: most denoiser rows to run. [default: 600]", low=1)
+    apart: float | None = option(
+        None,
+        "How unlike images of a prompt stay; 1: as of two seeds. [default: 0.25]",
+    )
+    confidence: float | None = option(
+        None,
+        "How sure that must be, 0.5 to 1. Higher: more prompts. [default: 0.8]",
     )
     metric: Literal["accuracy", "clip"] | None = option(
         None, "What is quality. [default: accuracy for a built-in model, else clip]"
@@ -151,8 +158,13 @@ class TuneOptions:
     max_group_size: tuple[str, ...] = option((), "Largest sizes of a group to try. [default: 8,32]")
     families: str = option("fixed,together,tree", "Kinds of plan to try.")
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def search(self, settings: RunSettings, further: tuple[float, ...] = ()) -> Search:
         """What is searched.
+
+        By predictions the model's own split is tried too, and share ratios between, as it costs nothing.
 
         Args:
             further: thresholds beside those that are tried where none are named.
@@ -160,18 +172,60 @@ class TuneOptions:
         Raises:
             InputError: a value out of range.
         """
-        demo = settings.model.name == "demo"
+        own, demo = settings.sharing, settings.model.name == "demo"
         thresholds: tuple[float, ...] = (-1.0, 0.0, 0.2, 0.35, 0.5) if demo else (0.6, 0.7, 0.8, 0.9)
+        ratios = tuple(k / 10 for k in range(1, 9))
+        sizes: tuple[int, ...] = (8, 32)
+        if self.by == "predictions":
+            further = (*further, own.threshold)
+            ratios = tuple(sorted({*(k / 20 for k in range(1, 17)), own.share_ratio} - {0.0}))
+            sizes = tuple(sorted({*sizes, own.max_group_size} - {1}))
+        given: dict[str, Any] = {"budget": self.budget, "apart": self.apart, "confidence": self.confidence}
+        if self.by == "predictions":
+            given["budget"] = None  # of another kind
         return Search(
-            settings.sharing,
-            numbers("--threshold", self.threshold, float) or (*thresholds, *further),
-            numbers("--share-ratio", self.share_ratio, float) or tuple(k / 10 for k in range(1, 9)),
-            self.budget,
-            cast("tuple[Family, ...]", tuple(self.families.split(","))),  # Search checks them
-            sizes=numbers("--max-group-size", self.max_group_size, int) or (8, 32),
-            apart=self.apart,
-            confidence=self.confidence,
+            own,
+            numbers("--threshold", self.threshold, float) or tuple(sorted({*thresholds, *further})),
+            numbers("--share-ratio", self.share_ratio, float) or ratios,
+            families=cast("tuple[Family, ...]", tuple(self.families.split(","))),  # Search checks them
+            sizes=numbers("--max-group-size", self.max_group_size, int) or sizes,
+            **{name: value for name, value in given.items() if value is not None},
         )
+
+    def check_way(
+        self, settings: RunSettings, measuring: MeasuringOptions, prompts: Sequence[str] | None
+    ) -> None:
+        """Options go with the way to tune.
+
+        Args:
+            prompts: None for the built-in model's captions.
+
+        Raises:
+            InputError: an option of the other way; by predictions, copies that are to share.
+        """
+        if self.by == "quality":
+            if self.evaluations is not None:
+                raise InputError("--evaluations bounds --by predictions; name that, or leave it out")
+            return
+        judging = {
+            "--metric": self.metric,
+            "--apart": self.apart,
+            "--confidence": self.confidence,
+            "--features": measuring.features,
+            "--clip": measuring.clip,
+        }
+        if given := [name for name, value in judging.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given)} is for judging images, of which --by predictions makes none; leave it out, or "
+                f"tune --by quality"
+            )
+        if self.budget is not None and not 0 <= self.budget < math.inf:
+            raise InputError(f"--budget must be at least 0, got {self.budget}")
+        if settings.sharing.repeats_may_share and len(set(prompts or ())) < len(prompts or ()):
+            raise InputError(
+                "some prompts repeat, and copies that share (--repeats share) have equal predictions, which cannot "
+                "tell whether their images stay apart: tune --by quality, or leave copies separate"
+            )
 
 
 def numbers(name: str, texts: Sequence[str], kind: Callable[[str], _T]) -> tuple[_T, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from sagediff.cli.telling.group_page import MARK
 from sagediff.errors import InputError
-from sagediff.files.text_input import shortened, stat_of
+from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.loading import check_local_model
 from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import RunSettings
@@ -38,6 +39,19 @@ def check_settings(settings: RunSettings) -> None:
 def check_model(source: ModelSource) -> None:
     """As `check_settings`, of the model alone."""
     check_local_model(source)
+
+
+def check_page(page: Path) -> None:
+    """The file of --html can be one."""
+    name = shortened(page)
+    if is_folder(page):
+        raise InputError(f"--html {name} is a folder; name the file to write")
+    if not is_folder(page.parent):
+        raise InputError(f"--html {name}: there is no folder {shortened(page.parent)}")
+    if is_file(page) and page.stat().st_size:
+        with page.open("rb") as file:
+            if MARK.encode() not in file.read(4096):
+                raise InputError(f"--html {name} is a file that holds something else; name another")
 
 
 def check_work(work: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import time
@@ -13,18 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sagediff.cli.job_options import Generation, VideoOptions
-from sagediff.cli.planning import messages, plan_images
-from sagediff.denoiser.lookup import FAMILIES
+from sagediff.cli.job_options import Generation
+from sagediff.cli.media import MediaFormat, call_keywords, check_media, media_format
+from sagediff.cli.planning import advice, messages, plan_images
+from sagediff.cli.telling import run_words
+from sagediff.cli.telling.image_progress import image_progress
 from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
-from sagediff.errors import InputError, ModelError
+from sagediff.errors import ModelError
 from sagediff.files.atomic import at_work
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.image_formats import ImageFormat
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import SHARD_COLUMNS, ShardStore
-from sagediff.files.video_format import VideoFormat, library
+from sagediff.files.video_format import VideoFormat
 from sagediff.pipelines.content import run_content
 from sagediff.pipelines.from_images import Begins, begins_from
 from sagediff.pipelines.loading import supported_parts
@@ -34,7 +34,6 @@ from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, WaveTask
-from sagediff.progress import stderr_progress
 from sagediff.prompts.columns import beside
 from sagediff.prompts.image_list import ImageList
 from sagediff.sampling.sampler import SharedSampler
@@ -52,11 +51,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     """
     start = time.perf_counter()
     _, denoiser = supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
-    if FAMILIES[denoiser].makes == "videos":
-        job.check_videos()
-        library()
-    else:
-        job.check_images()
+    check_media(job, denoiser)
     content = run_content(job.settings)
     if job.output.resume:
         folder.check_content(content)
@@ -82,25 +77,26 @@ class Prepared:
         media: what images, or videos, are written as.
         keywords: of the pipeline's calls.
         cut: prompts that the encoder did not read to their end.
+        advice: groups worth a look, and whether another threshold would share more: rows of the last table.
     """
 
     sampler: list[SharedSampler]
     plan: SharePlan
     waves: Waves
     seeds: list[int]
-    media: ImageFormat | VideoFormat
+    media: MediaFormat
     keywords: dict[str, Any]
     cut: int
+    advice: list[tuple[str, str]]
 
 
 def _prepared(job: Generation) -> Prepared:
     settings, sharing = job.settings, job.settings.sharing
     sampler = _opened(job).sampler()
-    plan, reading = plan_images(
-        job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class
-    )
+    planned = plan_images(job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class)
+    plan, reading = planned.plan, planned.reading
     requests = job.images.requests
-    steps, keywords = settings.sampling.num_inference_steps, _keywords(job.video, sampler)
+    steps, keywords = settings.sampling.num_inference_steps, call_keywords(job.video, sampler)
     sampler.check(requests, plan, reading.keys, steps)
     for words in messages(job.images, plan, reading):
         print(words, file=sys.stderr)
@@ -110,35 +106,16 @@ def _prepared(job: Generation) -> Prepared:
     for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = sampler.waves_of(requests, plan, job.output.seed, reading.keys, steps)
-    media = job.output.image_format if sampler.makes == "images" else VideoFormat(_fps(job.video, sampler))
-    seeds = waves.seeds(sampler.sharing_of)
-    return Prepared([sampler], plan, waves, seeds, media, keywords, len(reading.cut))
-
-
-def _fps(video: VideoOptions, sampler: SharedSampler) -> float:
-    """Frames per second: those asked for, else what the pipeline makes videos for."""
-    if video.fps is not None:
-        return video.fps
-    default = getattr(_parameters(sampler).get("frame_rate"), "default", None)
-    return float(default) if isinstance(default, int | float) else sampler.fps
-
-
-def _keywords(video: VideoOptions, sampler: SharedSampler) -> dict[str, Any]:
-    """What the options of videos say to the pipeline.
-
-    Raises:
-        InputError: a number of frames, and it takes none.
-    """
-    given: dict[str, Any] = {"num_frames": video.frames}
-    if "frame_rate" in _parameters(sampler):
-        given["frame_rate"] = video.fps
-    if video.frames is not None and "num_frames" not in _parameters(sampler):
-        raise InputError(f"{type(sampler.pipe).__name__} takes no number of frames; leave --frames out")
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _parameters(sampler: SharedSampler) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(sampler.pipe).__call__).parameters
+    return Prepared(
+        [sampler],
+        plan,
+        waves,
+        waves.seeds(sampler.sharing_of),
+        media_format(job, sampler),
+        keywords,
+        len(reading.cut),
+        advice(planned, job.images.prompts, sharing.threshold),
+    )
 
 
 def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
@@ -149,7 +126,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     """
     images, plan, waves, seeds = job.images, prepared.plan, prepared.waves, prepared.seeds
     prompts = images.prompts
-    sharing, noun = job.settings.sharing, prepared.media.folder
+    sharing = job.settings.sharing
     record, texts = (
         partial(_record, images, plan, seeds, job.shard_size is not None),
         partial(_own_texts, prompts, seeds),
@@ -160,27 +137,25 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         shards = ShardStore(folder, order, job.shard_size, record, texts)
     done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
     save = folder.save_image if shards is None else shards.save_image
-    print(f"{plan.title}" + (f"; {len(done)} {noun} are there already" if done else ""), file=sys.stderr)
+    _say(run_words.before(plan, len(done), folder.path))
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
     left = waves.without(done)
-    missing = sum(map(len, left.members)) * plan.num_steps
+    missing = len(images) - len(done)
     if missing:
         folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
-    with stderr_progress(noun, "steps") as progress:
-        bar = progress.add_task(noun, total=missing)
-        for wave in _made(job, prepared, left, done, texts, lambda count: progress.advance(bar, count)):
+    with image_progress(missing, round(sum(left.costs()))) as progress:
+        for wave in _made(job, prepared, left, done, texts, progress.step):
             run += wave.evaluations
             for index, data in wave.images:
                 save(index, data)
                 made += 1
+            progress.made(len(wave.images))
             bad += wave.bad
             if is_hopeless(0 if wave.bad and not wave.images else 1):
                 break
-        progress.update(bar, completed=missing)
     if bad:
         raise images_missing({i: prompts[i] for i in sorted(bad)}, sorted(bad))
-    sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
         home = folder.path
         folder.write_lines(
@@ -190,28 +165,33 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
                 for i in range(len(images))
             ),
         )
-        seen = f"{noun} in {folder.home}, contact sheet: {_show(prompts, plan, folder)}"
+        seen = f"{folder.home}, contact sheet: {_show(prompts, plan, folder)}"
     else:
         folder.write_lines("shards.jsonl", shards.summary())
-        seen = f"{len(shards)} shards in {folder.path / 'shards'}"
+        seen = f"{folder.path / 'shards'}, {len(shards)} of them"
+    end = time.perf_counter()
+    seconds = {"loading": sampling_start - start, "sampling": end - sampling_start}
     report = plan.summary() | {
         "threshold": sharing.threshold,
         "num_rows": len(images.starts),
         "evaluations_run": run,
         "images_made": made,
         "cut_prompts": prepared.cut,
-        "seconds": time.perf_counter() - start,
-        "images_per_second": made / sampling_seconds if made else 0.0,
+        "seconds": end - start,
+        "seconds_loading": seconds["loading"],
+        "seconds_sampling": seconds["sampling"],
+        "images_per_second": made / (end - start),
     }
     if shards is not None:
         report["shards"] = len(shards)
     folder.write_text(REPORT, json.dumps(report, indent=2) + "\n")  # last: it means a finished run
-    print(json.dumps(report))
-    print(seen, file=sys.stderr)
+    print(json.dumps(report), flush=True)
+    times = seconds["loading"], seconds["sampling"]
+    _say(run_words.after(plan, made, run, times, seen, prepared.advice))
 
 
-def _warn(words: str) -> None:
-    print(words, file=sys.stderr)
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -225,8 +205,9 @@ class _Opened:
     micro_batch_size: int | Literal["auto"] | None
 
     def sampler(self) -> SharedSampler:
+        model, begins = self.settings.model, self.begins
         return SharedSampler(
-            open_pipeline(self.settings.model, self.begins),
+            open_pipeline(model) if begins is None else open_pipeline(model, begins),
             self.settings.sharing,
             wave_size=self.wave_size,
             micro_batch_size=self.micro_batch_size,
@@ -262,7 +243,7 @@ class MadeWave:
 
 def _make(
     sampler: SharedSampler,
-    media: ImageFormat | VideoFormat,
+    media: MediaFormat,
     keywords: Mapping[str, Any],
     guidance: float | None,
     on_step: Callable[[int], None] | None,
@@ -288,7 +269,7 @@ def _make(
 
 
 def _worker(
-    opened: _Opened, media: ImageFormat | VideoFormat, keywords: Mapping[str, Any], threads: int
+    opened: _Opened, media: MediaFormat, keywords: Mapping[str, Any], threads: int
 ) -> Callable[[ImageTask], MadeWave]:
     """What makes waves on a worker; its pipeline is built where the worker is."""
     import torch
@@ -304,10 +285,10 @@ def _made(
     left: Waves,
     done: list[int],
     own_texts: Callable[[int], dict[str, str]],
-    on_steps: Callable[[int], None],
+    on_step: Callable[[int], None],
 ) -> Iterator[MadeWave]:
-    """What is missing, wave by wave, made here or by workers; `on_steps` is told how many prompts took a step. The
-    sampler is given up where workers make the images: its memory is theirs."""
+    """What is missing, wave by wave, made here or by workers; `on_step` is told the evaluations of each step, or of all
+    that are left of a wave at its end. The sampler is given up where workers make the images: its memory is theirs."""
     guidance, finished, own = job.settings.sampling.guidance_scale, set(done), prepared.sampler.pop()
     plan, media, keywords = prepared.plan, prepared.media, prepared.keywords
 
@@ -317,15 +298,43 @@ def _made(
         return ImageTask(wave, texts)
 
     if job.pool is None:
-        make = partial(_make, own, media, keywords, guidance, on_steps)
-        yield from (make(task(number)) for number in range(len(left)))
+        for number in range(len(left)):
+            wave = task(number)
+            steps = _Steps(wave.wave.plan, on_step)
+            made = _make(own, media, keywords, guidance, steps.taken, wave)
+            steps.end()
+            yield made
         return
     del own
     threads = max(1, int(job.pool.cpus_per_worker))
-    pool = Pool(partial(_worker, _opened(job), media, keywords, threads), job.pool, _warn)
-    for number, made in pool.run(task, left.costs()):
-        on_steps(len(left.members[number]) * plan.num_steps)
+    pool = Pool(partial(_worker, _opened(job), media, keywords, threads), job.pool, _say)
+    costs = left.costs()
+    for number, made in pool.run(task, costs):
+        on_step(round(costs[number]))
         yield made
+
+
+class _Steps:
+    """The steps of a wave, told by what they cost; some pipelines do not say when they took one."""
+
+    def __init__(self, plan: SharePlan, on_step: Callable[[int], None]) -> None:
+        self._plan, self._on_step = plan, on_step
+        self._step = self._told = 0
+
+    def taken(self, prompts: int) -> None:
+        """A step is over."""
+        if self._step < self._plan.num_steps:
+            self._tell(self._plan.step_evaluations(self._step))
+            self._step += 1
+
+    def end(self) -> None:
+        """All of them are."""
+        self._tell(self._plan.evaluations - self._told)
+
+    def _tell(self, evaluations: int) -> None:
+        if evaluations > 0:
+            self._told += evaluations
+            self._on_step(evaluations)
 
 
 # -- what is written beside the images

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 WIDTH = 100
-_WIDEST_NAME = 32  # columns; a longer name has its text below it
+_WIDEST_NAME = 27  # columns; a longer name has its text below it
 _GAP = 2
 _BRACKETS = re.compile(r"\[[^]]*\]$")  # the default, which stays on one line
-_DEFAULT = re.compile(r"\[default: ([^]]*)\](\..*)$")  # before the end of a text
+_DEFAULT = re.compile(r"\s*\[default: ([^]]*)\](\..*)$")  # before the end of a text
 _NO_BREAK = "\0"
 _ZERO = re.compile(r"(?<=\d)\.0\b")  # of whole floats
 

@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return complain(str(error), 2)
     except OptionError as error:
-        return complain(f"--{flag_name(error.option)} {error.rule}", 2)
+        rule = error.rule.replace(", or be None", "")  # which is to leave it out
+        return complain(f"--{flag_name(error.option)} {rule}", 2)
     except InputError as error:
         return complain(str(error), 2)
     except SagediffError as error:

@@ -173,6 +173,30 @@ def noise_in(sample: Tensor, prediction: Tensor, alpha: float, sigma: float, kin
     return sample + alpha * prediction  # flow: v = e - x0, x = (1 - s) x0 + s e
 
 
+def clean_per_prediction(alpha: float, sigma: float, kind: str) -> float:
+    """How far the predicted clean latents x0 move, up to sign, when the denoiser's prediction moves by 1.
+
+    In a state alpha x0 + sigma e that is held fixed the one is linear in the other (`noise_in`).
+
+    Args:
+        kind: the prediction's (`prediction_type`).
+
+    Raises:
+        UnsupportedPipelineError: a kind that is not known.
+    """
+    if kind == "epsilon":
+        return sigma / alpha
+    if kind == "sample":
+        return 1.0
+    if kind == "v_prediction":
+        return sigma / math.hypot(alpha, sigma)
+    if kind == "flow":
+        return sigma
+    raise UnsupportedPipelineError(
+        f"the scheduler's prediction_type {kind!r} is not known; known are epsilon, sample, v_prediction and flow"
+    )
+
+
 # -- noise levels ----------------------------------------------------------------------------------
 
 Levels = Callable[[Any, int], tuple[float, float, float, float]]
@@ -227,8 +251,15 @@ NOISE_LEVELS: dict[str, Levels] = {
 }
 
 
+def known_levels(scheduler: Any) -> Levels | None:
+    """The table's entry for a scheduler's class or one of its base classes; None where there is none."""
+    return next(
+        (NOISE_LEVELS[c.__name__] for c in type(scheduler).__mro__ if c.__name__ in NOISE_LEVELS), None
+    )
+
+
 def noise_levels_of(scheduler: Any) -> Levels:
-    """The table's entry for a scheduler's class or one of its base classes.
+    """`known_levels`, where noise may be drawn anew on the way.
 
     Raises:
         UnsupportedPipelineError: none is known, or the solver carries noise predictions over from earlier
@@ -239,9 +270,9 @@ def noise_levels_of(scheduler: Any) -> Levels:
         getattr(config, "algorithm_type", None) in ("dpmsolver", "sde-dpmsolver")
         or getattr(config, "predict_x0", True) is False
     )
-    for cls in type(scheduler).__mro__:
-        if cls.__name__ in NOISE_LEVELS and not remembers_noise:
-            return NOISE_LEVELS[cls.__name__]
+    levels = known_levels(scheduler)
+    if levels is not None and not remembers_noise:
+        return levels
     why = (
         "extrapolates earlier noise predictions"
         if remembers_noise

@@ -156,18 +156,29 @@ class Search:
             raise InputError(f"families must be some of {', '.join(FAMILIES)}, got {list(self.families)}")
 
     def policy(self, profile: Profile, parting: Parting = "tree", size: int | None = None) -> Sharing:
-        """The policy of a profile: a rung wherever its ratio grows; `size` None takes the base's."""
-        rungs: list[tuple[float, float]] = []
-        for threshold, ratio in zip(self.thresholds, profile, strict=True):
-            if ratio > (rungs[-1][1] if rungs else 0.0):
-                rungs.append((threshold, ratio))
-        if not rungs:
-            return replace(self.base, share_ratio=0.0, rungs=())
-        (threshold, ratio), *further = rungs
-        return replace(
-            self.base, threshold=threshold, share_ratio=ratio, rungs=tuple(further), parting=parting,
-            max_group_size=size or self.base.max_group_size,
-        )  # fmt: skip
+        """The policy of a profile; `size` None takes the base's."""
+        return laddered(self.base, self.thresholds, profile, parting, size)
+
+
+def laddered(
+    base: Sharing,
+    thresholds: Sequence[float],
+    profile: Profile,
+    parting: Parting = "tree",
+    size: int | None = None,
+) -> Sharing:
+    """The policy of a profile over thresholds: a rung wherever its ratio grows; `size` None takes the base's."""
+    rungs: list[tuple[float, float]] = []
+    for threshold, ratio in zip(thresholds, profile, strict=True):
+        if ratio > (rungs[-1][1] if rungs else 0.0):
+            rungs.append((threshold, ratio))
+    if not rungs:
+        return replace(base, share_ratio=0.0, rungs=())
+    (threshold, ratio), *further = rungs
+    return replace(
+        base, threshold=threshold, share_ratio=ratio, rungs=tuple(further), parting=parting,
+        max_group_size=size or base.max_group_size,
+    )  # fmt: skip
 
 
 def tune(

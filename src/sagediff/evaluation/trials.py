@@ -37,6 +37,36 @@ EQUAL = 0.99  # a cosine that, but for rounding, none but equal prompts reach
 
 
 @dataclass(frozen=True)
+class PolicyPlans:
+    """What policies make of the same prompts on a pipeline, costed as it would run them; runs nothing.
+
+    Attributes:
+        vectors: (N, D) unit vectors of the prompts.
+        guidance_scale: None for the pipeline's own.
+    """
+
+    pipe: Any
+    prompts: list[str]
+    vectors: npt.NDArray[np.float32]
+    num_steps: int
+    guidance_scale: float | None
+
+    @cached_property
+    def _basis(self) -> CostBasis:
+        scale = self.guidance_scale
+        scale = default_guidance(type(self.pipe)) if scale is None else scale
+        return cost_basis(self.pipe, SharedSampler(self.pipe).denoiser_class, self.num_steps, scale)
+
+    @cached_property
+    def _copy_numbers(self) -> list[int]:
+        return copy_numbers(read_prompts(self.pipe, self.prompts).keys)
+
+    def plan(self, sharing: Sharing) -> SharePlan:
+        """What a sharing makes of these prompts."""
+        return self._basis.of(sharing.plan(self.vectors, self.num_steps, copies=self._copy_numbers))
+
+
+@dataclass(frozen=True)
 class TrialRunner:
     """Runs one sharing after the other on the same pipeline, prompts and seeds.
 
@@ -56,23 +86,17 @@ class TrialRunner:
     metric: Metric
 
     @cached_property
-    def _basis(self) -> CostBasis:
-        scale = self.guidance_scale
-        scale = default_guidance(type(self.pipe)) if scale is None else scale
-        return cost_basis(self.pipe, SharedSampler(self.pipe).denoiser_class, self.num_steps, scale)
-
-    @cached_property
     def copies(self) -> list[list[int]]:
         """The numbers of every prompt that is there more than once."""
         return equal_prompts(self.prompts)
 
     @cached_property
-    def _copy_numbers(self) -> list[int]:
-        return copy_numbers(read_prompts(self.pipe, self.prompts).keys)
+    def _plans(self) -> PolicyPlans:
+        return PolicyPlans(self.pipe, self.prompts, self.vectors, self.num_steps, self.guidance_scale)
 
     def plan(self, sharing: Sharing) -> SharePlan:
         """What a sharing makes of these prompts; runs nothing."""
-        return self._basis.of(sharing.plan(self.vectors, self.num_steps, copies=self._copy_numbers))
+        return self._plans.plan(sharing)
 
     def saving(self, sharing: Sharing) -> float:
         """Its cost saving, guidance that is left out included."""

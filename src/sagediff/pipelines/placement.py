@@ -131,7 +131,7 @@ def _plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if hasattr(tensor, "__tensor_flatten__"):
-            inner, _about = tensor.__tensor_flatten__()
+            inner, _ = tensor.__tensor_flatten__()
             found |= _plain({f"{name}.{each}": getattr(tensor, each) for each in inner})
         else:
             found[name] = tensor

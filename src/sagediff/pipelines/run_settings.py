@@ -15,10 +15,12 @@ from sagediff.files.text_input import is_file
 from sagediff.options import check, check_value, option
 from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
 from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
-from sagediff.pipelines.quantized import TORCHAO, check_quantize
+from sagediff.pipelines.quantized import check_quantize
 from sagediff.pipelines.step_caches import parse_cache
 from sagediff.pipelines.variants import vae_files
 from sagediff.plan.sharing import CAUTIOUS, Layer, Sharing, for_guidance
+
+OFFLOADS = ("model", "group", "sequential")  # from the fastest to the one that needs least memory
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,18 @@ class ModelOptions:
         "Of a single file: its pipeline's folder or hub id. [default: found]",
     )
     vae: Path | None = option(
-        None,
-        "Another autoencoder of the same latents: a folder or a .safetensors file [default: the model's own].",
+        None, "Another autoencoder of the same latents: folder or file. [default: the model's]"
     )
     quantize: str | None = option(
-        None,
-        f"Quantise as weights are loaded: torchao:KIND ({', '.join(TORCHAO)}) for the denoiser, or a JSON file for "
-        "diffusers' PipelineQuantizationConfig [default: not].",
+        None, "Fewer bits: torchao:int8wo, :int4wo and others, or a JSON file. [default: no]"
     )
     cache: str | None = option(
-        None,
-        "Use again at a step what the denoiser computed at the last one: first-block[:THRESHOLD], taylorseer[:N] or "
-        "pyramid[:N], every Nth step being computed [default: not]. Higher: faster, less faithful images.",
+        None, "Reuse between steps: first-block, taylorseer or pyramid, also :N. [default: no]"
     )
     offload: str | None = option(
-        None,
-        "Keep weights in main memory and bring them to the accelerator when needed: whole parts ('model'), or layer by "
-        "layer ('group', 'sequential') [default: not]. Least memory last, fastest first.",
-        choices=("model", "group", "sequential"),
+        None, "Keep weights in main memory: model, group or sequential. [default: no]", choices=OFFLOADS
     )
-    compile: bool = option(False, "Compile the denoiser: a minute or more at first, faster steps then.")
+    compile: bool = option(False, "Compile the denoiser: a slow start, then faster steps.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -90,6 +84,11 @@ class ModelOptions:
     def source(self) -> ModelSource:
         """Where the model itself is."""
         return ModelSource(self.name, self.variant, self.revision, self.config)
+
+    def variations(self) -> dict[str, str]:
+        """The options, those that are given, by which other images come out of the same model and LoRAs."""
+        values = {name: getattr(self, name) for name in _IMAGES}
+        return {name: str(value) for name, value in values.items() if value is not None}
 
     def loras(self) -> tuple[Lora, ...]:
         """The LoRAs of a run: those named, else the one that comes with a built-in model.
@@ -179,8 +178,7 @@ class RunSettings:
             "lora": loras[0] if len(loras) == 1 else loras or None,
             "scheduler": self.model.scheduler,
         }
-        named = {name: str(value) for name in _IMAGES if (value := getattr(self.model, name)) is not None}
-        return model | named | asdict(self.sampling) | self.sharing.record()
+        return model | self.model.variations() | asdict(self.sampling) | self.sharing.record()
 
 
 def resolve(
@@ -286,6 +284,8 @@ def _measured(policy: Path, sharing: Sharing, loras: Sequence[Lora], steps: int)
     found = read_object(policy)
     tuned = found.get("tuned")
     if not isinstance(tuned, dict) or tuned.get("num_steps") != steps:
+        return False
+    if tuned.get("by", "quality") != "quality":  # predicted, and no image was looked at
         return False
     if sharing != Sharing.merged(Sharing.layer(found, str(policy))):  # options named beside it
         return False

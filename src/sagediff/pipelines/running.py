@@ -65,7 +65,7 @@ def compile_denoisers(pipe: Any, **options: Any) -> None:
 
     modules = denoisers_of(pipe)
     for name in DENOISERS:
-        module = getattr(pipe, name, None)
+        module: Any = getattr(pipe, name, None)
         if not any(module is each for each in modules):
             continue
         if repeated_blocks(module):

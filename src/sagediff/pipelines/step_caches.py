@@ -28,13 +28,11 @@ class StepCache:
         number: its threshold, or every how many steps it computes.
         make: (pipeline, denoiser, number) to the configuration that diffusers takes.
         whole: whether the number is a whole one of at least 2.
-        tells_calls_apart: whether it has a memory for each of a step's two calls.
     """
 
     number: float
     make: Callable[[Any, Any, float], Any]
     whole: bool = False
-    tells_calls_apart: bool = True
 
 
 def _first_block(pipe: Any, denoiser: Any, number: float) -> Any:
@@ -63,7 +61,7 @@ def _pyramid(pipe: Any, denoiser: Any, number: float) -> Any:
 CACHES = {
     "first-block": StepCache(0.05, _first_block),
     "taylorseer": StepCache(5, _taylor, whole=True),
-    "pyramid": StepCache(2, _pyramid, whole=True, tells_calls_apart=False),
+    "pyramid": StepCache(2, _pyramid, whole=True),
 }
 
 
@@ -104,18 +102,14 @@ def enable_cache(pipe: Any, text: str) -> None:
     Raises:
         InputError: the denoiser takes none, or not this one.
     """
-    from sagediff.denoiser.lookup import denoisers_of, family_of
+    from sagediff.denoiser.lookup import denoisers_of
 
     cache, number = parse_cache(text)
+    denoiser: Any
     for denoiser in denoisers_of(pipe):
         what = type(denoiser).__name__
         if not hasattr(denoiser, "enable_cache"):
             raise InputError(f"--cache {text}: diffusers has no caches for {what}; leave it out")
-        if not cache.tells_calls_apart and family_of(denoiser).guidance == "two calls":
-            raise InputError(
-                f"--cache {text} keeps one memory for both of a step's calls, which {what}'s pipelines make; take "
-                "first-block or taylorseer"
-            )
         try:
             denoiser.enable_cache(cache.make(pipe, denoiser, number))
         except InputError:

@@ -14,11 +14,13 @@ from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.files.prompt_text import text_fault
+from sagediff.printable import printable
 
 MAX_COPIES = 10_000  # images of one row
 
 _PROMPT = "prompt"
 _LIKE_PROMPT = ("prompt", "prompts", "text", "caption", "captions")
+_LONGEST_NAME = 40  # characters of one in a message
 _SHOWN = 12  # names of columns in a message
 
 
@@ -171,9 +173,9 @@ class Header:
         """What a user should know of how the columns were read, in sentences."""
         out = []
         if self.prompt != _PROMPT:
-            out.append(f"{where}: the prompts are read from `{self.prompt}`")
+            out.append(f"{where}: the prompts are read from {quoted(self.prompt)}")
         out += [
-            f"{where}: `{name}` is read as `{column.name}`"
+            f"{where}: {quoted(name)} is read as `{column.name}`"
             for name, column in self.known.items()
             if name not in (column.name, *column.also)
         ]
@@ -205,7 +207,9 @@ def prompt_name(names: Sequence[str], wanted: str | None, where: str) -> str | N
 def no_prompts(names: Sequence[str], wanted: str | None, where: str) -> InputError:
     """The error for a table without a column of prompts."""
     hint = "" if wanted is not None else "; name the one that holds the prompts with --prompt-column"
-    return InputError(f"{where}: no column `{wanted or _PROMPT}`; the columns are {_listed(names)}{hint}")
+    return InputError(
+        f"{where}: no column {quoted(wanted or _PROMPT)}; the columns are {_listed(names)}{hint}"
+    )
 
 
 def beside(name: str) -> str:
@@ -230,6 +234,15 @@ def is_blank(value: object) -> bool:
     return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
 
 
+def quoted(name: str) -> str:
+    """A column's name for a message."""
+    return f"`{printable(shortened(name))}`"
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
+
 def shown(value: object) -> str:
     """A cell for a message."""
     text = repr(value)
@@ -237,5 +250,5 @@ def shown(value: object) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    short = [name if len(name) <= 40 else f"{name[:40]}…" for name in names[:_SHOWN]]
+    short = [printable(shortened(name)) for name in names[:_SHOWN]]
     return ", ".join(short) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sagediff.errors import InputError
+from sagediff.prompts.columns import quoted
 
 _MAX_ROW = 4 << 20  # characters of a row that goes over several lines
 _MAX_COLUMNS = 10_000
@@ -22,7 +23,8 @@ NoPrompt = Callable[[Sequence[str], str], InputError]
 def csv_rows(
     lines: Iterable[str], where: str, find: FindPrompt, missing: NoPrompt, delimiters: str = ",;\t"
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows by the names of the header's columns, each with the number of the line it begins in; blank lines are none.
+    """Rows by the names of the header's columns, each with the number of the line it begins in; blank lines
+    and rows of empty cells are none.
 
     The first of the delimiters by which the header has a column of prompts separates the fields. Columns without a name
     are left out where they are empty, as spreadsheets leave them at the right.
@@ -53,7 +55,7 @@ def _header(
             raise InputError(f"{where}: {len(names):,} columns; at most {_MAX_COLUMNS:,} are read")
         counts = Counter(names)
         if twice := next((name for name in names if name and counts[name] > 1), None):
-            raise InputError(f"{where}: several columns are called `{twice[:40]}`; leave one")
+            raise InputError(f"{where}: several columns are called {quoted(twice)}; leave one")
         return names, prompt, delimiter
     every = [_fields(line, delimiter, where) for delimiter in delimiters]
     raise missing(max(every, key=len), where)
@@ -104,6 +106,8 @@ def _rows(
         if not row:
             continue
         raw = "".join(line for _, line in taken)
+        if not raw.strip(f"{delimiter} \t\n"):
+            continue  # as spreadsheets leave them at the end
         if '"' in raw and not whole.fullmatch(raw):
             raise InputError(
                 f"{at_fault()}: a quote inside a field that does not begin with one; put quotes around the whole "
@@ -114,7 +118,7 @@ def _rows(
             missing = len(row) <= names.index(prompt)
             counts = f"{len(row)} {'field' if len(row) == 1 else 'fields'}, the header has {len(names)}"
             raise InputError(
-                f"{where}, line {number}: {f'no text under `{prompt}`: ' if missing else ''}{counts}; put quotes "
+                f"{where}, line {number}: {f'no text under {quoted(prompt)}: ' if missing else ''}{counts}; put quotes "
                 f"around a text that holds a {_DELIMITERS[delimiter]}"
             )
         fields = dict(zip(names, row, strict=True))

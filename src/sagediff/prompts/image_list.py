@@ -29,6 +29,7 @@ from sagediff.prompts.columns import (
     beside,
     is_blank,
     prompt_name,
+    quoted,
     shown,
 )
 from sagediff.prompts.kept_fields import KeptFields
@@ -36,6 +37,7 @@ from sagediff.prompts.prompt_files import RowFile, is_prompt_file, open_rows
 from sagediff.prompts.requests import ImageRequest
 
 MAX_IMAGES = 10_000_000
+_PLAIN = 100_000  # prompts whose requests are used again where they are repeated
 _HEADERS = 1000  # sets of names that are remembered: objects of JSON may each have their own
 
 
@@ -138,16 +140,14 @@ class ImageList:
         }
 
 
+_NOT_PROMPT = [each.name for each in fields(ImageRequest) if each.name != "prompt"]
 _SET = [column.sets for column in COLUMNS if column.sets is not None]
 
 
 def _asked(request: ImageRequest) -> dict[str, Any]:
     """The fields of a request that say something, but for the prompt."""
-    return {
-        each.name: _content(value)
-        for each in fields(request)
-        if each.name != "prompt" and (value := getattr(request, each.name)) is not None
-    }
+    values = vars(request)
+    return {name: _content(values[name]) for name in _NOT_PROMPT if values[name] is not None}
 
 
 def _content(value: Any) -> Any:
@@ -208,7 +208,7 @@ def prompt_texts(path: Path, prompt_column: str | None = None) -> list[str]:
                 "or give it for the whole run with the command's own option, if there is one"
             )
     if reader.own_names:
-        names = [shortened(name, 40) for name in reader.own_names]
+        names = [printable(shortened(name, 40)) for name in reader.own_names]
         more = f" and {len(names) - 12} more" if len(names) > 12 else ""
         notes.append(f"{rows.name}: columns that are not used: {', '.join(names[:12])}{more}")
     for words in notes:
@@ -245,6 +245,7 @@ class _Reader:
         self._place = f"{source.name}, {source.unit}" if source.name else source.unit
         self._headers: dict[tuple[str, ...], Header] = {}
         self._prompt: str | None = None  # the field that holds it
+        self._plain: dict[str, list[ImageRequest]] = {}  # by prompts of rows that say nothing else
         self.own_names: dict[str, None] = {}
 
     def images(self) -> ImageList:
@@ -275,11 +276,11 @@ class _Reader:
         prompt = prompt_name(names, self._options.prompt_column, where)
         if prompt is None:
             wanted = self._prompt or self._options.prompt_column or "prompt"
-            raise InputError(f"{where}: no text under `{wanted}`")
+            raise InputError(f"{where}: no text under {quoted(wanted)}")
         if prompt != self._prompt is not None:
             raise InputError(
-                f"{where}: prompts stand under `{prompt}` here and under `{self._prompt}` before; name the column with "
-                "--prompt-column"
+                f"{where}: prompts stand under {quoted(prompt)} here and under {quoted(self._prompt)} before; name "
+                "the column with --prompt-column"
             )
         header = Header.of(names, prompt)
         if not self._headers and self._source.has_columns:
@@ -287,7 +288,7 @@ class _Reader:
         for name in header.own:
             if name in WRITTEN and beside(name) in row:
                 raise InputError(
-                    f"{where}: both `{name}` and `{beside(name)}`; rename one, metadata needs both names"
+                    f"{where}: both {quoted(name)} and {quoted(beside(name))}; rename one, metadata needs both names"
                 )
             if len(self.own_names) < _HEADERS:
                 self.own_names[name] = None
@@ -297,7 +298,9 @@ class _Reader:
         return header
 
     def _requests(self, prompt: str, said: dict[str, Any], where: str) -> list[ImageRequest]:
-        options = self._options
+        if not said and prompt in self._plain:
+            return self._plain[prompt]
+        options, is_plain = self._options, not said
         count = said.pop("num_images", options.images_per_prompt)
         said.setdefault("negative_prompt", options.negative_prompt or None)
         said.setdefault("width", options.width)
@@ -315,7 +318,10 @@ class _Reader:
                 prompt, share=True if options.share_seeded and seed is not None else None, **said
             )
             if seed is None:
-                return [first] * count
+                found = [first] * count
+                if is_plain and len(self._plain) < _PLAIN:
+                    self._plain[prompt] = found
+                return found
             return [first, *(replace(first, seed=seed + i) for i in range(1, count))]
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
@@ -347,7 +353,7 @@ class _Reader:
 def _prompt(header: Header, row: Mapping[str, Any], where: str) -> str:
     prompt = row[header.prompt]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{where}: no text under `{header.prompt}`")
+        raise InputError(f"{where}: no text under {quoted(header.prompt)}")
     if fault := text_fault(prompt):
         raise InputError(f"{where}: the prompt {fault}")
     return prompt.strip()
@@ -362,8 +368,8 @@ def _values(header: Header, row: Mapping[str, Any], where: str) -> dict[str, Any
     for name in header.refused:
         if not is_blank(row[name]):
             raise InputError(
-                f"{where}: `{name}` of a single prompt is not supported: remove it, or give it for the whole run with "
-                "the command's own option, if there is one"
+                f"{where}: {quoted(name)} of a single prompt is not supported: remove it, or give it for the whole run "
+                "with the command's own option, if there is one"
             )
     said: dict[str, Any] = {}
     for name, column in header.known.items():
@@ -371,9 +377,11 @@ def _values(header: Header, row: Mapping[str, Any], where: str) -> dict[str, Any
         if is_blank(value):
             continue
         if column.name in said:
-            raise InputError(f"{where}: `{name}` and another column both say `{column.name}`; leave one")
+            raise InputError(
+                f"{where}: {quoted(name)} and another column both say `{column.name}`; leave one"
+            )
         try:
             said[column.name] = column.read(value)
         except ValueError as error:
-            raise InputError(f"{where}: `{name}` {error}, got {shown(value)}") from error
+            raise InputError(f"{where}: {quoted(name)} {error}, got {shown(value)}") from error
     return said

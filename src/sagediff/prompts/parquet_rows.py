@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, time
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from sagediff.errors import InputError, first_line
 from sagediff.files.prompt_text import MAX_PROMPT
 from sagediff.files.text_input import MAX_LINE, reading, shortened
-from sagediff.prompts.columns import Header, is_known
+from sagediff.prompts.columns import Header, is_known, quoted
 from sagediff.prompts.csv_rows import FindPrompt, NoPrompt
 from sagediff.prompts.json_rows import Numbered
 
@@ -46,18 +45,18 @@ def parquet_rows(
         if prompt is None:
             raise missing(names, where)
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise InputError(f"{where}: several columns are called `{twice[:40]}`; leave one")
+            raise InputError(f"{where}: several columns are called {quoted(twice)}; leave one")
         header = Header.of(names, prompt)
         chosen = [prompt, *header.known, *header.refused]
         if with_own:
             of_bytes = [name for name in header.own if _holds_bytes(schema.field(name).type)]
             for name in of_bytes:
-                tell(f"{where}: the column `{name}` holds bytes, which metadata cannot; it is left out")
+                tell(f"{where}: the column {quoted(name)} holds bytes, which metadata cannot; it is left out")
             chosen += [name for name in header.own if name not in of_bytes]
-        _check_expansion(path, metadata, chosen)
+        _check_expansion(path, metadata, set(names).difference(chosen))
         told = [name for name in (*header.known, *header.refused) if _holds_bytes(schema.field(name).type)]
         for name in told:
-            raise InputError(f"{where}: the column `{name}` holds bytes")
+            raise InputError(f"{where}: the column {quoted(name)} holds bytes")
         texts = [name for name in chosen if _is_text(schema.field(name).type)]
         bound = max(_ROOM, _EXPANSION * path.stat().st_size)
         # texts that repeat come as numbers into a dictionary: a small file may stand for very many
@@ -90,7 +89,7 @@ def _numbered(file: Any, names: Sequence[str], prompt: str, where: str, bound: i
 def _cells(column: Any, name: str, where: str, start: int, longest: int) -> Iterator[Any]:
     """A column's values one by one; texts are those of its dictionary, each of which is made once."""
     if hasattr(column, "dictionary"):
-        values = _checked(column.dictionary, name, where, start, longest)
+        values = list(map(_plain, _checked(column.dictionary, name, where, start, longest)))
         return (None if number is None else values[number] for number in column.indices.to_pylist())
     return map(_plain, _checked(column, name, where, start, longest))
 
@@ -101,11 +100,11 @@ def _checked(column: Any, name: str, where: str, start: int, longest: int) -> li
 
     place = f"{where}, row {start + 1} or later"
     if _is_text(column.type) and (compute.max(compute.binary_length(column)).as_py() or 0) > longest:
-        raise InputError(f"{place}: a text of more than {longest // 4:,} characters under `{name[:40]}`")
+        raise InputError(f"{place}: a text of more than {longest // 4:,} characters under {quoted(name)}")
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError as error:
-        raise InputError(f"{place}: the column `{name[:40]}` holds bytes that are not UTF-8") from error
+        raise InputError(f"{place}: the column {quoted(name)} holds bytes that are not UTF-8") from error
 
 
 def _text_bytes(column: Any) -> int:
@@ -147,16 +146,18 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
-    return str(value) if isinstance(value, Decimal) else repr(value)
+    return str(value)
 
 
-def _check_expansion(path: Path, metadata: Any, names: Sequence[str]) -> None:
+def _check_expansion(path: Path, metadata: Any, left_out: set[str]) -> None:
     """A file of some kilobytes may say that it holds billions of equal rows, or a text of a gigabyte."""
-    size, rows, unpacked, chosen = path.stat().st_size, metadata.num_rows, 0, set(names)
+    size, rows, unpacked = path.stat().st_size, metadata.num_rows, 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
         unpacked += sum(
-            each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] in chosen
+            each.total_uncompressed_size
+            for each in columns
+            if each.path_in_schema.split(".")[0] not in left_out
         )
     if rows > max(1 << 20, 100 * size) or unpacked > max(_ROOM, _EXPANSION * size):
         raise InputError(

@@ -112,7 +112,7 @@ class DenoiserHook(ModelHook):
             if output is None:  # nothing run: answer in the form of the first call, or as asked for
                 output = self._first if call.is_second else self._form(named)
             output = _in_form(spread, output)
-        self._records.record(call, _sample_of(output, self._class_name), sample)
+        self._records.record(call, prediction_of(output, self._class_name), sample)
         if self.family.guidance == "two calls":
             self._first = None if call.is_second else output
         self._run.leave_denoiser(len(layout.sources))
@@ -233,7 +233,7 @@ class DenoiserHook(ModelHook):
         for start in range(0, len(sources), size):
             batch = self._gathering.rows(tensors, sources[start : start + size])
             output = forward(**self.family.put(named, batch))
-            kept.append(_sample_of(output, self._class_name))
+            kept.append(prediction_of(output, self._class_name))
             if len(kept[-1]) != len(batch[self.family.sample]):
                 raise UnsupportedPipelineError(
                     f"{self._class_name} made {len(kept[-1])} predictions for {len(batch[self.family.sample])} rows: "
@@ -255,7 +255,7 @@ class DenoiserHook(ModelHook):
             assert kept is not None
             return kept.index_select(0, places)
         if call.is_second:
-            spread = _sample_of(self._first, self._class_name).clone()
+            spread = prediction_of(self._first, self._class_name).clone()
         else:
             like = self._records.like() if kept is None else kept
             spread = torch.zeros((len(places), *like.shape[1:]), dtype=like.dtype, device=device)
@@ -302,7 +302,7 @@ def hook_installed(module: torch.nn.Module, hook: DenoiserHook) -> Iterator[None
                 vars(module).pop(REGISTRY, None)
 
 
-def _sample_of(output: Any, class_name: str) -> Tensor:
+def prediction_of(output: Any, class_name: str) -> Tensor:
     """The prediction in a denoiser's output, a one-entry tuple or a dataclass with `sample`."""
     sample = output[0] if isinstance(output, tuple) and len(output) == 1 else getattr(output, "sample", None)
     if isinstance(sample, list) and all(isinstance(row, Tensor) for row in sample):

@@ -55,6 +55,7 @@ class SharedRun:
         dropped: prompts whose rows are not run any more.
         not_finite: prompts whose final latents are not finite; known after the last step.
         recordings: for each prompt that is recorded, what there is of its trajectory.
+        latest_call: the denoiser call that was entered last; None before a run's first.
     """
 
     def __init__(self, plan: SharePlan, record: Mapping[int, int] | None = None) -> None:
@@ -74,6 +75,7 @@ class SharedRun:
         self.not_finite: frozenset[int] = frozenset()
         self._schedule: Schedule | None = None  # None: waiting
         self.solver_call = 0
+        self.latest_call: DenoiserCall | None = None
         self._denoiser_calls = 0  # finished for this call of the solver
         for recording in self.recordings.values():
             recording.begin()
@@ -171,9 +173,10 @@ class SharedRun:
             self.plan = self.plan.recost(rows_per_prompt=per_prompt)
         elif is_second and known != 2:
             raise _guidance_changed(1, 2, self.step, "denoiser calls per step")
-        return DenoiserCall(
+        self.latest_call = DenoiserCall(
             self._number, self.step, self.solver_call, prompts, rows, is_second, family.first == "negative"
         )
+        return self.latest_call
 
     def _drop_who_left(self) -> None:
         """Only between steps: within one, a solver's or a guidance's calls belong together."""

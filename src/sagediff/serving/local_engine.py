@@ -79,6 +79,10 @@ def cache_use(request: ServeRequest, config: ServeConfig) -> CacheUse | None:
     if not most or not config.share:
         return None
     settings, name = request.settings, config.model_name
+    if config.cache_dir is not None and settings.model.offload == "sequential":
+        raise InputError(
+            "--offload sequential leaves no weights to know the model by, which --cache-dir needs; take --offload group"
+        )
     try:
         cache = TrajectoryCache(most, config.cache_dir, config.cache_variety)
     except OSError as error:

@@ -14,7 +14,7 @@ from sagediff.cli.job_options import (
     WorkerOptions,
     guided_sharing,
 )
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
@@ -50,7 +50,7 @@ def generate(
         check_shard_size(output.shard_size)
     with claimed_output(output.out):
         folder.check(manifest, output.resume)
-        import_libraries()
-        from sagediff.cli.generation import run_generation  # imports what takes seconds
+        with importing():  # what takes seconds
+            from sagediff.cli.generation import run_generation
 
         run_generation(job, folder, manifest)

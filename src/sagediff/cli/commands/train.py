@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
 from sagediff.cli import early_checks, options
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.pipelines.lora import sharing_record
@@ -110,9 +110,9 @@ def train(
     with claimed_output(config.out) if first else nullcontext():
         check_output(config)
         images = load_images(data)
-        import_libraries()
-        from sagediff.pipelines.loading import load_source, quiet_libraries
-        from sagediff.training.loop import check_model, train
+        with importing():
+            from sagediff.pipelines.loading import load_source, quiet_libraries
+            from sagediff.training.loop import check_model, train
 
         quiet_libraries()
         check_model(source, config)
