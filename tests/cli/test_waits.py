@@ -28,6 +28,7 @@ def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
     refused = [
         ["generate", "a cat", "--dtype", "float8"],
         ["generate", "a cat", "--device", "gpu"],
+        ["generate", "a cat", "--scheduler", "flow-euler"],
         ["generate", "a cat", "--out", "in-use"],
         ["generate", "a cat", "--model", "other"],
         ["generate", "a cat", "--lora", "missing.safetensors"],

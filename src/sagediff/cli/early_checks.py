@@ -6,11 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sagediff.cli.telling.group_page import MARK
+from sagediff.denoiser.scheduler import check_scheduler
 from sagediff.errors import InputError
+from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.loading import check_local_model
-from sagediff.pipelines.model_source import ModelSource
-from sagediff.pipelines.run_settings import RunSettings
+from sagediff.pipelines.model_source import ModelSource, model_folder
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings
 from sagediff.prompts.embeddings import NO_ENCODERS
 
 _DEVICES = (  # torch's own, and those that its plug-ins are known by
@@ -26,6 +28,7 @@ def check_settings(settings: RunSettings) -> None:
         InputError: a local model that sharing does not know, no device of torch's, or no package for an encoder.
     """
     check_model(settings.model.source)
+    _check_scheduler(settings.model)
     kind = settings.model.device.partition(":")[0]
     if kind != "auto" and kind not in _DEVICES:
         raise InputError(
@@ -34,6 +37,15 @@ def check_settings(settings: RunSettings) -> None:
         )
     if settings.sampling.encoder is not None and find_spec("sentence_transformers") is None:
         raise InputError(NO_ENCODERS)
+
+
+def _check_scheduler(model: ModelOptions) -> None:
+    if model.scheduler is None or model.source.single_file is not None:
+        return
+    folder = model_folder(model.name)
+    file = None if folder is None else folder / "scheduler" / "scheduler_config.json"
+    if file is not None and is_file(file):
+        check_scheduler(model.scheduler, read_object(file, max_bytes=SMALL), model.name)
 
 
 def check_model(source: ModelSource) -> None:

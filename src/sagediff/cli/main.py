@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree"):  # what torchao cannot load here, nothing of ours needs
+        logging.getLogger(name).setLevel(logging.ERROR)
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     make_streams_lenient()
     try:

@@ -166,7 +166,7 @@ class RunSettings:
         }
         return (
             f"nobody has measured how well this model shares, so this is cautious: "
-            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds what it bears, "
+            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds how much it tolerates, "
             "`sagediff train` makes it bear more"
         )
 
