@@ -8,7 +8,7 @@ from pathlib import Path
 from sagediff.cli.telling.group_page import MARK
 from sagediff.denoiser.scheduler import check_scheduler
 from sagediff.errors import InputError
-from sagediff.files.json_input import SMALL, read_object
+from sagediff.files.json_input import SMALL, parse_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.loading import check_local_model
 from sagediff.pipelines.model_source import ModelSource, model_folder
@@ -44,8 +44,14 @@ def _check_scheduler(model: ModelOptions) -> None:
         return
     folder = model_folder(model.name)
     file = None if folder is None else folder / "scheduler" / "scheduler_config.json"
-    if file is not None and is_file(file):
-        check_scheduler(model.scheduler, read_object(file, max_bytes=SMALL), model.name)
+    if file is None or not is_file(file) or file.stat().st_size > SMALL:
+        return
+    text = file.read_bytes().replace(b"-Infinity", b"null")  # as diffusers writes `lambda_min_clipped`
+    try:
+        config = parse_object(text, str(file))
+    except InputError:  # diffusers may read it all the same
+        return
+    check_scheduler(model.scheduler, config, model.name)
 
 
 def check_model(source: ModelSource) -> None:
