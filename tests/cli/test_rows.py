@@ -295,6 +295,33 @@ def test_rows_with_guidance_are_as_cautious_as_the_others(tmp_path: Path) -> Non
     )
 
 
+def test_seeds_that_share_where_it_is_said_are_kept_beside(pipe: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"a large {thing} at the top on a red background", "seed": 7} for thing in ("cat", "dog")
+    ]
+    rows[1]["seed"] = 8
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = [
+        "--no-lora",
+        "--steps",
+        "2",
+        "--width",
+        "32",
+        "--height",
+        "32",
+        "--threshold",
+        "0",
+        "--share-ratio",
+        "0.5",
+    ]
+    given += ["--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(["generate", *given, "--share-seeded"]) == 0
+    one, two = records(tmp_path / "out")
+    assert one["group"] == two["group"] and one["branch_step"] == two["branch_step"] == 1
+    assert (one["seed"], two["seed"], two["row_seed"]) == (7, 7, 8) and "row_seed" not in one
+    assert main(["generate", *given, "--resume"]) == 2
+
+
 def test_shards_hold_what_rows_hold(pipe: Any, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     from pyarrow.parquet import read_table

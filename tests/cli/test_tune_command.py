@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagediff.builtin.scenes import lora_dir
-from sagediff.cli import main
+from sagediff.cli import main, tuning
 from sagediff.evaluation import trials
 from sagediff.files.digest import file_digest
 from sagediff.pipelines.lora import lora_file, sharing_warnings
@@ -22,7 +23,7 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
 ) -> None:
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
+        "tune", "--out", str(out), "--captions", "8", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
         "0.25,0.5", "--budget", "0.5", "--max-group-size", "4,16",
     ]  # fmt: skip
     assert main(command) == 0
@@ -64,18 +65,18 @@ def test_by_predictions_the_file_is_one_that_plan_takes_and_more_budget_shares_m
 ) -> None:
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--by", "predictions", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35",
-        "--evaluations", "100",
+        "tune", "--by", "predictions", "--out", str(out), "--captions", "12", "--steps", "4", "--threshold", "0,0.35",
+        "--evaluations", "50",
     ]  # fmt: skip
     savings = []
-    for budget in ([], ["--budget", "0"], ["--budget", "1"]):
+    for budget in (["--budget", "0"], []):
         assert main([*command, *budget]) == 0
         record = json.loads(capsys.readouterr().out)
         tuned = record["tuned"]
         assert record == json.loads(out.read_text()) and tuned["by"] == "predictions"
-        assert tuned["error"] <= tuned["budget"] and 0 < tuned["evaluations"] <= 100
+        assert tuned["error"] <= tuned["budget"] and 0 < tuned["evaluations"] <= 50
         savings.append(tuned["cost_saving"])
-    assert savings[1] < savings[0] < savings[2] and not list(tmp_path.glob("*.trials.jsonl"))
+    assert savings[0] < savings[1] and not list(tmp_path.glob("*.trials.jsonl"))
     settings = resolve(ModelOptions(), SamplingOptions(4), policy=out)
     assert settings.sharing == Sharing.load(out)
     assert not settings.measured  # no image was looked at, so that `generate` warns as ever
@@ -132,9 +133,10 @@ def test_generate_does_not_warn_of_what_tune_measured(
     ],
 )
 def test_the_file_holds_the_sharing_that_was_measured(
-    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_demo: Any
 ) -> None:
     sampled, used = trials.sampled, []
+    monkeypatch.setattr(tuning, "open_pipeline", lambda model: deepcopy(small_demo))
 
     def noted(*arguments: Any) -> Any:
         used.append(arguments[3])

@@ -52,7 +52,7 @@ def test_a_larger_budget_never_saves_less_and_is_kept(seed: int, families: tuple
 
 @pytest.mark.parametrize("base", [{}, {"shared_guidance": None}, {"unguided": 0.3}, {"unguided": 1.0}])
 def test_the_saving_is_the_plans_however_it_is_guided(base: dict[str, object]) -> None:
-    choice = choice_of(0, **base)
+    choice = replace(choice_of(0, **base), sizes=(16,), thresholds=(0.4, 0.7))
     for family in FAMILIES:
         found = replace(choice, families=(family,)).best(MODEL, 0.5)
         assert found.policy.share_ratio > 0
@@ -60,7 +60,7 @@ def test_the_saving_is_the_plans_however_it_is_guided(base: dict[str, object]) -
 
 
 def test_more_families_never_save_less() -> None:
-    choice = choice_of(1)
+    choice = replace(choice_of(1), sizes=(4,))
     every = choice.best(MODEL, 0.4).cost_saving
     for family in FAMILIES:
         assert replace(choice, families=(family,)).best(MODEL, 0.4).cost_saving <= every + 1e-12

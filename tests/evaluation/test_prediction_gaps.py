@@ -43,14 +43,15 @@ def test_the_evaluations_are_those_allowed_and_the_denoisers(
 
     monkeypatch.setattr(runner.pipe.unet, "forward", noted)
     thresholds = (0.0, 0.5)
-    gaps = runner.measure(thresholds, 2, 60)
+    gaps = runner.measure(thresholds, 1, 32)
     assert gaps is not None
-    assert gaps.evaluations == sum(seen) == runner.sample(thresholds, 2, 60, 0).evaluations <= 60
-    assert {each.step for each in gaps.measured} == {0, 1, 2}
-    assert runner.measure(thresholds, 2, 60) == gaps
-    near, far = (runner.measure((threshold,), 2, 60) for threshold in (0.8, -1.0))
+    assert gaps.evaluations == sum(seen) == runner.sample(thresholds, 1, 32, 0).evaluations <= 32
+    assert {each.step for each in gaps.measured} == {0, 1}
+    assert runner.measure(thresholds, 1, 32) == gaps
+    closest = float(np.triu(runner.vectors @ runner.vectors.T, 1).max()) - 1e-3
+    near, far = (runner.measure((threshold,), 0, 12) for threshold in (closest, -1.0))
     assert near is not None and far is not None
-    assert max(e.gap for e in near.measured if e.step == 0) < min(e.gap for e in far.measured if e.step == 0)
+    assert max(each.gap for each in near.measured) < min(each.gap for each in far.measured)
 
 
 @pytest.mark.parametrize("guidance", [1.0, None])

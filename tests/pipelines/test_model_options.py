@@ -152,7 +152,7 @@ def test_offloaded_weights_make_the_same_images(how: Any, demo: Any) -> None:
 def test_what_this_machine_cannot_do_is_said() -> None:
     refused("--offload sequential needs an accelerator", offload="sequential")
     with pytest.raises(InputError, match="must be one of model, group, sequential"):
-        ModelOptions(offload="all")  # type: ignore[arg-type]
+        ModelOptions(offload="all")
     with pytest.raises(InputError, match="--compile and --offload sequential do not go together"):
         ModelOptions(offload="sequential", compile=True)
 

@@ -359,6 +359,8 @@ def _record(
     }
     taken = {*ours, "file_name", *SHARD_COLUMNS} if sharded else {*ours, "file_name"}
     row = images.record(index)
+    if (named := images.requests[index].seed) not in (None, seeds[index]):  # it shares all the same
+        row = {"seed": named} | row
     return ours | {beside(name) if name in taken else name: value for name, value in row.items()}
 
 

@@ -116,7 +116,7 @@ def _write(settings: RunSettings, options: TuneOptions, runner: TrialRunner, fou
             "quality_independent": alone.mean,
             **apart,
             "loss_at_most": found.loss_at_most(best),
-            "confidence": options.confidence,
+            "confidence": found.search.confidence,
             "lora": loras_digest(settings.model.loras()),
             "cost_saving": plan.cost_saving,
             "sharing_saving": plan.sharing_saving,

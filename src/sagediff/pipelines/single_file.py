@@ -18,6 +18,7 @@ from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import is_file, shortened
 from sagediff.pipelines.model_files import INDEX, part_entries
 from sagediff.pipelines.model_source import GGUF, ModelSource, model_folder
+from sagediff.pipelines.variants import only_variant
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 _VAE = ("first_stage_model.", "vae.")
@@ -183,6 +184,10 @@ def load_single_file(
         raise InputError(
             f"{pipeline.__name__} cannot be loaded from a single file; take a folder of the model"
         )
+    if unknown := sorted(given.keys() - index.keys()):
+        raise InputError(
+            f"for a single file only parts of {pipeline.__name__} can be given, got {', '.join(unknown)}"
+        )
     held = held_parts(file, folder)
     parts = {name: None for name, value in index.items() if value == [None, None]} | dict(given)
     for part, (library, class_name) in _parts(folder):
@@ -220,6 +225,8 @@ def _from_folder(cls: Any, file: Path, folder: Path, part: str, dtype: Any, quan
             "a folder of the whole pipeline"
         )
     more = {} if quantized is None else {"quantization_config": quantized}
+    if (variant := only_variant(folder / part)) is not None:
+        more["variant"] = variant
     return cls.from_pretrained(
         str(folder), subfolder=part, use_safetensors=True, local_files_only=True, dtype=dtype, **more
     )

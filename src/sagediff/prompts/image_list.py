@@ -36,7 +36,7 @@ from sagediff.prompts.kept_fields import KeptFields
 from sagediff.prompts.prompt_files import RowFile, is_prompt_file, open_rows
 from sagediff.prompts.requests import ImageRequest
 
-MAX_IMAGES = 10_000_000
+MAX_IMAGES = 4_000_000  # each with a seed of its own, they take a gigabyte
 _PLAIN = 100_000  # prompts whose requests are used again where they are repeated
 _HEADERS = 1000  # sets of names that are remembered: objects of JSON may each have their own
 
