@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sagediff.distributed.cluster import PoolOptions
+from sagediff.distributed.cluster import NO_RAY, PoolOptions
 from sagediff.errors import InputError
 from sagediff.files.file_names import FIELDS, NameTemplate
 from sagediff.files.image_formats import QUALITY, Format, ImageFormat
@@ -258,4 +259,6 @@ def pool_options(
         if workers is not None or cpus is not None or gpus:
             raise InputError(f"--{what}s, --{what}-cpus and --{what}-gpus are for --ray; add --ray local")
         return None
+    if find_spec("ray") is None:
+        raise InputError(NO_RAY)
     return PoolOptions(1 if workers is None else workers, None if ray == "local" else ray, cpus, gpus)
