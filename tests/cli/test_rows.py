@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,11 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    """One pipeline for all runs here."""
+def pipe(small_demo: Any) -> Iterator[Any]:
+    """One pipeline of small networks for all runs here."""
+    opened = deepcopy(small_demo)
     with pytest.MonkeyPatch.context() as patch:
-        opened: list[Any] = []
-
-        def open_once(model: Any) -> Any:
-            if not opened:
-                opened.append(original(model))
-            return opened[0]
-
-        original = generation.open_pipeline
-        patch.setattr(generation, "open_pipeline", open_once)
+        patch.setattr(generation, "open_pipeline", lambda model: opened)
         yield opened
 
 
@@ -103,7 +97,7 @@ def test_every_image_is_what_its_row_asks_for(made: Path, pipe: Any) -> None:
     rows = [row for row in ROWS for _ in range(row.get("num_images", 1))]
     found = records(out)
     assert len(found) == len(rows) == 43
-    sampler_pipe = pipe[0]
+    sampler_pipe = pipe
     for index, (row, record) in enumerate(zip(rows, found, strict=True)):
         assert record["file_name"] == f"images/{row['id']}-{index}.png" and record["prompt"] == row["prompt"]
         assert (record["shelf"], record["note"], record["id"]) == (row["shelf"], row["note"], row["id"])
