@@ -100,6 +100,11 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
     assert "made for another base" in refused(with_tensors(tmp_path, flux))
 
 
+def test_a_model_is_no_lora(tmp_path: Path) -> None:
+    model = {"model.diffusion_model.out.2.bias": torch.zeros(4), "cond_stage_model.x.weight": torch.zeros(2)}
+    assert "holds no LoRA: none of its 2 tensors" in refused(with_tensors(tmp_path, model))
+
+
 def test_another_shape_is_said(tmp_path: Path) -> None:
     wider = {n: torch.cat([t, t[:, :1]], 1) if "lora_A" in n else t for n, t in GOOD.items()}
     message = refused(with_tensors(tmp_path, wider))
