@@ -303,6 +303,8 @@ def test_the_command_makes_the_same_images_and_knows_the_file_again(
     common = ["a small cat at the left on a red background", "--steps", "2", "--share-ratio", "0.5"]
     one = ["generate", *common, "--out", str(tmp_path / "one"), "--model", file, "--config", str(folder)]
     assert main(one) == 0
+    note = [line for line in capsys.readouterr().err.splitlines() if "cautious" in line]
+    assert len(note) == 1 and "threshold 0.9" in note[0] and "share ratio" not in note[0]  # which was named
     assert main(["generate", *common, "--out", str(tmp_path / "two"), "--model", str(folder)]) == 0
     made, wanted = (next((tmp_path / out / "images").iterdir()) for out in ("one", "two"))
     assert made.read_bytes() == wanted.read_bytes()

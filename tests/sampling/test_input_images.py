@@ -245,10 +245,10 @@ def test_a_pipeline_that_is_not_asked_where_to_begin_takes_no_strength() -> None
     ("pipeline", "fields", "keywords", "words"),
     [
         ("StableDiffusionPipeline", {"image": ONE}, {}, "takes none.*AutoPipelineForImage2Image"),
-        ("StableDiffusionImg2ImgPipeline", {}, {}, "request 1 has no image"),
-        ("StableDiffusionImg2ImgPipeline", {"image": [ONE, OTHER]}, {}, "has 2 images"),
+        ("StableDiffusionImg2ImgPipeline", {}, {}, "prompt 1: there is no image"),
+        ("StableDiffusionImg2ImgPipeline", {"image": [ONE, OTHER]}, {}, "there are 2 images"),
         ("StableDiffusionImg2ImgPipeline", {"image": ONE, "mask_image": ONE}, {}, "mask_image.*takes none"),
-        ("StableDiffusionInpaintPipeline", {"image": ONE}, {}, "has no mask_image"),
+        ("StableDiffusionInpaintPipeline", {"image": ONE}, {}, "there is no mask_image"),
         ("StableDiffusionPipeline", {"strength": 0.5}, {}, "strength.*takes none"),
         ("StableDiffusionImg2ImgPipeline", {"image": ONE}, {"image": ONE}, "`image` is given for all"),
         (

@@ -8,10 +8,10 @@ from pathlib import Path
 from sagediff.cli.telling.group_page import MARK
 from sagediff.denoiser.scheduler import check_scheduler
 from sagediff.errors import InputError
-from sagediff.files.json_input import SMALL, read_object
+from sagediff.files.json_input import SMALL, parse_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.loading import check_local_model
-from sagediff.pipelines.model_source import ModelSource, model_folder
+from sagediff.pipelines.model_source import model_folder
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings
 from sagediff.prompts.embeddings import NO_ENCODERS
 
@@ -21,13 +21,17 @@ _DEVICES = (  # torch's own, and those that its plug-ins are known by
 )  # fmt: skip
 
 
-def check_settings(settings: RunSettings) -> None:
-    """Model, device and encoder of a run.
+def check_settings(settings: RunSettings, images_for: str = "") -> None:
+    """Model, solver, device and encoder of a run.
+
+    Args:
+        images_for: as `check_local_model` takes it.
 
     Raises:
-        InputError: a local model that sharing does not know, no device of torch's, or no package for an encoder.
+        InputError: a local model that sharing does not know, or that makes what the command cannot use; no device of
+            torch's; or no package for an encoder.
     """
-    check_model(settings.model.source)
+    check_local_model(settings.model.source, images_for)
     _check_scheduler(settings.model)
     kind = settings.model.device.partition(":")[0]
     if kind != "auto" and kind not in _DEVICES:
@@ -44,13 +48,14 @@ def _check_scheduler(model: ModelOptions) -> None:
         return
     folder = model_folder(model.name)
     file = None if folder is None else folder / "scheduler" / "scheduler_config.json"
-    if file is not None and is_file(file):
-        check_scheduler(model.scheduler, read_object(file, max_bytes=SMALL), model.name)
-
-
-def check_model(source: ModelSource) -> None:
-    """As `check_settings`, of the model alone."""
-    check_local_model(source)
+    if file is None or not is_file(file) or file.stat().st_size > SMALL:
+        return
+    text = file.read_bytes().replace(b"-Infinity", b"null")  # as diffusers writes `lambda_min_clipped`
+    try:
+        config = parse_object(text, str(file))
+    except InputError:  # diffusers may read it all the same
+        return
+    check_scheduler(model.scheduler, config, model.name)
 
 
 def check_page(page: Path) -> None:

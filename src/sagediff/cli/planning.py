@@ -22,6 +22,7 @@ from sagediff.printable import printable
 from sagediff.progress import stage_bars
 from sagediff.prompts.embeddings import embed_prompts, text_encoder
 from sagediff.prompts.image_list import ImageList
+from sagediff.sampling.input_images import ImageKeywords
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
 from sagediff.sampling.sizes import check_sizes
@@ -69,12 +70,13 @@ def plan_images(
         guided: how rows share that name a guidance scale.
 
     Raises:
-        InputError: a number out of range, a size that the model cannot make, or a folder of --work that belongs to
-            another run.
+        InputError: a number out of range, a size or an image that the model does not take, or a folder of --work that
+            belongs to another run.
     """
     sampling, sharing = settings.sampling, settings.sharing
     is_whole = getattr(pipe, "vae", None) is not None  # else loaded to plan only
     check_sizes(pipe, images.requests, images.where, knows_factor=is_whole)
+    ImageKeywords.of(pipe).check(images.requests, {}, images.where)
     reading = read_prompts(pipe, images.prompts)
     guidance = default_guidance(type(pipe)) if sampling.guidance_scale is None else sampling.guidance_scale
 

@@ -70,7 +70,7 @@ def check_scheduler(name: str, config: Mapping[str, Any], model: str | Path) -> 
 def _misfit(class_name: str, own: str, model: str | Path) -> InputError:
     return InputError(
         f"the scheduler {class_name} does not fit the model {str(model)!r}, which was made for {own}: one of them is "
-        f"for flow matching, the other is not"
+        "for flow matching, the other is not"
     )
 
 

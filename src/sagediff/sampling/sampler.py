@@ -95,7 +95,7 @@ class SharedSampler:
         options: of `Sharing`.
 
     Attributes:
-        makes: "images" or "videos", as the pipeline does.
+        makes: "images" or "videos", as the pipeline does; fps: of videos, the frames per second that it was made for.
         images: how it takes the images of requests.
 
     Raises:
@@ -135,7 +135,8 @@ class SharedSampler:
             )
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
-        self.makes = family_of(denoiser).makes
+        family = family_of(denoiser)
+        self.makes, self.fps = family.makes, family.fps
         self.images = ImageKeywords.of(pipe)
         self.group_condition = group_condition
         self.wave_size = wave_size

@@ -58,7 +58,7 @@ def bench(
         }
     if loras := model.loras():
         arms["sage"] = arm(tuple(map(str, loras)))
-    check_settings(next(iter(arms["base"].values())))
+    check_settings(next(iter(arms["base"].values())), "bench")
     inputs = BenchInputs.of(arms, compared, measuring, prompt_file)
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)

@@ -42,7 +42,7 @@ def serve(
     """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
     named = options.named(sharing)
     settings = resolve(model, sampling, named, policy, cautious=True)
-    check_settings(settings)
+    check_settings(settings, "serve")
     # what a client's own guidance scale changes: nothing is then left out that belongs to the model's default
     scale = 1.0 if settings.sampling.guidance_scale is None else settings.sampling.guidance_scale
     steps, encoder = sampling.num_inference_steps, sampling.encoder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
 from sagediff.cli.early_checks import check_page, check_settings, check_work
-from sagediff.cli.job_options import ScaleOptions, guided_sharing
+from sagediff.cli.job_options import ScaleOptions, VideoOptions, guided_sharing
 from sagediff.cli.terminal import print_json
 from sagediff.collector import importing
 from sagediff.files.atomic import write_text
@@ -29,6 +29,7 @@ def plan(
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
+    video: Annotated[VideoOptions, options.flattened("Sampling")] = VideoOptions(),  # noqa: B008 - changes no cost
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     as_json: Annotated[
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
@@ -53,6 +54,7 @@ def plan(
         from sagediff.cli.telling.group_page import group_page
         from sagediff.cli.telling.run_words import plan_rows, table
         from sagediff.cli.telling.thresholds import around, curve_table
+        from sagediff.pipelines.from_images import begins_from, from_images
         from sagediff.pipelines.loading import load_for_planning
         from sagediff.scale.disk_groups import GROUPS
 
@@ -62,6 +64,7 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
+    pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
     found = planned.plan
     for words in messages(images, found, planned.reading):

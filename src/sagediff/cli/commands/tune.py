@@ -28,7 +28,7 @@ def tune(
 ) -> None:
     """Find the sharing that saves most within a budget, and write it as a file for --policy."""
     settings = resolve(model, sampling, options.named(sharing))
-    check_settings(settings)
+    check_settings(settings, "tune")
     prompts = measuring.named_prompts(prompt_file, settings.model)
     searched.check_way(settings, measuring, prompts)
     searched.search(settings), measuring.seeds_or((0,))  # refused before anything heavy is imported

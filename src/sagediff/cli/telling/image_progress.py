@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-
 from sagediff.cli.telling.run_words import duration
+from sagediff.progress import stderr_is_log, stderr_line
 
 _MEASURED = 2  # steps after which the time that is left is known well enough to say it
 _LEAST_SECONDS = 10.0  # between two lines of a log
@@ -106,17 +104,10 @@ class LogLines:
 @contextmanager
 def image_progress(images: int, evaluations: int) -> Iterator[ImageProgress]:
     """On stderr: a line that moves where it is a terminal, else lines of a log without control characters."""
-    console = Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
-        yield ImageProgress(
-            images, evaluations, LogLines(lambda line: print(line, file=sys.stderr, flush=True))
-        )
+    if stderr_is_log():
+        log = LogLines(lambda line: print(line, file=sys.stderr, flush=True))
+        yield ImageProgress(images, evaluations, log)
         return
-    bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}", markup=False), console=console)
+    bar, show = stderr_line(f"0 of {images:,} images")
     with bar:
-        task = bar.add_task(f"0 of {images:,} images", total=1.0)
-        yield ImageProgress(
-            images,
-            evaluations,
-            lambda line, fraction: bar.update(task, description=line, completed=fraction),
-        )
+        yield ImageProgress(images, evaluations, show)
