@@ -113,6 +113,8 @@ def test_the_first_page_lists_the_commands_in_the_order_of_their_use(
     assert main(["--version"]) == 0 == main(["version"])
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
+    assert main(["help"]) == 0 and capsys.readouterr().out == text
+    assert main(["help", "plan"]) == 0 and capsys.readouterr().out == page(capsys, "plan")
 
 
 @pytest.fixture
