@@ -40,8 +40,9 @@ def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], f
 
 
 def least_alike(rows: Vectors) -> tuple[float, int, int]:
-    """The minimum similarity (cosine) of any two of some unit vectors, (n, D), and which two these are; of more than 1,024 the
-    first ones are compared.
+    """The minimum similarity (cosine) of any two of some unit vectors, (n, D), and which two these are.
+
+    Of more than 1,024 vectors the first ones are compared.
     """
     rows = rows[:_MOST_MEMBERS]
     cosines = rows @ rows.T
