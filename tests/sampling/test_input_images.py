@@ -63,7 +63,8 @@ def case(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any], dict[str,
     make, fields, keywords = MAKERS[request.param]
     with pytest.MonkeyPatch.context() as patch:
         # diffusers' Wan from an image needs a package that repairs texts, and does not say so
-        patch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.prompt_clean", str.strip)
+        cleaned = SimpleNamespace(fix_text=str)
+        patch.setattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", cleaned, raising=False)
         yield make(), fields, keywords
 
 
@@ -281,6 +282,12 @@ def test_groups_made_elsewhere_must_agree_in_their_images() -> None:
         requests = [ImageRequest(CAT, image=ONE), ImageRequest(DOG, **fields)]
         with pytest.raises(InputError, match="prompts 0 and 1 are in one group, but differ"):
             next(sampler(pipe).waves(requests, plan, GUIDANCE))
+
+
+def test_a_package_that_a_pipeline_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("diffusers.pipelines.wan.pipeline_wan_i2v.ftfy", raising=False)
+    with pytest.raises(InputError, match=r"ftfy: pip install 'sagediff\[video\]'"):
+        SharedSampler(empty("WanImageToVideoPipeline"))
 
 
 def test_a_pipeline_of_one_prompt_per_call_is_refused() -> None:

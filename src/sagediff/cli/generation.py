@@ -97,7 +97,7 @@ def _prepared(job: Generation) -> Prepared:
     plan, reading = planned.plan, planned.reading
     requests = job.images.requests
     steps, keywords = settings.sampling.num_inference_steps, call_keywords(job.video, sampler)
-    sampler.check(requests, plan, reading.keys, steps)
+    sampler.check(requests, plan, reading.keys, steps, keywords)
     for words in messages(job.images, plan, reading):
         print(words, file=sys.stderr)
     if note := settings.note():
