@@ -54,6 +54,7 @@ def plan(
         from sagediff.cli.telling.group_page import group_page
         from sagediff.cli.telling.run_words import plan_rows, table
         from sagediff.cli.telling.thresholds import around, curve_table
+        from sagediff.denoiser.lookup import FAMILIES
         from sagediff.pipelines.from_images import begins_from, from_images
         from sagediff.pipelines.loading import load_for_planning
         from sagediff.scale.disk_groups import GROUPS
@@ -64,6 +65,8 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
+    if FAMILIES[denoiser].makes == "images":
+        video.check_images()
     pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
     found = planned.plan
