@@ -24,7 +24,7 @@ def largest(plan: SharePlan) -> list[list[int]]:
 
 
 def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], float, tuple[int, int]]]:
-    """The groups of two or more whose least alike pair is least alike: each with that cosine similarity and the pair.
+    """The groups of two or more with the lowest minimum similarity: each with it, and the pair that has it.
 
     Args:
         vectors: unit vectors of the prompts, (N, D); None where they are not at hand: then none is named.
@@ -40,7 +40,7 @@ def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], f
 
 
 def least_alike(rows: Vectors) -> tuple[float, int, int]:
-    """The least cosine between any two of some unit vectors, (n, D), and which two these are."""
+    """The minimum similarity (cosine) of any two of some unit vectors, (n, D), and which two these are."""
     cosines = rows @ rows.T
     place = int(cosines.argmin())
     first, second = sorted(divmod(place, len(rows)))
