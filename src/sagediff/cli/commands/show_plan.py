@@ -65,6 +65,8 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
+    if FAMILIES[denoiser].makes == "images":
+        video.check_images()
     pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
     found = planned.plan
