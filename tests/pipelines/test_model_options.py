@@ -247,20 +247,22 @@ def test_int8_weights_are_what_diffusers_makes_of_them(tmp_path: Path) -> None:
     options = {"quantization_config": config, "dtype": torch.float32}
     own = DiffusionPipeline.from_pretrained(tmp_path / "model", **options, **absent)
     plain = latents(case, None, [7, 8, 7, 8])
-    digests = set()
-    for text in ("torchao:int8wo", str(file)):
-        case.pipe = load_source(
-            ModelSource(str(tmp_path / "model")), quantized=quantization(text, names), **absent
-        )
+    digests = []
+    single = tmp_path / "single.safetensors"
+    save_file(case.pipe.transformer.state_dict(), single)
+    model = ModelSource(str(tmp_path / "model"))
+    sources = [model, model, ModelSource(str(single), config=model.name)]
+    for text, source in zip(("torchao:int8wo", str(file), "torchao:int8wo"), sources, strict=True):
+        case.pipe = load_source(source, quantized=quantization(text, names), **absent)
         case.pipe.set_progress_bar_config(disable=True)
         found = latents(case, None, [7, 8, 7, 8])
         assert_exact(case)
-        digests.add(weights_digest(case.pipe))
+        digests.append(weights_digest(case.pipe))
         case.pipe = own
         own.set_progress_bar_config(disable=True)
         torch.testing.assert_close(found, latents(case, None, [7, 8, 7, 8]), rtol=0, atol=1e-6)
         assert not torch.allclose(found, plain, atol=1e-5)
-    assert len(digests) == 1
+    assert digests[0] == digests[1]
 
 
 def test_a_gguf_file_is_a_denoiser_in_fewer_bits(tmp_path: Path) -> None:
@@ -315,6 +317,17 @@ def test_a_lora_runs_beside_quantised_weights(demo: Any) -> None:
             pipe.unet(noise, 500, encoder_hidden_states=words).sample for pipe in pipes
         )
     assert (found - expected).abs().mean() < 0.2 * (without - expected).abs().mean()
+
+
+def test_what_would_not_be_quantised_is_said(tmp_path: Path, demo: Any) -> None:
+    """diffusers quantises nothing of a single file, without a word."""
+    with pytest.raises(InputError, match="only torchao quantises the weights of a single file"):
+        quantized.quantize_loaded(demo.unet, object(), "mine.safetensors")
+    with pytest.raises(InputError, match="the vae of demo was not quantised"):
+        load_source(
+            ModelSource("demo"),
+            quantized={"vae": quantization("torchao:int8wo", {"unet": "UNet2DConditionModel"})["unet"]},
+        )
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def merge_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     for name, lora in zip(names, loras, strict=True):
         _load_lora(pipe, lora.file, name)
     pipe.set_adapters(names, [lora.weight for lora in loras])
-    if is_quantized(pipe):  # whose weights cannot be added to; the LoRAs stay beside them
+    if any(
+        map(is_quantized, pipe.components.values())
+    ):  # whose weights cannot be added to; the LoRAs stay beside them
         return
     try:
         pipe.fuse_lora(safe_fusing=True, adapter_names=names)
