@@ -11,7 +11,7 @@ from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from sagediff.errors import InputError
 
@@ -98,7 +98,7 @@ def _broken_rule(cls: type, name: str, value: Any) -> str:
     """The rule that a value breaks, and the value; empty for none."""
     metadata = next(each.metadata for each in fields(cls) if each.name == name)
     hint = types_of(cls)[name]
-    hints = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     may_be_none = type(None) in hints
     if value is None and may_be_none:
         return ""

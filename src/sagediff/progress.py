@@ -13,6 +13,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -21,19 +22,38 @@ from rich.progress import (
 T = TypeVar("T")
 
 
-def stderr_progress(name: str, unit: str = "", note: str = "", *, shown: bool = True) -> Progress:
+def stderr_progress(
+    name: str, unit: str = "", note: str = "", *, shown: bool = True, counted: bool = True
+) -> Progress:
     """Bars with this name.
 
     Args:
         name, unit, note: text before the bar, behind the count and at the end. Each may hold rich's fields of a
             task, as in "{task.fields[loss]}".
         shown: False on all processes but the one that talks to the user.
+        counted: False where what is counted means nothing to a user: percent are shown.
     """
-    columns: list[ProgressColumn] = [TextColumn(name), BarColumn(), MofNCompleteColumn()]
+    count = MofNCompleteColumn() if counted else TaskProgressColumn()
+    columns: list[ProgressColumn] = [TextColumn(name), BarColumn(), count]
     columns += [TextColumn(unit)] if unit else []
     columns += [TimeElapsedColumn(), TimeRemainingColumn()]
     columns += [TextColumn(note)] if note else []
     return Progress(*columns, console=Console(stderr=True), disable=not shown)
+
+
+def stderr_line(description: str) -> tuple[Progress, Callable[[str, float], None]]:
+    """A bar whose words change, and what moves it: given the words, and the fraction that is done."""
+    bar = Progress(
+        BarColumn(bar_width=20), TextColumn("{task.description}", markup=False), console=Console(stderr=True)
+    )
+    task = bar.add_task(description, total=1.0)
+    return bar, lambda words, fraction: bar.update(task, description=words, completed=fraction)
+
+
+def stderr_is_log() -> bool:
+    """Whether stderr is no terminal that lines can be moved on."""
+    console = Console(stderr=True)
+    return not console.is_terminal or console.is_dumb_terminal
 
 
 def stderr_track(items: Sequence[T], name: str) -> Iterator[T]:

@@ -14,7 +14,7 @@ from live_bytes import LiveBytes
 
 PARAMETERS = {"sd15": 859.5e6, "sdxl": 2567.5e6, "sd3": 2028.3e6, "flux": 11901.4e6}
 ROWS = {"sd15": 2, "sdxl": 2, "sd3": 2, "flux": 1}
-STEPS, PROMPTS, GROUPS = 4, 6, 2  # of four and of two; a half of the steps together
+STEPS, PROMPTS, GROUPS = 2, 6, 2  # of four and of two; a half of the steps together
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> list[Any]:

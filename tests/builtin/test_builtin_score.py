@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from sagediff.builtin.scenes import judge_dir, weights_dir
 from sagediff.builtin.scenes.networks import load_score_tower
 from sagediff.builtin.scenes.render import FONT_FILES
+from sagediff.builtin.scenes.training import scene_images
 from sagediff.builtin.scenes.training.__main__ import main
+from sagediff.builtin.scenes.world import training_scenes
 from sagediff.builtin.training.contrast import contrastive_terms
 from sagediff.builtin.training.stage_loop import bf16_pays
 
@@ -22,8 +24,12 @@ needs_font = pytest.mark.skipif(
 
 @needs_font
 def test_the_score_tower_trains_against_the_shipped_text_encoder_and_a_finished_one_stays(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    some = training_scenes()[
+        :600
+    ]  # of all sizes, places and colors; the text encoder reads every one of them
+    monkeypatch.setattr(scene_images, "training_scenes", lambda: some)
     common = ["score", "--text-encoder", str(weights_dir()), "--batch-size", "8", "--save-seconds", "0"]
     common += ["--device", "cpu", "--steps", "3"]
     assert main([*common, "--out", str(tmp_path)]) == 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,26 @@ class _Killed(BaseException):
     """Not to be caught by anything."""
 
 
+@contextmanager
+def networks_of(pipe: Any) -> Iterator[None]:
+    """A bench of the built-in model samples with this pipeline, and measures as it always does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "open_pipeline", lambda model: deepcopy(pipe))
+        yield
+
+
+@pytest.fixture
+def small_networks(small_demo: Any) -> Iterator[None]:
+    with networks_of(small_demo):
+        yield
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small_demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bench that ran through."""
     out = tmp_path_factory.mktemp("bench") / "whole"
-    assert main(["bench", *BASE, "--out", str(out)]) == 0
+    with networks_of(small_demo):
+        assert main(["bench", *BASE, "--out", str(out)]) == 0
     return out
 
 
@@ -163,7 +180,10 @@ def test_a_bench_leaves_table_plots_and_cells(whole: Path) -> None:
 
 
 def test_a_policy_is_measured_as_its_file_says(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    small_networks: None,
 ) -> None:
     policy = Sharing(
         threshold=0.1, share_ratio=0.25, max_group_size=3, shared_guidance=2.0, unguided=0.5,
@@ -266,7 +286,7 @@ def test_the_solver_that_is_asked_for_is_every_rows(settings_of: Callable[..., l
 
 
 def test_a_killed_bench_goes_on_to_the_same_table(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_networks: None
 ) -> None:
     out = tmp_path / "cut"
     command = ["bench", *BASE, "--out", str(out)]
@@ -300,14 +320,18 @@ def test_a_killed_bench_goes_on_to_the_same_table(
     assert strips[-1].read_bytes() == (whole / strips[-1].relative_to(out)).read_bytes()
 
 
-def test_stdout_is_json_and_words_go_to_stderr(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stdout_is_json_and_words_go_to_stderr(
+    whole: Path, capsys: pytest.CaptureFixture[str], small_networks: None
+) -> None:
     assert main(["bench", *BASE, "--out", str(whole), "--resume"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads((whole / "table.json").read_text())
     assert "6 of 6 are there already" in err and "table.md" in err
 
 
-def test_prompts_and_images_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_and_images_of_the_users_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_networks: None
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     lines = []

@@ -8,6 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,11 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Iterator[Any]:
-    """One pipeline for all runs here."""
+def pipe(small_demo: Any) -> Iterator[Any]:
+    """One pipeline of small networks for all runs here."""
+    opened = deepcopy(small_demo)
     with pytest.MonkeyPatch.context() as patch:
-        opened: list[Any] = []
-
-        def open_once(model: Any) -> Any:
-            if not opened:
-                opened.append(original(model))
-            return opened[0]
-
-        original = generation.open_pipeline
-        patch.setattr(generation, "open_pipeline", open_once)
+        patch.setattr(generation, "open_pipeline", lambda model: opened)
         yield opened
 
 
@@ -103,7 +97,7 @@ def test_every_image_is_what_its_row_asks_for(made: Path, pipe: Any) -> None:
     rows = [row for row in ROWS for _ in range(row.get("num_images", 1))]
     found = records(out)
     assert len(found) == len(rows) == 43
-    sampler_pipe = pipe[0]
+    sampler_pipe = pipe
     for index, (row, record) in enumerate(zip(rows, found, strict=True)):
         assert record["file_name"] == f"images/{row['id']}-{index}.png" and record["prompt"] == row["prompt"]
         assert (record["shelf"], record["note"], record["id"]) == (row["shelf"], row["note"], row["id"])
@@ -293,6 +287,33 @@ def test_rows_with_guidance_are_as_cautious_as_the_others(tmp_path: Path) -> Non
     assert (
         settings.cautious and guided_sharing(images, settings, model, sampling, {}, None) == settings.sharing
     )
+
+
+def test_seeds_that_share_where_it_is_said_are_kept_beside(pipe: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"a large {thing} at the top on a red background", "seed": 7} for thing in ("cat", "dog")
+    ]
+    rows[1]["seed"] = 8
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = [
+        "--no-lora",
+        "--steps",
+        "2",
+        "--width",
+        "32",
+        "--height",
+        "32",
+        "--threshold",
+        "0",
+        "--share-ratio",
+        "0.5",
+    ]
+    given += ["--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(["generate", *given, "--share-seeded"]) == 0
+    one, two = records(tmp_path / "out")
+    assert one["group"] == two["group"] and one["branch_step"] == two["branch_step"] == 1
+    assert (one["seed"], two["seed"], two["row_seed"]) == (7, 7, 8) and "row_seed" not in one
+    assert main(["generate", *given, "--resume"]) == 2
 
 
 def test_shards_hold_what_rows_hold(pipe: Any, tmp_path: Path) -> None:

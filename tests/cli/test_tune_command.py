@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagediff.builtin.scenes import lora_dir
-from sagediff.cli import main
+from sagediff.cli import main, tuning
 from sagediff.evaluation import trials
 from sagediff.files.digest import file_digest
 from sagediff.pipelines.lora import lora_file, sharing_warnings
@@ -22,7 +23,7 @@ def test_the_command_writes_a_file_that_generate_and_plan_take(
 ) -> None:
     out = tmp_path / "policy.json"
     command = [
-        "tune", "--out", str(out), "--captions", "16", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
+        "tune", "--out", str(out), "--captions", "8", "--steps", "4", "--threshold", "0,0.35", "--share-ratio",
         "0.25,0.5", "--budget", "0.5", "--max-group-size", "4,16",
     ]  # fmt: skip
     assert main(command) == 0
@@ -132,9 +133,10 @@ def test_generate_does_not_warn_of_what_tune_measured(
     ],
 )
 def test_the_file_holds_the_sharing_that_was_measured(
-    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: list[str], name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_demo: Any
 ) -> None:
     sampled, used = trials.sampled, []
+    monkeypatch.setattr(tuning, "open_pipeline", lambda model: deepcopy(small_demo))
 
     def noted(*arguments: Any) -> Any:
         used.append(arguments[3])

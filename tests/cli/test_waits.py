@@ -18,6 +18,10 @@ def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
             "other/model_index.json",
             json.dumps({"_class_name": "APipeline", "unet": ["diffusers", "OtherModel"]}),
         ),
+        (
+            "video/model_index.json",
+            json.dumps({"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}),
+        ),
         ("good.txt", "a cat\na dog\n"),
         ("last-row.jsonl", '{"prompt": "a cat"}\n' * 500 + '{"prompt": 3}\n'),
         ("captions/metadata.jsonl", '{"file_name": "missing.png", "text": "a cat"}\n'),
@@ -28,6 +32,7 @@ def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
     refused = [
         ["generate", "a cat", "--dtype", "float8"],
         ["generate", "a cat", "--device", "gpu"],
+        ["generate", "a cat", "--scheduler", "flow-euler"],
         ["generate", "a cat", "--out", "in-use"],
         ["generate", "a cat", "--model", "other"],
         ["generate", "a cat", "--lora", "missing.safetensors"],
@@ -39,6 +44,7 @@ def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
         ["plan", "a cat", "--model", "other"],
         ["plan", "a cat", "--model", "in-use"],
         ["plan", "a cat", "--size", "64"],
+        ["plan", "a cat", "--html", "in-use"],
         ["serve", "--model", "other"],
         ["serve", "--port", "70000"],
         ["serve", "--micro-batch", "0"],
@@ -60,6 +66,9 @@ def test_mistakes_and_help_import_nothing_heavy(tmp_path: Path) -> None:
         ["tune", "--families", "none"],
         ["tune", "--out", "in-use"],
         ["tune", "--prompts", "good.txt", "--model", "other"],
+        ["tune", "--prompts", "good.txt", "--model", "video"],
+        ["bench", "--prompts", "good.txt", "--model", "video"],
+        ["serve", "--model", "video"],
         ["nonsense"],
     ]
     told = [["--help"], ["--version"], ["version"]]

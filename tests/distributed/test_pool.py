@@ -107,7 +107,23 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def generate(out: Path, *more: str) -> dict[str, object]:
-    arguments = ["generate", *PROMPTS, "--steps", "4", "--wave-size", "2", "--out", str(out), *more]
+    rows: list[dict[str, object]] = [{"prompt": prompt, "shelf": [prompt]} for prompt in PROMPTS]
+    rows[0] |= {"seed": 7, "width": 32, "height": 32}
+    rows[1] |= {"guidance_scale": 3.0}
+    file = out.parent / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = [
+        "generate",
+        "--prompts",
+        str(file),
+        "--steps",
+        "4",
+        "--wave-size",
+        "2",
+        "--out",
+        str(out),
+        *more,
+    ]
     assert main(arguments) == 0
     report: dict[str, object] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     return report

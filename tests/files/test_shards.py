@@ -154,9 +154,9 @@ def test_a_shard_that_is_not_whole_is_made_again(
 
 
 def test_generate_in_shards_makes_the_images_that_it_makes_as_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["generate", *PROMPTS, "--steps", "1", "--wave-size", "1"]
+    common = ["generate", *PROMPTS, "--model", str(small_model), "--steps", "1", "--wave-size", "1"]
     assert main([*common, "--out", str(tmp_path / "files"), "--shard-size", "4"]) == 0  # not beyond that size
     sharded = [*common, "--out", str(tmp_path / "shards"), "--shard-size", "3"]
     assert main(sharded) == 0

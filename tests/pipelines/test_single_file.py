@@ -134,6 +134,21 @@ def test_flux_holds_the_transformer_alone(tmp_path: Path) -> None:
             load_pipeline(tmp_path / "mine.safetensors", config=tmp_path / "base")
 
 
+def test_a_part_that_the_folder_has_in_one_variant_alone_is_taken(tmp_path: Path, demo: Any) -> None:
+    shutil.copytree(FOLDER, tmp_path / "base")
+    own = next((tmp_path / "base" / "text_encoder").glob("*.safetensors"))
+    own.rename(own.with_suffix(".fp16.safetensors"))
+    tensors = {n: t for n, t in single_file(demo).items() if not n.startswith("cond_stage_model")}
+    save_file(tensors, tmp_path / "mine.safetensors")
+    source = ModelSource(str(tmp_path / "mine.safetensors"), config=str(tmp_path / "base"))
+    assert_equal(load_pipeline(source.name, config=source.config), demo)
+    before = model_digest(source)
+    own.with_suffix(".fp16.safetensors").write_bytes(b"others")
+    assert model_digest(source) != before
+    with pytest.raises(InputError, match="only parts of StableDiffusionPipeline can be given, got nonsense"):
+        load_pipeline(source.name, config=source.config, nonsense=1)
+
+
 def of_size(file: Path, sizes: dict[str, tuple[int, ...]]) -> Path:
     """A safetensors file with tensors of these sizes; takes no room on the disk."""
     header, end = {}, 0
@@ -226,7 +241,7 @@ def test_what_does_not_fit_is_named(
         ("mine.ckpt", b"x", "pickles"), ("mine.pt", b"x", "pickles"), ("mine.BIN", b"x", "pickles"),
         ("none.ckpt", None, "pickles"), ("mine.txt", b"x", r"ends in \.safetensors"),
         ("mine.safetensors", b"x" * 50, "not a safetensors"), ("mine.safetensors", b"", "not a safetensors"),
-        ("none.safetensors", None, "there is no such file"),
+        ("none.safetensors", None, "there is no such file on"),
         ("mine.gguf", b"no", "not a GGUF file|needs the package gguf"),
     ],
 )  # fmt: skip
@@ -288,6 +303,8 @@ def test_the_command_makes_the_same_images_and_knows_the_file_again(
     common = ["a small cat at the left on a red background", "--steps", "2", "--share-ratio", "0.5"]
     one = ["generate", *common, "--out", str(tmp_path / "one"), "--model", file, "--config", str(folder)]
     assert main(one) == 0
+    note = [line for line in capsys.readouterr().err.splitlines() if "cautious" in line]
+    assert len(note) == 1 and "threshold 0.9" in note[0] and "share ratio" not in note[0]  # which was named
     assert main(["generate", *common, "--out", str(tmp_path / "two"), "--model", str(folder)]) == 0
     made, wanted = (next((tmp_path / out / "images").iterdir()) for out in ("one", "two"))
     assert made.read_bytes() == wanted.read_bytes()

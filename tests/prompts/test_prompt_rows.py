@@ -110,6 +110,7 @@ def test_parquet_rows_and_what_json_has_no_word_for(
     gaps = {  # as pandas writes whole numbers with gaps
         "caption": ["a", "b"], "width": [64.0, float("nan")], "height": [32.0, float("nan")], "id": [1.0, None],
         "bytes": [b"x", b"y"], "when": [date(2026, 1, 2), None], "cost": [Decimal("1.50"), None],
+        "kind": pyarrow.array([date(2026, 1, 2)] * 2).dictionary_encode(), "a.b": [1, 2],
         "score": [float("nan"), 2.5], "tags": [["x", "y"], None], "at": [{"x": 1}, None],
     }  # fmt: skip
     parquet.write_table(pyarrow.table(gaps), file)
@@ -121,6 +122,8 @@ def test_parquet_rows_and_what_json_has_no_word_for(
         "score": None,
         "tags": ["x", "y"],
         "at": {"x": 1},
+        "kind": "2026-01-02",
+        "a.b": 1,
     }
     assert images.own[1]["score"] == 2.5 and list(images.ids) == [1, None]
     told = "\n".join(images.notes)
@@ -207,7 +210,7 @@ def test_a_cell_that_cannot_be_is_refused_with_its_place(
 
 
 def test_cells_that_say_nothing_and_whole_numbers_of_spreadsheets(tmp_path: Path) -> None:
-    text = "prompt,seed,width,height,negative_prompt,n\na,, , ,,\nb,3.0,64,64.0, blue ,2\n"
+    text = "prompt,seed,width,height,negative_prompt,n\na,, , ,,\nb,3.0,64,64.0, blue ,2\n,,, ,,\n"
     assert read(written(tmp_path, "p.csv", text.encode())).requests == [
         ImageRequest("a"),
         ImageRequest("b", seed=3, width=64, height=64, negative_prompt="blue"),

@@ -78,6 +78,11 @@ def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
     "content, says",
     [
         ("a café".encode("cp1252"), r"byte 5.*cp1252"),
+        ("“quoted” naïve café".encode("cp1252"), "Windows-1252"),
+        ("большой рыжий кот".encode("cp1251"), "Windows-1251"),
+        ("赤い背景の大きな猫".encode("shift_jis"), "Shift-JIS"),
+        ("红色背景上的大猫".encode("gbk"), "GB18030"),
+        ("빨간 배경의 큰 고양이".encode("euc_kr"), "EUC-KR"),
         (gzip.compress(b"a cat", mtime=0), "compressed with gzip"),
         (b"PK\x03\x04rest", "zip archive or a spreadsheet"),
         (b"a cat\n\x1b[2Jb", r"line 2: the prompt holds the control character U\+001B"),
@@ -127,7 +132,7 @@ def test_a_small_file_does_not_stand_for_endless_lines(tmp_path: Path) -> None:
     assert "bytes unpack to more than 4 MiB" in refused(tmp_path / "p.txt.gz")
 
 
-FIELDS = ["prompt_2", "cfg_scale", "steps", "image", "mask image", "Strength", "lora"]
+FIELDS = ["prompt_2", "cfg_scale", "Steps", "scheduler", "lora"]
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -225,8 +225,10 @@ def test_plan_in_a_folder_says_what_plan_in_memory_says(
     assert "other prompts" in capsys.readouterr().err
 
 
-def test_generate_in_a_folder_makes_the_images_of_generate_in_memory(tmp_path: Path) -> None:
-    common = ["generate", *PROMPTS, "--steps", "1", "--out"]
+def test_generate_in_a_folder_makes_the_images_of_generate_in_memory(
+    small_model: Path, tmp_path: Path
+) -> None:
+    common = ["generate", *PROMPTS, "--model", str(small_model), "--steps", "1", "--out"]
     assert main([*common, str(tmp_path / "memory")]) == 0
     assert main([*common, str(tmp_path / "disk"), "--work", str(tmp_path / "work"), "--jobs", "1"]) == 0
     one, two = (

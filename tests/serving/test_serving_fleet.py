@@ -18,6 +18,7 @@ from tiny.small_demo import with_small_networks
 
 from sagediff.distributed.affinity import AffinityPolicy
 from sagediff.errors import InputError, PlanError
+from sagediff.pipelines.run_settings import ModelOptions, resolve
 from sagediff.serving.engine.batcher import BatchPolicy
 from sagediff.serving.engine.ticket import Preview, Ticket
 from sagediff.serving.failures import (
@@ -29,7 +30,9 @@ from sagediff.serving.failures import (
     QueueFull,
     ReplicaLost,
 )
+from sagediff.serving.fleet import ray_fleet
 from sagediff.serving.fleet.messages import Finished, cause_of, portable
+from sagediff.serving.local_engine import ServeRequest
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +297,16 @@ def test_causes_travel_as_text() -> None:
         error.__cause__ = cause
     event = pickle.loads(pickle.dumps(Finished(portable(error), cause=cause_of(error))))
     assert "ValueError: the reason" in str(event.with_cause().__cause__)
+
+
+def test_the_router_reads_prompts_without_what_only_replicas_can_do(
+    monkeypatch: pytest.MonkeyPatch, pipes: list[Any]
+) -> None:
+    """It runs no denoiser: neither a compiler nor an accelerator is needed where it is."""
+    opened: list[ModelOptions] = []
+    monkeypatch.setattr(ray_fleet, "open_pipeline", lambda model: opened.append(model) or pipes[0])
+    model = ModelOptions("demo", offload="sequential", cache="first-block", device="cuda")
+    settings = resolve(model)
+    embed = ray_fleet.load_embed(ServeRequest(settings, settings.sharing, None, {}))
+    assert embed(["a cat"]).shape[0] == 1
+    assert opened == [replace(settings.model, offload=None, cache=None, device="cpu", dtype="float32")]

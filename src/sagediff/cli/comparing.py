@@ -145,7 +145,7 @@ def _run(bench: Bench, store: CellStore, vectors: np.ndarray[Any, Any], measure_
         + (f"; {total - len(missing)} of {total} are there already" if len(missing) < total else ""),
         file=sys.stderr,
     )
-    with stderr_progress("bench") as progress:
+    with stderr_progress("bench", counted=False) as progress:
         task = progress.add_task("", total=sum(s.num_steps for s, _ in missing) * len(bench.prompts))
         for setting, seed in run_bench(
             bench, store, vectors, measure_by, on_step=lambda count: progress.advance(task, count)

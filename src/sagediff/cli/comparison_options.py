@@ -132,11 +132,11 @@ class TuneOptions:
     out: _Output[Path] = option(Path("policy.json"), "The policy file to write.")
     by: Literal["quality", "predictions"] = option(
         "quality",
-        "'predictions' asks the model itself how long prompts may share: no images, no judge.",
+        "'predictions' takes no images and no judge.",
     )
     budget: float | None = option(
         None,
-        "Fraction of the quality that may be lost. By predictions: their error. [default: 0.01; the model's own]",
+        "Quality, or error of predictions, to lose. [default: 0.01; the model's]",
     )
     evaluations: int | None = option(None, "By predictions: most denoiser rows to run. [default: 600]", low=1)
     apart: float | None = option(

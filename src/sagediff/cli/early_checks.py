@@ -5,11 +5,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from sagediff.cli.telling.group_page import MARK
+from sagediff.denoiser.scheduler import check_scheduler
 from sagediff.errors import InputError
-from sagediff.files.text_input import shortened, stat_of
+from sagediff.files.json_input import SMALL, parse_object
+from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.loading import check_local_model
-from sagediff.pipelines.model_source import ModelSource
-from sagediff.pipelines.run_settings import RunSettings
+from sagediff.pipelines.model_source import model_folder
+from sagediff.pipelines.run_settings import ModelOptions, RunSettings
 from sagediff.prompts.embeddings import NO_ENCODERS
 
 _DEVICES = (  # torch's own, and those that its plug-ins are known by
@@ -18,13 +21,18 @@ _DEVICES = (  # torch's own, and those that its plug-ins are known by
 )  # fmt: skip
 
 
-def check_settings(settings: RunSettings) -> None:
-    """Model, device and encoder of a run.
+def check_settings(settings: RunSettings, images_for: str = "") -> None:
+    """Model, solver, device and encoder of a run.
+
+    Args:
+        images_for: as `check_local_model` takes it.
 
     Raises:
-        InputError: a local model that sharing does not know, no device of torch's, or no package for an encoder.
+        InputError: a local model that sharing does not know, or that makes what the command cannot use; no device of
+            torch's; or no package for an encoder.
     """
-    check_model(settings.model.source)
+    check_local_model(settings.model.source, images_for)
+    _check_scheduler(settings.model)
     kind = settings.model.device.partition(":")[0]
     if kind != "auto" and kind not in _DEVICES:
         raise InputError(
@@ -35,9 +43,32 @@ def check_settings(settings: RunSettings) -> None:
         raise InputError(NO_ENCODERS)
 
 
-def check_model(source: ModelSource) -> None:
-    """As `check_settings`, of the model alone."""
-    check_local_model(source)
+def _check_scheduler(model: ModelOptions) -> None:
+    if model.scheduler is None or model.source.single_file is not None:
+        return
+    folder = model_folder(model.name)
+    file = None if folder is None else folder / "scheduler" / "scheduler_config.json"
+    if file is None or not is_file(file) or file.stat().st_size > SMALL:
+        return
+    text = file.read_bytes().replace(b"-Infinity", b"null")  # as diffusers writes `lambda_min_clipped`
+    try:
+        config = parse_object(text, str(file))
+    except InputError:  # diffusers may read it all the same
+        return
+    check_scheduler(model.scheduler, config, model.name)
+
+
+def check_page(page: Path) -> None:
+    """The file of --html can be one."""
+    name = shortened(page)
+    if is_folder(page):
+        raise InputError(f"--html {name} is a folder; name the file to write")
+    if not is_folder(page.parent):
+        raise InputError(f"--html {name}: there is no folder {shortened(page.parent)}")
+    if is_file(page) and page.stat().st_size:
+        with page.open("rb") as file:
+            if MARK.encode() not in file.read(4096):
+                raise InputError(f"--html {name} is a file that holds something else; name another")
 
 
 def check_work(work: Path | None) -> None:

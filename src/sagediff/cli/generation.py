@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sagediff.cli.job_options import Generation
-from sagediff.cli.planning import messages, plan_images
+from sagediff.cli.media import MediaFormat, call_keywords, check_media, media_format
+from sagediff.cli.planning import advice, messages, plan_images
+from sagediff.cli.telling import run_words
+from sagediff.cli.telling.image_progress import WaveSteps, image_progress
 from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
 from sagediff.files.atomic import at_work
 from sagediff.files.contact_sheet import contact_sheet
-from sagediff.files.image_formats import ImageFormat
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import SHARD_COLUMNS, ShardStore
+from sagediff.files.video_format import VideoFormat
 from sagediff.pipelines.content import run_content
+from sagediff.pipelines.from_images import Begins, begins_from
 from sagediff.pipelines.loading import supported_parts
 from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
@@ -30,7 +34,6 @@ from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import Waves, WaveTask
-from sagediff.progress import stderr_progress
 from sagediff.prompts.columns import beside
 from sagediff.prompts.image_list import ImageList
 from sagediff.sampling.sampler import SharedSampler
@@ -47,7 +50,8 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
-    supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
+    _, denoiser = supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
+    check_media(job, denoiser)
     content = run_content(job.settings)
     if job.output.resume:
         folder.check_content(content)
@@ -56,8 +60,8 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
             check_resources(ray.enter_context(connected(job.pool)), job.pool, lambda words: None)
         prepared = _prepared(job)
         names = job.file_names(prepared.seeds)
-        if names is not None:
-            folder = OutputFolder(folder.path, folder.image_format, names.__getitem__)
+        name = "{:06d}".format if names is None else names.__getitem__
+        folder = OutputFolder(folder.path, prepared.media, name)
         folder.begin(manifest, content, prepared.plan.to_json())
         with at_work():
             _make_all(job, folder, prepared, start)
@@ -70,24 +74,30 @@ class Prepared:
     Attributes:
         sampler: the only reference to it, so that it can be given up where workers make the images.
         seeds: of each image's noise.
+        media: what images, or videos, are written as.
+        keywords: of the pipeline's calls.
         cut: prompts that the encoder did not read to their end.
+        advice: groups worth a look, and whether another threshold would share more: rows of the last table.
     """
 
     sampler: list[SharedSampler]
     plan: SharePlan
     waves: Waves
     seeds: list[int]
+    media: MediaFormat
+    keywords: dict[str, Any]
     cut: int
+    advice: list[tuple[str, str]]
 
 
 def _prepared(job: Generation) -> Prepared:
     settings, sharing = job.settings, job.settings.sharing
-    sampler = _sampler(settings, job.guided, job.output.wave_size, job.micro_batch_size)
-    plan, reading = plan_images(
-        job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class
-    )
+    sampler = _opened(job).sampler()
+    planned = plan_images(job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class)
+    plan, reading = planned.plan, planned.reading
     requests = job.images.requests
-    sampler.check(requests, plan, reading.keys)
+    steps, keywords = settings.sampling.num_inference_steps, call_keywords(job.video, sampler)
+    sampler.check(requests, plan, reading.keys, steps, keywords)
     for words in messages(job.images, plan, reading):
         print(words, file=sys.stderr)
     if note := settings.note():
@@ -95,8 +105,17 @@ def _prepared(job: Generation) -> Prepared:
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
-    waves = Waves(requests, plan, job.output.seed, job.output.wave_size, read=reading.keys)
-    return Prepared([sampler], plan, waves, waves.seeds(sampler.sharing_of), len(reading.cut))
+    waves = sampler.waves_of(requests, plan, job.output.seed, reading.keys, steps)
+    return Prepared(
+        [sampler],
+        plan,
+        waves,
+        waves.seeds(sampler.sharing_of),
+        media_format(job, sampler),
+        keywords,
+        len(reading.cut),
+        advice(planned, job.images.prompts, sharing.threshold),
+    )
 
 
 def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: float) -> None:
@@ -107,7 +126,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     """
     images, plan, waves, seeds = job.images, prepared.plan, prepared.waves, prepared.seeds
     prompts = images.prompts
-    sharing, steps = job.settings.sharing, job.settings.sampling.num_inference_steps
+    sharing = job.settings.sharing
     record, texts = (
         partial(_record, images, plan, seeds, job.shard_size is not None),
         partial(_own_texts, prompts, seeds),
@@ -118,29 +137,26 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         shards = ShardStore(folder, order, job.shard_size, record, texts)
     done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
     save = folder.save_image if shards is None else shards.save_image
-    print(f"{plan.title}" + (f"; {len(done)} images are there already" if done else ""), file=sys.stderr)
+    what = prepared.media.folder
+    _say(run_words.before(plan, len(done), folder.path, what))
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
     left = waves.without(done)
-    missing = sum(map(len, left.members)) * steps
+    missing = len(images) - len(done)
     if missing:
         folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
-    with stderr_progress("images", "steps") as progress:
-        bar = progress.add_task("images", total=missing)
-        for wave in _made(
-            job, prepared.sampler, left, plan, done, texts, lambda count: progress.advance(bar, count)
-        ):
+    with image_progress(missing, round(sum(left.costs())), what) as progress:
+        for wave in _made(job, prepared, left, done, texts, progress.step):
             run += wave.evaluations
             for index, data in wave.images:
                 save(index, data)
                 made += 1
+            progress.made(len(wave.images))
             bad += wave.bad
             if is_hopeless(0 if wave.bad and not wave.images else 1):
                 break
-        progress.update(bar, completed=missing)
     if bad:
         raise images_missing({i: prompts[i] for i in sorted(bad)}, sorted(bad))
-    sampling_seconds = time.perf_counter() - sampling_start
     if shards is None:
         home = folder.path
         folder.write_lines(
@@ -150,41 +166,60 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
                 for i in range(len(images))
             ),
         )
-        seen = f"images in {folder.path / 'images'}, contact sheet: {_show(prompts, plan, folder)}"
+        seen = f"{folder.home}, contact sheet: {_show(prompts, plan, folder)}"
     else:
         folder.write_lines("shards.jsonl", shards.summary())
-        seen = f"{len(shards)} shards in {folder.path / 'shards'}"
+        seen = f"{folder.path / 'shards'}, {len(shards)} of them"
+    end = time.perf_counter()
+    seconds = {"loading": sampling_start - start, "sampling": end - sampling_start}
     report = plan.summary() | {
         "threshold": sharing.threshold,
         "num_rows": len(images.starts),
         "evaluations_run": run,
         "images_made": made,
         "cut_prompts": prepared.cut,
-        "seconds": time.perf_counter() - start,
-        "images_per_second": made / sampling_seconds if made else 0.0,
+        "seconds": end - start,
+        "seconds_loading": seconds["loading"],
+        "seconds_sampling": seconds["sampling"],
+        "images_per_second": made / (end - start),
     }
     if shards is not None:
         report["shards"] = len(shards)
     folder.write_text(REPORT, json.dumps(report, indent=2) + "\n")  # last: it means a finished run
-    print(json.dumps(report))
-    print(seen, file=sys.stderr)
+    print(json.dumps(report), flush=True)
+    times = seconds["loading"], seconds["sampling"]
+    _say(run_words.after(plan, made, run, times, seen, prepared.advice, what))
 
 
-def _warn(words: str) -> None:
-    print(words, file=sys.stderr)
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
-def _sampler(
-    settings: RunSettings, guided: Sharing, wave_size: int, micro_batch_size: int | Literal["auto"] | None
-) -> SharedSampler:
-    return SharedSampler(
-        open_pipeline(settings.model),
-        settings.sharing,
-        wave_size=wave_size,
-        micro_batch_size=micro_batch_size,
-        encoder=settings.sampling.encoder,
-        guided=guided,
-    )
+@dataclass(frozen=True)
+class _Opened:
+    """What makes a run's sampler, here or on a worker."""
+
+    settings: RunSettings
+    guided: Sharing
+    begins: Begins | None
+    wave_size: int
+    micro_batch_size: int | Literal["auto"] | None
+
+    def sampler(self) -> SharedSampler:
+        model, begins = self.settings.model, self.begins
+        return SharedSampler(
+            open_pipeline(model) if begins is None else open_pipeline(model, begins),
+            self.settings.sharing,
+            wave_size=self.wave_size,
+            micro_batch_size=self.micro_batch_size,
+            encoder=self.settings.sampling.encoder,
+            guided=self.guided,
+        )
+
+
+def _opened(job: Generation) -> _Opened:
+    begins = begins_from(job.images.requests)
+    return _Opened(job.settings, job.guided, begins, job.output.wave_size, job.micro_batch_size)
 
 
 # -- waves, here or on workers
@@ -209,23 +244,25 @@ class MadeWave:
 
 def _make(
     sampler: SharedSampler,
-    image_format: ImageFormat,
+    media: MediaFormat,
+    keywords: Mapping[str, Any],
     guidance: float | None,
     on_step: Callable[[int], None] | None,
     task: ImageTask,
 ) -> MadeWave:
-    """A wave's image files in memory."""
+    """A wave's files in memory."""
     bad: list[int] = []
     try:
-        wave = sampler.run(task.wave, guidance, on_step)
+        wave = sampler.run(task.wave, guidance, on_step, **keywords)
         made, evaluations = wave.images, wave.evaluations
     except ModelError as error:
         if error.images is None:
             raise
         made, evaluations = error.images, task.wave.plan.evaluations
         bad = [task.wave.members[row] for row in error.bad]
+    encode: Callable[[Any, dict[str, str]], bytes] = media.encode
     images = [
-        (index, image_format.encode(image, texts))
+        (index, encode(image, texts))
         for index, image, texts in zip(task.wave.members, made, task.texts, strict=True)
         if texts is not None and image is not None
     ]
@@ -233,37 +270,28 @@ def _make(
 
 
 def _worker(
-    settings: RunSettings,
-    guided: Sharing,
-    wave_size: int,
-    micro_batch_size: int | Literal["auto"] | None,
-    image_format: ImageFormat,
-    threads: int,
+    opened: _Opened, media: MediaFormat, keywords: Mapping[str, Any], threads: int
 ) -> Callable[[ImageTask], MadeWave]:
     """What makes waves on a worker; its pipeline is built where the worker is."""
     import torch
 
     torch.set_num_threads(threads)
-    sampler = _sampler(settings, guided, wave_size, micro_batch_size)
-    return partial(_make, sampler, image_format, settings.sampling.guidance_scale, None)
+    guidance = opened.settings.sampling.guidance_scale
+    return partial(_make, opened.sampler(), media, keywords, guidance, None)
 
 
 def _made(
     job: Generation,
-    sampler: list[SharedSampler],
+    prepared: Prepared,
     left: Waves,
-    plan: SharePlan,
     done: list[int],
     own_texts: Callable[[int], dict[str, str]],
-    on_steps: Callable[[int], None],
+    on_step: Callable[[int], None],
 ) -> Iterator[MadeWave]:
-    """What is missing, wave by wave, made here or by workers; `on_steps` is told how many prompts took a step.
-
-    Args:
-        sampler: the only reference to it, given up where workers make the images: its memory is theirs.
-    """
-    guidance, finished, own = job.settings.sampling.guidance_scale, set(done), sampler.pop()
-    image_format = job.output.image_format
+    """What is missing, wave by wave, made here or by workers; `on_step` is told the evaluations of each step, or of all
+    that are left of a wave at its end. The sampler is given up where workers make the images: its memory is theirs."""
+    guidance, finished, own = job.settings.sampling.guidance_scale, set(done), prepared.sampler.pop()
+    plan, media, keywords = prepared.plan, prepared.media, prepared.keywords
 
     def task(number: int) -> ImageTask:
         wave = left.task(number)
@@ -271,16 +299,19 @@ def _made(
         return ImageTask(wave, texts)
 
     if job.pool is None:
-        yield from (_make(own, image_format, guidance, on_steps, task(number)) for number in range(len(left)))
+        for number in range(len(left)):
+            wave = task(number)
+            steps = WaveSteps(wave.wave.plan, on_step)
+            made = _make(own, media, keywords, guidance, steps.taken, wave)
+            steps.end()
+            yield made
         return
     del own
     threads = max(1, int(job.pool.cpus_per_worker))
-    worker = partial(
-        _worker, job.settings, job.guided, job.output.wave_size, job.micro_batch_size, image_format, threads
-    )
-    pool = Pool(worker, job.pool, _warn)
-    for number, made in pool.run(task, left.costs()):
-        on_steps(len(left.members[number]) * plan.num_steps)
+    pool = Pool(partial(_worker, _opened(job), media, keywords, threads), job.pool, _say)
+    costs = left.costs()
+    for number, made in pool.run(task, costs):
+        on_step(round(costs[number]))
         yield made
 
 
@@ -319,13 +350,18 @@ def _record(
     }
     taken = {*ours, "file_name", *SHARD_COLUMNS} if sharded else {*ours, "file_name"}
     row = images.record(index)
+    if (named := images.requests[index].seed) not in (None, seeds[index]):  # it shares all the same
+        row = {"seed": named} | row
     return ours | {beside(name) if name in taken else name: value for name, value in row.items()}
 
 
 def _show(prompts: list[str], plan: SharePlan, folder: OutputFolder) -> Path:
     """The contact sheet of images that are files."""
     counts = f"{plan.num_prompts} prompts, {len(plan.groups)} groups, {plan.num_steps} steps"
-    images = [folder.image_path(i) for i in range(len(prompts))]
+    files = [folder.image_path(i) for i in range(len(prompts))]
+    title = f"{counts}; evaluations: {plan.savings}"
+    media = folder.image_format
+    abreast = 3 if isinstance(media, VideoFormat) else 1
     return folder.save_sheet(
-        contact_sheet(images, prompts, plan.groups, f"{counts}; evaluations: {plan.savings}")
+        contact_sheet(files, prompts, plan.groups, title, shown=media.shown, abreast=abreast)
     )

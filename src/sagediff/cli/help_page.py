@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 WIDTH = 100
-_WIDEST_NAME = 32  # columns; a longer name has its text below it
+_WIDEST_NAME = 27  # columns; a longer name has its text below it
 _GAP = 2
 _BRACKETS = re.compile(r"\[[^]]*\]$")  # the default, which stays on one line
 _DEFAULT = re.compile(r"\s*\[default: ([^]]*)\](\..*)$")  # before the end of a text

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sagediff.distributed.cluster import PoolOptions
+from sagediff.distributed.cluster import NO_RAY, PoolOptions
 from sagediff.errors import InputError
 from sagediff.files.file_names import FIELDS, NameTemplate
 from sagediff.files.image_formats import QUALITY, Format, ImageFormat
@@ -58,6 +59,29 @@ class OutputOptions:
     def template(self) -> NameTemplate | None:
         """What files are called; None for their numbers."""
         return None if self.file_name is None else NameTemplate(self.file_name, self.image_format.suffix)
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """What videos have beside what images have."""
+
+    frames: int | None = option(None, "Frames of a video. [default: the model's own]", low=1, high=10_000)
+    fps: float | None = option(
+        None, "Frames per second of a video. [default: the model's own]", above=0, high=240
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def check_images(self) -> None:
+        """For a model that makes images: none of these options is named.
+
+        Raises:
+            InputError: one is.
+        """
+        for name, value in (("--frames", self.frames), ("--fps", self.fps)):
+            if value is not None:
+                raise InputError(f"{name} is for models that make videos; this one makes images")
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,7 @@ class Generation:
     micro_batch_size: int | Literal["auto"] | None
     scale: ScaleOptions
     pool: PoolOptions | None  # None: made in this process
+    video: VideoOptions = VideoOptions()
 
     @property
     def shard_size(self) -> int | None:
@@ -148,7 +173,22 @@ class Generation:
             "format": self.output.format,
             "quality": self.output.quality,
             "file_name": self.output.file_name,
+            "frames": self.video.frames,
+            "fps": self.video.fps,
         }
+
+    def check_videos(self) -> None:
+        """Options that are for images only; for a model that makes videos.
+
+        Raises:
+            InputError: one is named.
+        """
+        if self.output.format != "png" or self.output.quality is not None:
+            raise InputError(
+                "--format and --quality are for images; this model makes videos, which are .mp4 files"
+            )
+        if self.output.shard_size is not None:
+            raise InputError("--shard-size is for images; this model makes videos, each a file of its own")
 
     def file_names(self, seeds: Sequence[int] | None = None) -> list[str] | None:
         """What each image's file is called, without the ending; None for its number.
@@ -223,4 +263,6 @@ def pool_options(
         if workers is not None or cpus is not None or gpus:
             raise InputError(f"--{what}s, --{what}-cpus and --{what}-gpus are for --ray; add --ray local")
         return None
+    if find_spec("ray") is None:
+        raise InputError(NO_RAY)
     return PoolOptions(1 if workers is None else workers, None if ray == "local" else ray, cpus, gpus)

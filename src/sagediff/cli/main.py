@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for name in ("torchao", "torch.utils._pytree"):  # what torchao cannot load here, nothing of ours needs
+        logging.getLogger(name).setLevel(logging.ERROR)
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     make_streams_lenient()
     try:
@@ -105,6 +108,8 @@ def _run(tokens: list[str]) -> int:
             token.encode()
         except UnicodeEncodeError:
             raise InputError(f"argument {number} is not UTF-8 text: {token[:200]}") from None
+    if tokens[0] == "help":  # as other tools have it
+        tokens = [*tokens[1:], "--help"]
     if not tokens[0].startswith("-") and tokens[0] not in (*COMMANDS, "version"):
         raise InputError(f"unknown command {tokens[0]!r}; there are {', '.join((*COMMANDS, 'version'))}")
     code = app(tokens, exit_on_error=False, print_error=False)

@@ -42,6 +42,7 @@ class Family:
         unguided_scale: the value of that argument at which the prediction is the conditional one: 1 where
             pipelines compute u + s (c - u), 0 where c + s (c - u).
         makes: what the pipelines make.
+        fps: of videos, how many frames per second their documented example shows.
         dtype: the half precision of their documented example. "bfloat16" where activations are larger than float16
             can hold, which would give black images.
         vae_dtype: that of the autoencoder, where it is another.
@@ -61,6 +62,7 @@ class Family:
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
     makes: Literal["images", "videos"] = "images"
+    fps: float = 16.0
     dtype: Literal["float16", "bfloat16"] = "float16"
     vae_dtype: Literal["float32"] | None = None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,30 @@ def scheduler_like(own: Any, name: str, model: str | Path) -> Any:
     )
     is_flow = matching or bool(own.config.get("use_flow_sigmas"))
     if (wants_matching and not is_flow) or (not wants_matching and is_flow and (matching or not knows_flow)):
-        raise InputError(
-            f"the scheduler {class_name} does not fit the model {str(model)!r}, which was made for "
-            f"{type(own).__name__}{'' if matching or not is_flow else ' with flow'}: one of them is for flow "
-            f"matching, the other is not"
-        )
+        own_name = type(own).__name__ + ("" if matching or not is_flow else " with flow")
+        raise _misfit(class_name, own_name, model)
     shift = {"shift": own.config.flow_shift} if wants_matching and not matching else {}
     return kind.from_config(own.config, **changes, **shift)
+
+
+def check_scheduler(name: str, config: Mapping[str, Any], model: str | Path) -> None:
+    """As `scheduler_like`, from the configuration of the model's own scheduler, as far as that tells without diffusers.
+
+    Raises:
+        InputError: as there.
+    """
+    class_name, own = SCHEDULERS[name][0], config.get("_class_name")
+    if not isinstance(own, str) or config.get("use_flow_sigmas"):
+        return
+    if class_name.startswith("FlowMatch") != own.startswith("FlowMatch"):
+        raise _misfit(class_name, own, model)
+
+
+def _misfit(class_name: str, own: str, model: str | Path) -> InputError:
+    return InputError(
+        f"the scheduler {class_name} does not fit the model {str(model)!r}, which was made for {own}: one of them is "
+        "for flow matching, the other is not"
+    )
 
 
 def _is_a(scheduler: Any, class_name: str) -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from sagediff.errors import InputError
 
+NO_RAY = "--ray needs Ray: pip install 'sagediff[ray]'"
 _REACHED_S = 5.0  # a cluster that takes longer to answer is of no use
 _SETTINGS = b"\x04"
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)  # what gRPC begins with
@@ -81,7 +82,7 @@ def connected(options: PoolOptions, serve: bool = False) -> Iterator[Any]:
         if serve:
             import ray.serve
     except ImportError as error:
-        raise InputError("--ray needs Ray: pip install 'sagediff[ray]'") from error
+        raise InputError(NO_RAY) from error
     if options.address is not None and "RAY_USE_TLS" not in os.environ:
         check_reachable(_found_address(options.address))
     own = not ray.is_initialized()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sagediff.files.image_formats import PNG
 from sagediff.printable import printable
 
 _MARGIN, _GAP, _LABEL = 16, 10, 92  # pixels; _LABEL is the column that names the group
@@ -20,6 +21,8 @@ def contact_sheet(
     groups: Sequence[Sequence[int]],
     title: str,
     cell: int = 144,
+    shown: Callable[[Path], Sequence[Image.Image]] = PNG.shown,
+    abreast: int = 1,
 ) -> Image.Image:
     """Draw the sheet; larger groups first, single prompts packed together at the end.
 
@@ -27,12 +30,15 @@ def contact_sheet(
         images: files, one per prompt.
         groups: prompt numbers, as in the plan.
         cell: side of an image on the sheet, in pixels.
+        shown: what to show of a file, side by side: its image, or frames of its video.
+        abreast: how many those are.
     """
     font, small = ImageFont.load_default(14), ImageFont.load_default(11)
-    columns = max(4, min(8, max(map(len, groups))))
+    columns = max(4, min(8, max(map(len, groups)))) if abreast == 1 else max(2, min(3, max(map(len, groups))))
     rows = _rows(groups, columns)
     caption = 4 * 14
-    width = 2 * _MARGIN + _LABEL + columns * (cell + _GAP)
+    wide = cell * abreast
+    width = 2 * _MARGIN + _LABEL + columns * (wide + _GAP)
     height = 2 * _MARGIN + 34 + len(rows) * (cell + caption + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -41,20 +47,28 @@ def contact_sheet(
     for label, members in rows:
         draw.text((_MARGIN, y + 4), label, fill=(60, 60, 60), font=font)
         for column, index in enumerate(members):
-            x = _MARGIN + _LABEL + column * (cell + _GAP)
-            with Image.open(images[index]) as image:
-                whole = image.convert("RGB")
-            whole.thumbnail((cell, cell)) if max(whole.size) > cell else None
-            if max(whole.size) < cell:  # small images are enlarged without smoothing by whole factors
-                factor = cell // max(whole.size)
-                whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
-            sheet.paste(whole, (x + (cell - whole.width) // 2, y + (cell - whole.height) // 2))
-            lines = textwrap.wrap(printable(" ".join(prompts[index][:1000].split())), width=cell // 6)
+            x = _MARGIN + _LABEL + column * (wide + _GAP)
+            for place, image in enumerate(shown(images[index])):
+                whole = _fitted(image, cell)
+                left = x + place * cell + (cell - whole.width) // 2
+                sheet.paste(whole, (left, y + (cell - whole.height) // 2))
+            lines = textwrap.wrap(printable(" ".join(prompts[index][:1000].split())), width=wide // 6)
             lines = [*lines[:3], lines[3][:-1] + "…"] if len(lines) > 4 else lines
             for n, line in enumerate(lines):
                 draw.text((x, y + cell + 3 + 13 * n), line, fill=(60, 60, 60), font=small)
         y += cell + caption + _GAP
     return sheet
+
+
+def _fitted(image: Image.Image, cell: int) -> Image.Image:
+    """An image as large as fits a square."""
+    whole = image.convert("RGB")
+    if max(whole.size) > cell:
+        whole.thumbnail((cell, cell))
+    if max(whole.size) < cell:  # small images are enlarged without smoothing by whole factors
+        factor = cell // max(whole.size)
+        whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
+    return whole
 
 
 def _rows(groups: Sequence[Sequence[int]], columns: int) -> list[tuple[str, list[int]]]:

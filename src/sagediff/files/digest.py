@@ -17,6 +17,21 @@ def bytes_digest(data: bytes, size: int = 16) -> str:
     return hashlib.blake2b(data, digest_size=size).hexdigest()
 
 
+class RunningDigest:
+    """As `bytes_digest`, of parts that come one after the other; their borders matter."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, part: bytes) -> None:
+        self._digest.update(len(part).to_bytes(8, "little") + part)
+
+    @property
+    def value(self) -> str:
+        """Of all parts so far."""
+        return self._digest.hexdigest()
+
+
 def texts_digest(texts: Iterable[str]) -> str:
     """Digest of a list of texts; their order and borders matter."""
     digest = hashlib.blake2b(digest_size=16)

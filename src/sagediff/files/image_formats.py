@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -38,6 +38,7 @@ class ImageFormat:
 
     name: Format = "png"
     quality: int | None = None
+    folder: ClassVar[str] = "images"
 
     @property
     def suffix(self) -> str:
@@ -82,6 +83,11 @@ class ImageFormat:
         except OSError:
             return False
         return self.is_whole(data, texts)
+
+    def shown(self, path: Path) -> list[Image.Image]:
+        """A file's image, as the only one to show of it."""
+        with Image.open(path) as image:
+            return [image.convert("RGB")]
 
 
 PNG = ImageFormat()

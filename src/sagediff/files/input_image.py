@@ -28,11 +28,13 @@ class InputImage:
         kind: "image" or "mask".
         digest: of size and pixels.
         size: (width, height) in pixels.
+        said: what whoever asked called it, for records.
     """
 
     kind: Kind
     digest: str
     size: tuple[int, int]
+    said: str = field(default="", compare=False, kw_only=True)
     _source: Path | Image.Image = field(repr=False, compare=False)
 
     @classmethod

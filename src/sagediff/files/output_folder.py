@@ -21,6 +21,7 @@ from sagediff.files.atomic import (
 from sagediff.files.claim import is_vacant
 from sagediff.files.image_formats import PNG, ImageFormat
 from sagediff.files.json_input import read_object
+from sagediff.files.video_format import VideoFormat
 
 MANIFEST = "run.json"
 _MANIFEST_BYTES = 1 << 30  # the plan of a million prompts takes some fifty megabytes
@@ -32,20 +33,25 @@ class OutputFolder:
     Nobody else writes there meanwhile (`claim.claimed_output`).
 
     Args:
-        image_format: of every image.
+        image_format: of every image, or video.
         name: of an image's file by its number, without its ending; no two are equal.
     """
 
     def __init__(
         self,
         path: Path,
-        image_format: ImageFormat = PNG,
+        image_format: ImageFormat | VideoFormat = PNG,
         name: Callable[[int], str] = "{:06d}".format,
     ) -> None:
         self.path, self.image_format, self._name = path, image_format, name
 
+    @property
+    def home(self) -> Path:
+        """The folder of the images."""
+        return self.path / self.image_format.folder
+
     def image_path(self, index: int) -> Path:
-        return self.path / "images" / f"{self._name(index)}{self.image_format.suffix}"
+        return self.home / f"{self._name(index)}{self.image_format.suffix}"
 
     def check_free(self, resume: bool) -> None:
         """Refuse a folder that is in use, before it is known what this run would write there. Writes nothing.
@@ -82,11 +88,11 @@ class OutputFolder:
         """Create the folder and its manifest; a killed run's temporary files are removed."""
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for folder in (self.path, self.path / "images"):
+            for folder in (self.path, self.home):
                 sweep(folder)
             manifest = {"settings": dict(settings), "content": dict(content), "plan": json.loads(plan_json)}
             self.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            (self.path / "images").mkdir(exist_ok=True)
+            self.home.mkdir(exist_ok=True)
 
     def finished(self, texts: Iterable[Mapping[str, str]]) -> list[int]:
         """Numbers of the images that are there, whole.

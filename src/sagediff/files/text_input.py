@@ -9,7 +9,8 @@ import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, cast
 
@@ -19,6 +20,10 @@ MAX_LINE = 1 << 20  # characters; rows of prompts take some hundreds
 _CHUNK = 1 << 16  # bytes read at once
 # a compressed file that unpacks to more bytes than both is none of prompts, which shrink to a twentieth or so
 _ROOM, _EXPANSION = 4 << 20, 200
+
+_NOT_WESTERN = frozenset(b"\x81\x8d\x8f\x90\x9d")  # stand for nothing in Windows-1252
+_CYRILLIC = b"\xa8\xb8"  # letters of Windows-1251 beside those from 0xc0 on
+_EAST_ASIAN = {"shift_jis": "Shift-JIS", "gb18030": "GB18030 (GBK)", "big5": "Big5", "euc_kr": "EUC-KR"}
 
 _SIGNATURES = (  # what a file that is no UTF-8 text begins with; longer ones first
     (b"\xff\xfe\x00\x00", "it is UTF-32; save it as UTF-8"),
@@ -144,9 +149,28 @@ def _check_signature(head: bytes, where: str) -> None:
 def _not_utf8(where: str, byte: int, error: UnicodeDecodeError) -> str:
     value = error.object[error.start]
     return (
-        f"{where} is not UTF-8 text (byte {byte}), it holds 0x{value:02x} there: if it is Windows-1252 (cp1252) or "
-        "Latin-1, save it as UTF-8"
+        f"{where} is not UTF-8 text (byte {byte}), it holds 0x{value:02x} there: if it is "
+        f"{_likely_encoding(error.object)}, save it as UTF-8"
     )
+
+
+def _likely_encoding(data: bytes) -> str:
+    """What a text that is no UTF-8 may be in.
+
+    Accents of Western texts stand alone among ASCII, characters of East Asian ones follow each other.
+    """
+    high = [at for at, value in enumerate(data[:_CHUNK]) if value > 127]
+    runs = sum(two - one <= 2 for one, two in pairwise(high))
+    if not _NOT_WESTERN.intersection(data) and runs < len(high) / 2:
+        return "Windows-1252 (cp1252) or Latin-1"
+    if all(data[at] >= 0xC0 or data[at] in _CYRILLIC for at in high):
+        return "Windows-1251 (Cyrillic)"
+    found = []
+    for codec, name in _EAST_ASIAN.items():
+        with suppress(UnicodeDecodeError):
+            codecs.getincrementaldecoder(codec)().decode(data)
+            found.append(name)
+    return " or ".join(found) or "in some older encoding"
 
 
 # -- files of any kind that somebody names

@@ -18,7 +18,7 @@ from sagediff.pipelines.model_files import INDEX
 from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.pipelines.single_file import held_parts
-from sagediff.pipelines.variants import loadable, vae_files
+from sagediff.pipelines.variants import loadable, only_variant, vae_files
 from sagediff.progress import stderr_track
 
 _EMBEDDING = ("text_encoder", "tokenizer")  # parts of a pipeline that its prompt embeddings come from
@@ -73,12 +73,11 @@ def model_digest(name: str | ModelSource, parts: tuple[str, ...] = ("",)) -> str
     names = [key for key, value in read_object(index).items() if isinstance(value, list)]
     taken = [part for part in sorted(names) if part.startswith(parts)]
     held = set() if file is None else held_parts(file, folder)
-    found = [
-        each
-        for part in taken
-        for each in loadable(folder / part, source.variant)
-        if part not in held or ".safetensors" not in each.name
-    ]
+    found = []
+    for part in taken:
+        variant = source.variant if file is None else only_variant(folder / part)
+        files = loadable(folder / part, variant)
+        found += [each for each in files if part not in held or ".safetensors" not in each.name]
     own = "" if file is None else f"{files_digest([file])} "
     return own + files_digest([index, *found], folder)
 

@@ -15,6 +15,7 @@ from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import shortened
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
 from sagediff.pipelines.model_source import BUILT_IN, ModelSource, model_folder
+from sagediff.pipelines.quantized import is_quantized
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
 from sagediff.pipelines.single_file import config_folder, load_single_file
 from sagediff.pipelines.variants import check_variant
@@ -69,15 +70,21 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
     return parts, _checked_denoiser(index, where)
 
 
-def check_local_model(source: ModelSource) -> None:
+def check_local_model(source: ModelSource, images_for: str = "") -> None:
     """What the index of a local folder tells is refused at once: no library is imported, no weights are looked at.
 
+    Args:
+        images_for: a command that works with images only; empty for one that makes videos as well.
+
     Raises:
-        InputError: no such model, or an index that cannot be read. UnsupportedPipelineError: as `supported_parts`.
+        InputError: no such model, or an index that cannot be read. UnsupportedPipelineError: as `supported_parts` and
+            `check_makes_images`.
     """
     folder = None if source.single_file is not None else model_folder(source.name)
     if folder is not None:
-        _checked_denoiser(_index_of(source.name, folder), str(folder / INDEX))
+        denoiser = _checked_denoiser(_index_of(source.name, folder), str(folder / INDEX))
+        if images_for:
+            _check_images(denoiser, source.name, images_for)
 
 
 def _index_of(name: str, folder: Path) -> dict[str, Any]:
@@ -100,8 +107,9 @@ def _checked_denoiser(index: Mapping[str, Any], where: str) -> str:
     denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
     if denoiser not in FAMILIES:
         raise UnsupportedPipelineError(
-            f"{known} has {f'the denoiser {denoiser}' if denoiser else 'no denoiser'}, which shared "
-            f"sampling does not know; known are {', '.join(sorted(FAMILIES))}"
+            f"this model is none of those that sagediff knows: {known} has "
+            f"{f'the denoiser {denoiser}' if denoiser else 'no denoiser'}. It knows Stable Diffusion 1 to 3.5, SDXL, "
+            "FLUX, Qwen-Image, PixArt, Sana, Wan, LTX and others (docs/families.md)"
         )
     return denoiser
 
@@ -115,13 +123,14 @@ def check_makes_images(name_or_path: str | Path | ModelSource, command: str) -> 
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: it makes videos, or is none that sharing knows.
     """
-    from sagediff.denoiser.lookup import FAMILIES
+    name = name_or_path.name if isinstance(name_or_path, ModelSource) else str(name_or_path)
+    _check_images(supported_parts(name_or_path)[1], name, command)
 
-    _, denoiser = supported_parts(name_or_path)
-    name = name_or_path.name if isinstance(name_or_path, ModelSource) else name_or_path
+
+def _check_images(denoiser: str, name: str, command: str) -> None:
     if FAMILIES[denoiser].makes != "images":
         raise UnsupportedPipelineError(
-            f"{command} works with images, and the model {shortened(str(name))!r} makes videos: take a model "
+            f"{command} works with images, and the model {shortened(name)!r} makes videos: take a model "
             f"that makes images; videos come from `sagediff generate` and SharedSampler"
         )
 
@@ -220,6 +229,9 @@ def load_source(
         raise
     except Exception as error:  # whatever a wrong folder makes diffusers and transformers raise
         raise _cannot_load(name, error) from error
+    for part in quantized:
+        if not is_quantized(getattr(pipe, part, None)):
+            raise InputError(f"the {part} of {name} was not quantised, though that was asked for")
     if built_in is not None and built_in.channels_last and getattr(pipe, "unet", None) is not None:
         pipe.unet.to(memory_format=torch.channels_last)
     if scheduler is not None:

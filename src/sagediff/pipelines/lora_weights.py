@@ -14,6 +14,7 @@ from sagediff.errors import InputError, first_line
 from sagediff.pipelines.lora import Lora
 from sagediff.pipelines.quantized import is_quantized
 
+_OF_LORA = re.compile(r"lora|lokr|hada|dora|diff_b?\b", re.IGNORECASE)
 _HALF = re.compile(r"^(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<half>A|B|down|up)\b")
 
 
@@ -28,7 +29,10 @@ def check_lora_weights(file: Path) -> None:
     halves: dict[str, set[str]] = {}
     try:
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no dict
+            names = list(opened.keys())
+            if not any(map(_OF_LORA.search, names)):
+                raise InputError(f"{file} holds no LoRA: none of its {len(names)} tensors is of one")
+            for name in names:
                 tensor = opened.get_tensor(name)
                 if tensor.is_floating_point() and not tensor.float().isfinite().all():
                     raise InputError(f"the LoRA {file} is broken: {name} holds values that are not finite")
@@ -59,7 +63,9 @@ def merge_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     for name, lora in zip(names, loras, strict=True):
         _load_lora(pipe, lora.file, name)
     pipe.set_adapters(names, [lora.weight for lora in loras])
-    if is_quantized(pipe):  # whose weights cannot be added to; the LoRAs stay beside them
+    if any(
+        map(is_quantized, pipe.components.values())
+    ):  # whose weights cannot be added to; the LoRAs stay beside them
         return
     try:
         pipe.fuse_lora(safe_fusing=True, adapter_names=names)

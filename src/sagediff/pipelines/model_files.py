@@ -13,7 +13,8 @@ from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.files.json_input import SMALL, read_object
-from sagediff.files.text_input import shortened
+from sagediff.files.text_input import is_file, shortened
+from sagediff.printable import printable
 
 INDEX = "model_index.json"
 _MAX_JSON = 256 << 20  # bytes; vocabularies take some megabytes
@@ -93,8 +94,8 @@ def _check_shards(index: Path) -> None:
                 f"{index}: the shard {shortened(shard, 80)!r} is no .safetensors file in the same folder; nothing "
                 "else is loaded"
             )
-        if not (index.parent / shard).is_file():
-            raise InputError(f"{index}: the shard {shard} is missing")
+        if not is_file(index.parent / shard):
+            raise InputError(f"{index}: the shard {printable(shortened(shard, 80))} is missing")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -163,7 +163,7 @@ def _single_file(name: str) -> Path | None:
         )
     if not is_file(file):
         if file.suffix in (SAFETENSORS, GGUF) and not is_folder(file):
-            raise InputError(f"no model {shortened(name)!r}: there is no such file")
+            raise InputError(f"no model {shortened(name)!r}: there is no such file on this machine")
         return None
     if file.suffix not in (SAFETENSORS, GGUF):
         raise InputError(

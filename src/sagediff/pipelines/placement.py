@@ -8,6 +8,7 @@ from typing import Any
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
+from sagediff.pipelines.from_images import Begins, from_images
 from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
 from sagediff.pipelines.lora_weights import check_lora_weights, merge_loras
 from sagediff.pipelines.model_source import ModelSource
@@ -70,8 +71,11 @@ def computes_in_bfloat16(device: str) -> bool:
     return True
 
 
-def open_pipeline(model: ModelOptions) -> Any:
+def open_pipeline(model: ModelOptions, begins: Begins | None = None) -> Any:
     """A pipeline on its device; LoRAs are merged into the weights, so that its steps cost no more than others.
+
+    Args:
+        begins: what is to be sampled from, beside texts (`from_images`).
 
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
@@ -94,6 +98,7 @@ def open_pipeline(model: ModelOptions) -> Any:
         {} if model.quantize is None else quantization(model.quantize, supported_parts(model.source)[0])
     )
     pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype, quantized=quantized, **given)
+    pipe = from_images(pipe, begins)
     pipe.set_progress_bar_config(disable=True)
     merge_loras(pipe, loras)
     if model.offload is None:

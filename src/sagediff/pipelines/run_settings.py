@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
@@ -20,8 +20,7 @@ from sagediff.pipelines.step_caches import parse_cache
 from sagediff.pipelines.variants import vae_files
 from sagediff.plan.sharing import CAUTIOUS, Layer, Sharing, for_guidance
 
-Offload: TypeAlias = Literal["model", "group", "sequential"]
-OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+OFFLOADS = ("model", "group", "sequential")  # from the fastest to the one that needs least memory
 
 
 @dataclass(frozen=True)
@@ -55,19 +54,16 @@ class ModelOptions:
         "Of a single file: its pipeline's folder or hub id. [default: found]",
     )
     vae: Path | None = option(
-        None,
-        "Another autoencoder: a folder or a .safetensors file. [default: the model's]",
+        None, "Another autoencoder of the same latents: folder or file. [default: the model's]"
     )
     quantize: str | None = option(
-        None, "torchao:KIND, such as torchao:int8wo, or a JSON file. [default: not quantised]"
+        None, "Fewer bits: torchao:int8wo, :int4wo and others, or a JSON file. [default: no]"
     )
     cache: str | None = option(
-        None, "first-block[:THRESHOLD], taylorseer[:N] or pyramid[:N]. [default: none]"
+        None, "Reuse between steps: first-block, taylorseer, pyramid, faster; :N. [default: no]"
     )
     offload: str | None = option(
-        None,
-        "Weights in main memory, by 'model', 'group' or 'sequential'. [default: not]",
-        choices=OFFLOADS,
+        None, "Keep weights in main memory: model, group or sequential. [default: no]", choices=OFFLOADS
     )
     compile: bool = option(False, "Compile the denoiser: a slow start, then faster steps.")
 
@@ -170,7 +166,7 @@ class RunSettings:
         }
         return (
             f"nobody has measured how well this model shares, so this is cautious: "
-            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds what it bears, "
+            f"{', '.join(words[name] for name in self.cautious)}; `sagediff tune` finds how much it tolerates, "
             "`sagediff train` makes it bear more"
         )
 

@@ -43,6 +43,12 @@ def variants_in(folder: Path) -> set[str]:
     return {variant for variant in found if variant is not None}
 
 
+def only_variant(folder: Path) -> str | None:
+    """The variant of a part that has weights of one variant alone: nothing else can be meant. None for others."""
+    found = variants_in(folder)
+    return found.pop() if len(found) == 1 and "" not in found else None
+
+
 def variant_of(name: str) -> str | None:
     """The variant of a file of weights, or of the index of its shards; empty for none. None for other files."""
     stem, weights, after = name.partition(".safetensors")

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,15 @@ import numpy.typing as npt
 
 from sagediff.errors import PlanError
 from sagediff.files.digest import number_of
+from sagediff.plan.costs import (
+    calls,
+    check_guided,
+    check_replayed,
+    first_guided,
+    may_guide,
+    rows_of_nodes,
+    spans,
+)
 from sagediff.plan.levels import (
     Level,
     branching_levels,
@@ -89,46 +97,8 @@ class SharePlan:
                 f"calls_per_step must hold {self.num_steps} counts of at least 1, got {self.calls_per_step!r}"
             )
         check_levels(self.levels, self.num_steps)
-        self._check_replayed()
-        self._check_guided()
-
-    def _check_replayed(self) -> None:
-        replayed = self.replayed_steps
-        if replayed is None:
-            return
-        if len(replayed) != self.num_prompts or not all(
-            isinstance(steps, int) and 0 <= steps <= self.num_steps for steps in replayed
-        ):
-            raise PlanError(
-                f"replayed_steps must hold a whole number in [0, {self.num_steps}] for each of the "
-                f"{self.num_prompts} prompts, got {replayed!r}"
-            )
-        ends = [*(start for start, _ in self.levels[1:]), self.num_steps]
-        for (_, nodes), end in zip(self.levels, ends, strict=True):
-            first: dict[int, int] = {}
-            for prompt, node in enumerate(nodes):
-                other = first.setdefault(node, prompt)
-                if min(replayed[prompt], end) != min(replayed[other], end):
-                    raise PlanError(
-                        f"prompts {other} and {prompt} are one node until step {end}, but replay "
-                        f"{replayed[other]} and {replayed[prompt]} steps: give both the same number, or part them"
-                    )
-
-    def _check_guided(self) -> None:
-        starts = self.guided_from
-        if starts is None:
-            return
-        if len(starts) != self.num_prompts or not all(
-            start is None or (type(start) is int and 0 <= start <= self.num_steps) for start in starts
-        ):
-            raise PlanError(
-                f"guided_from must hold a whole number in [0, {self.num_steps}], or None, for each of the "
-                f"{self.num_prompts} prompts, got {starts!r}"
-            )
-        if self.rows_per_prompt != 2 or self.unguided_steps:
-            raise PlanError("guided_from goes with 2 rows per prompt, and says what unguided_steps would")
-        if mixed := next((group for group in self.groups if len({starts[i] for i in group}) > 1), None):
-            raise PlanError(f"prompts {mixed} are one group, but are not guided alike")
+        check_replayed(self)
+        check_guided(self)
 
     @classmethod
     def from_groups(
@@ -247,73 +217,36 @@ class SharePlan:
 
     def runs_negative(self, step: int, members: int) -> bool:
         """Whether the negative rows of a node of so many members are run at that step, if there is guidance."""
-        return step >= self.unguided_steps and self._may_guide(members)
+        return step >= self.unguided_steps and may_guide(self, members)
 
     def is_guided(self) -> npt.NDArray[np.bool_]:
         """Whether each prompt is guided in any of its steps, shape (N,)."""
-        starts = np.maximum(self._guided_from, self.branch_steps if self.shared_guidance == 1.0 else 0)
+        starts = np.maximum(first_guided(self), self.branch_steps if self.shared_guidance == 1.0 else 0)
         return np.asarray(starts < self.num_steps)
-
-    def _may_guide(self, members: int) -> bool:
-        return not (members > 1 and self.shared_guidance == 1.0)
-
-    @cached_property
-    def _guided_from(self) -> npt.NDArray[np.int64]:
-        """For each prompt the first step with guidance, shape (N,); past the last one where it has none."""
-        if self.guided_from is None:
-            start = self.unguided_steps if self.rows_per_prompt == 2 else self.num_steps
-            return np.full(self.num_prompts, start, dtype=np.int64)
-        starts = [self.num_steps if start is None else start for start in self.guided_from]
-        return np.asarray(starts, dtype=np.int64)
-
-    def _rows(self, step: int) -> npt.NDArray[np.int64]:
-        """Denoiser rows of one call for each node, shape (nodes,), whether the step is replayed or not."""
-        nodes = self.partition(step)
-        members = np.bincount(nodes)
-        starts = np.zeros(len(members), dtype=np.int64)
-        starts[nodes] = self._guided_from
-        may_guide = np.asarray([self._may_guide(int(n)) for n in members], dtype=bool)
-        return np.where((starts <= step) & may_guide, 2, 1)
-
-    def _node_rows(self, step: int) -> npt.NDArray[np.int64]:
-        """As `_rows`; 0 where the step is replayed."""
-        nodes = self.partition(step)
-        run = np.zeros(max(nodes, default=-1) + 1, dtype=bool)
-        run[nodes] = ~self.replays(step)
-        return self._rows(step) * run
-
-    def _calls(self, start: int, end: int) -> int:
-        """Denoiser calls of the steps from `start` to the one before `end`."""
-        return end - start if self.calls_per_step is None else sum(self.calls_per_step[start:end])
-
-    def _spans(self) -> list[tuple[int, int]]:
-        """(first step, denoiser calls) of the stretches in which a step's rows do not change."""
-        starts = (start for start, _ in self.levels)
-        cuts = sorted({*starts, *(self.replayed_steps or ()), *self._guided_from.tolist(), self.num_steps})
-        return [(start, self._calls(start, end)) for start, end in pairwise(cuts)]
 
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
-        return self._calls(step, step + 1) * int(self._node_rows(step).sum())
+        return calls(self, step, step + 1) * int(rows_of_nodes(self, step).sum())
 
     @cached_property
     def evaluations(self) -> int:
         """Denoiser rows of the whole plan."""
-        return sum(int(self._node_rows(start).sum()) * calls for start, calls in self._spans())
+        return sum(int(rows_of_nodes(self, start).sum()) * count for start, count in spans(self))
 
     @property
     def evaluations_independent(self) -> int:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
         unguided = 0 if self.guided_from is None else self.guided_from.count(None)
         rows = self.num_prompts * self.rows_per_prompt - unguided
-        return rows * self._calls(0, self.num_steps)
+        return rows * calls(self, 0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
         """Denoiser rows of independent sampling that leaves guidance out wherever this plan does, prompt by prompt."""
         return sum(
-            int((self._rows(start) * np.bincount(self.partition(start))).sum()) * calls
-            for start, calls in self._spans()
+            int((rows_of_nodes(self, start, replayed_too=True) * np.bincount(self.partition(start))).sum())
+            * count
+            for start, count in spans(self)
         )
 
     @property
@@ -355,9 +288,9 @@ class SharePlan:
     def prompt_evaluations(self) -> npt.NDArray[np.float64]:
         """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""
         total = np.zeros(self.num_prompts)
-        for start, calls in self._spans():
+        for start, count in spans(self):
             nodes = self.partition(start)
-            total += (self._node_rows(start) / np.bincount(nodes))[nodes] * calls
+            total += (rows_of_nodes(self, start) / np.bincount(nodes))[nodes] * count
         return total
 
     def recost(

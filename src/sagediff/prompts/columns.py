@@ -93,12 +93,33 @@ def _label(value: object) -> str | int:
         raise ValueError("should be text or a whole number") from None
 
 
+def _path(value: object) -> str | list[str]:
+    """The path of a file, or those of several."""
+    if isinstance(value, list) and value:
+        return [_file(each) for each in value]
+    return _file(value)
+
+
+def _file(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("should be the path of an image")
+    return value.strip()
+
+
 COLUMNS = (
     Column("negative_prompt", _text, "what the image should not show", "negative_prompt"),
     Column("seed", _whole, "seed of the image's noise, 0 to 2^63 - 1", "seed"),
     Column("width", _whole, "pixels; with `height`", "width"),
     Column("height", _whole, "pixels; with `width`", "height"),
     Column("guidance_scale", _number, "guidance scale, at least 0", "guidance_scale", ("guidance",)),
+    Column(
+        "image",
+        _path,
+        "image to begin from: a path, seen from the file's folder; a list of them where the model takes several",
+        "image",
+    ),
+    Column("mask_image", _file, "mask of it: a path; what is white is painted anew", "mask_image", ("mask",)),
+    Column("strength", _number, "how much of the image is replaced, above 0 to 1", "strength"),
     Column(
         "num_images",
         _copies,
@@ -112,8 +133,8 @@ COLUMNS = (
 
 NOT_OBEYED = frozenset(
     (
-        "prompt_2", "negative_prompt_2", "cfg_scale", "true_cfg_scale", "steps", "num_inference_steps", "strength",
-        "image", "mask_image", "lora", "scheduler", "sampler",
+        "prompt_2", "negative_prompt_2", "cfg_scale", "true_cfg_scale", "steps", "num_inference_steps",
+        "lora", "scheduler", "sampler",
     )
 )  # fmt: skip
 """What would change an image: a cell of one of these that says anything is refused."""

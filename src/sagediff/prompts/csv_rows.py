@@ -23,7 +23,8 @@ NoPrompt = Callable[[Sequence[str], str], InputError]
 def csv_rows(
     lines: Iterable[str], where: str, find: FindPrompt, missing: NoPrompt, delimiters: str = ",;\t"
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows by the names of the header's columns, each with the number of the line it begins in; blank lines are none.
+    """Rows by the names of the header's columns, each with the number of the line it begins in; blank lines
+    and rows of empty cells are none.
 
     The first of the delimiters by which the header has a column of prompts separates the fields. Columns without a name
     are left out where they are empty, as spreadsheets leave them at the right.
@@ -105,6 +106,8 @@ def _rows(
         if not row:
             continue
         raw = "".join(line for _, line in taken)
+        if not raw.strip(f"{delimiter} \t\n"):
+            continue  # as spreadsheets leave them at the end
         if '"' in raw and not whole.fullmatch(raw):
             raise InputError(
                 f"{at_fault()}: a quote inside a field that does not begin with one; put quotes around the whole "

@@ -36,7 +36,7 @@ from sagediff.prompts.kept_fields import KeptFields
 from sagediff.prompts.prompt_files import RowFile, is_prompt_file, open_rows
 from sagediff.prompts.requests import ImageRequest
 
-MAX_IMAGES = 10_000_000
+MAX_IMAGES = 4_000_000  # each with a seed of its own, they take a gigabyte
 _PLAIN = 100_000  # prompts whose requests are used again where they are repeated
 _HEADERS = 1000  # sets of names that are remembered: objects of JSON may each have their own
 
@@ -53,6 +53,11 @@ class RequestOptions:
     width: int | None = option(None, "Width in pixels. [default: the model's own]", low=1)
     height: int | None = option(None, "Height in pixels. [default: the model's own]", low=1)
     images_per_prompt: int = option(1, "Images per prompt.", low=1, high=MAX_COPIES)
+    image: Path | None = option(None, "Image to begin from, of rows that name none. [default: none]")
+    mask_image: Path | None = option(None, "Mask of it: what is white is painted anew. [default: none]")
+    strength: float | None = option(
+        None, "How much of the image is replaced. [default: the model's own]", above=0, high=1
+    )
     share_seeded: bool = option(
         False,
         "Let rows with a `seed` share too; they lose the image it gives alone.",
@@ -117,7 +122,7 @@ class ImageList:
         """What its row holds beside prompt and seed, for the metadata: first what was obeyed, then the user's own."""
         request, row = self.requests[image], self.row(image)
         found: dict[str, Any] = {} if self.ids[row] is None else {"id": self.ids[row]}
-        said = {name: getattr(request, name) for name in _SET if name != "seed"}
+        said = {name: _written(getattr(request, name)) for name in _SET if name != "seed"}
         return found | {name: value for name, value in said.items() if value is not None} | self.own[row]
 
     def digests(self) -> dict[str, str]:
@@ -142,7 +147,21 @@ _SET = [column.sets for column in COLUMNS if column.sets is not None]
 def _asked(request: ImageRequest) -> dict[str, Any]:
     """The fields of a request that say something, but for the prompt."""
     values = vars(request)
-    return {name: values[name] for name in _NOT_PROMPT if values[name] is not None}
+    return {name: _content(values[name]) for name in _NOT_PROMPT if values[name] is not None}
+
+
+def _content(value: Any) -> Any:
+    """A field of a request as JSON has it; of images what they show."""
+    if isinstance(value, tuple):
+        return [_content(each) for each in value]
+    return getattr(value, "digest", value)
+
+
+def _written(value: Any) -> Any:
+    """A field of a request as its row had it; of images their paths."""
+    if isinstance(value, tuple):
+        return [_written(each) for each in value]
+    return getattr(value, "said", value)
 
 
 def read_images(
@@ -165,10 +184,10 @@ def read_images(
     if given and file is not None:
         raise InputError("give prompts as arguments or --prompts FILE, not both")
     if file is None:
-        return _Reader(_arguments(given), options).images()
+        return _Reader(_arguments(given), options, Path()).images()
     notes: list[str] = []
     rows = open_rows(file, options.prompt_column, with_own=with_own, tell=notes.append)
-    return _Reader(rows, options, with_own, notes).images()
+    return _Reader(rows, options, file.parent, with_own, notes).images()
 
 
 def prompt_texts(path: Path, prompt_column: str | None = None) -> list[str]:
@@ -180,7 +199,7 @@ def prompt_texts(path: Path, prompt_column: str | None = None) -> list[str]:
     """
     notes: list[str] = []
     rows = open_rows(path, prompt_column, with_own=False, tell=notes.append)
-    reader = _Reader(rows, RequestOptions(prompt_column=prompt_column), False, notes)
+    reader = _Reader(rows, RequestOptions(prompt_column=prompt_column), path.parent, False, notes)
     images = reader.images()
     for number, request in enumerate(images.requests):
         if asked := _asked(request):
@@ -211,16 +230,17 @@ def _arguments(given: Sequence[str]) -> RowFile:
 
 
 class _Reader:
-    """Rows, one by one, to requests."""
+    """Rows, one by one, to requests; `home` is the folder that paths in them are seen from."""
 
     def __init__(
         self,
         source: RowFile,
         options: RequestOptions,
+        home: Path,
         with_own: bool = True,
         notes: list[str] | None = None,
     ) -> None:
-        self._source, self._options, self._with_own = source, options, with_own
+        self._source, self._options, self._home, self._with_own = source, options, home, with_own
         self._notes = [] if notes is None else notes
         self._place = f"{source.name}, {source.unit}" if source.name else source.unit
         self._headers: dict[tuple[str, ...], Header] = {}
@@ -289,8 +309,11 @@ class _Reader:
             raise InputError(
                 f"{where}: width and height go together; give both, or --width and --height for all"
             )
+        if options.strength is not None:
+            said.setdefault("strength", options.strength)
         seed = said.get("seed")
         try:
+            self._open_images(said)
             first = ImageRequest(
                 prompt, share=True if options.share_seeded and seed is not None else None, **said
             )
@@ -302,6 +325,29 @@ class _Reader:
             return [first, *(replace(first, seed=seed + i) for i in range(1, count))]
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
+    def _open_images(self, said: dict[str, Any]) -> None:
+        """Images by what they show, in place of their paths: a row's own, seen from its file's folder, or those of all
+        rows."""
+        if (
+            not {"image", "mask_image"} & set(said)
+            and not self._options.image
+            and not self._options.mask_image
+        ):
+            return
+        from sagediff.files.input_image import InputImage  # most files name none
+
+        def opened(value: Any, home: Path, kind: Any) -> Any:
+            if isinstance(value, list):
+                return tuple(opened(each, home, kind) for each in value)
+            return replace(InputImage.of(home / value, kind), said=str(value))
+
+        for name, kind in (("image", "image"), ("mask_image", "mask")):
+            of_all = getattr(self._options, name)
+            if name in said:
+                said[name] = opened(said[name], self._home, kind)
+            elif of_all is not None:
+                said[name] = opened(of_all, Path(), kind)
 
 
 def _prompt(header: Header, row: Mapping[str, Any], where: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import IO, Any, cast
 
 from sagediff.errors import InputError
-from sagediff.files.digest import bytes_digest
+from sagediff.files.digest import RunningDigest
 from sagediff.files.json_input import parse_object
 
 _IN_MEMORY = 64 << 20  # bytes
@@ -21,7 +21,8 @@ class KeptFields:
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
         self._ends = array("q")
-        self._digest = ""
+        self._digest = RunningDigest()
+        self._at_end = False  # of the file
 
     def add(self, fields: Mapping[str, Any]) -> None:
         """Keep those of the next row.
@@ -35,13 +36,15 @@ class KeptFields:
             try:
                 if self._file is None:
                     self._file = cast("IO[bytes]", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
-                self._file.seek(end)
+                if not self._at_end:
+                    self._file.seek(end)
+                    self._at_end = True
                 self._file.write(text)
             except OSError as error:
                 raise InputError(
                     f"the columns of the prompt file do not fit into {tempfile.gettempdir()}: {error.strerror}"
                 ) from error
-            self._digest = bytes_digest(f"{self._digest} {len(self._ends)} ".encode() + text)
+            self._digest.add(f"{len(self._ends)} ".encode() + text)
             end += len(text)
         self._ends.append(end)
 
@@ -52,10 +55,11 @@ class KeptFields:
         start, end = (self._ends[row - 1] if row else 0), self._ends[row]
         if start == end or self._file is None:
             return {}
+        self._at_end = False
         self._file.seek(start)
         return parse_object(self._file.read(end - start), f"row {row + 1}")
 
     @property
     def digest(self) -> str:
-        """Of all that is kept; empty for nothing."""
-        return self._digest
+        """Of all that is kept."""
+        return self._digest.value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, time
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def parquet_rows(
             for name in of_bytes:
                 tell(f"{where}: the column {quoted(name)} holds bytes, which metadata cannot; it is left out")
             chosen += [name for name in header.own if name not in of_bytes]
-        _check_expansion(path, metadata, chosen)
+        _check_expansion(path, metadata, set(names).difference(chosen))
         told = [name for name in (*header.known, *header.refused) if _holds_bytes(schema.field(name).type)]
         for name in told:
             raise InputError(f"{where}: the column {quoted(name)} holds bytes")
@@ -90,7 +89,7 @@ def _numbered(file: Any, names: Sequence[str], prompt: str, where: str, bound: i
 def _cells(column: Any, name: str, where: str, start: int, longest: int) -> Iterator[Any]:
     """A column's values one by one; texts are those of its dictionary, each of which is made once."""
     if hasattr(column, "dictionary"):
-        values = _checked(column.dictionary, name, where, start, longest)
+        values = list(map(_plain, _checked(column.dictionary, name, where, start, longest)))
         return (None if number is None else values[number] for number in column.indices.to_pylist())
     return map(_plain, _checked(column, name, where, start, longest))
 
@@ -147,16 +146,18 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
-    return str(value) if isinstance(value, Decimal) else repr(value)
+    return str(value)
 
 
-def _check_expansion(path: Path, metadata: Any, names: Sequence[str]) -> None:
+def _check_expansion(path: Path, metadata: Any, left_out: set[str]) -> None:
     """A file of some kilobytes may say that it holds billions of equal rows, or a text of a gigabyte."""
-    size, rows, unpacked, chosen = path.stat().st_size, metadata.num_rows, 0, set(names)
+    size, rows, unpacked = path.stat().st_size, metadata.num_rows, 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
         unpacked += sum(
-            each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] in chosen
+            each.total_uncompressed_size
+            for each in columns
+            if each.path_in_schema.split(".")[0] not in left_out
         )
     if rows > max(1 << 20, 100 * size) or unpacked > max(_ROOM, _EXPANSION * size):
         raise InputError(

@@ -7,7 +7,7 @@ generator then draws for its own image, so that members of a group keep equal no
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -79,14 +79,20 @@ class ImageKeywords:
 
     # -- before anything runs
 
-    def check(self, requests: Sequence[ImageRequest], keywords: Mapping[str, Any]) -> None:
+    def check(
+        self,
+        requests: Sequence[ImageRequest],
+        keywords: Mapping[str, Any],
+        where: Callable[[int], str] = "prompt {}".format,
+    ) -> None:
         """Refuse what the pipeline cannot take, or cannot do without.
 
         Args:
             keywords: of the call, given for all requests.
+            where: what to call a request in a message, by its number.
 
         Raises:
-            InputError: such an image, mask or strength; the request is numbered.
+            InputError: such an image, mask or strength; the request is named.
             UnsupportedPipelineError: it is not known how the pipeline takes images.
         """
         if keywords.get("padding_mask_crop") is not None and any(each.images for each in requests):
@@ -102,42 +108,38 @@ class ImageKeywords:
             for name, value in given.items():
                 if name is not None and value is not None and keywords.get(name) is not None:
                     raise InputError(
-                        f"`{name}` is given for all prompts, and by request {number} too; give it one way"
+                        f"{where(number)}: `{name}` is given for all prompts too; give it one way"
                     )
-            self._check_taken(number, request)
-            self._check_needed(number, request, keywords)
+            self._check_taken(where(number), request)
+            self._check_needed(where(number), request, keywords)
 
-    def _check_taken(self, number: int, request: ImageRequest) -> None:
+    def _check_taken(self, at: str, request: ImageRequest) -> None:
         images = request.images
         if images and self.image is None:
             raise InputError(
-                f"request {number} has an image, and {self.name} takes none: take a pipeline that does, as "
+                f"{at}: there is an image, and {self.name} takes none: take a pipeline that does, as "
                 f"AutoPipelineForImage2Image or AutoPipelineForInpainting make it of this one (`from_pipe`)"
             )
         if (images or request.mask) and self.way is None:
             raise UnsupportedPipelineError(
-                f"request {number} has an image, and it is not known whether {self.name} takes one for each prompt: "
+                f"{at}: there is an image, and it is not known whether {self.name} takes one for each prompt: "
                 f"give it as a keyword of the call, or run the pipeline inside shared_sampling"
             )
         if len(images) > 1 and self.way != "references":
-            raise InputError(
-                f"request {number} has {len(images)} images, and {self.name} takes one for a prompt"
-            )
+            raise InputError(f"{at}: there are {len(images)} images, and {self.name} takes one for a prompt")
         if request.mask is not None and not self.takes_mask:
-            raise InputError(f"request {number} has a mask_image, and {self.name} takes none; leave it out")
+            raise InputError(f"{at}: there is a mask_image, and {self.name} takes none; leave it out")
         if request.strength is not None and not self.takes_strength:
-            raise InputError(f"request {number} has a strength, and {self.name} takes none; leave it out")
+            raise InputError(f"{at}: there is a strength, and {self.name} takes none; leave it out")
 
-    def _check_needed(self, number: int, request: ImageRequest, keywords: Mapping[str, Any]) -> None:
+    def _check_needed(self, at: str, request: ImageRequest, keywords: Mapping[str, Any]) -> None:
         if self.way is None or self.name in _NEEDS_NONE:
             return
         if not request.images and not _is_given(keywords, self.image, "image_embeds", "latents"):
-            raise InputError(
-                f"request {number} has no image, and {self.name} begins from one; give it an image"
-            )
+            raise InputError(f"{at}: there is no image, and {self.name} begins from one; give one")
         is_filled_in = self.takes_mask and not _is_given(keywords, "mask_image", "masked_image_latents")
         if is_filled_in and request.mask is None:
-            raise InputError(f"request {number} has no mask_image, and {self.name} needs one; give it a mask")
+            raise InputError(f"{at}: there is no mask_image, and {self.name} needs one; give one")
 
     def calls(self, requests: Sequence[ImageRequest]) -> list[Hashable]:
         """For each request what its images demand of all requests in one call: equal entries may run together."""

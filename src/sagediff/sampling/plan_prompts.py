@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.errors import InputError
@@ -61,6 +62,7 @@ def plan_prompts(
     read: Sequence[Hashable] | None = None,
     guided: Sharing | None = None,
     strength: float | None = None,
+    vectors: npt.NDArray[np.float32] | None = None,
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -77,6 +79,7 @@ def plan_prompts(
         read: for each prompt what the text encoders read of it (`read_prompts`); None reads them here.
         guided: as `SharedSampler` takes it.
         strength: where a request names none; None for the pipeline's own. The plan has the steps that it leaves.
+        vectors: of the prompts, (N, D) of unit length, where they were embedded elsewhere.
 
     Raises:
         InputError: an empty prompt, or a number out of range; or requests that one plan cannot cost.
@@ -115,7 +118,8 @@ def plan_prompts(
 
     if groups is not None:
         return costed(sharing.plan_groups(groups, steps))
-    vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
+    if vectors is None:
+        vectors = embed_prompts([request.prompt for request in requests], pipe, encoder).vectors
     rows = {request.prompt: row for request, row in zip(requests, vectors, strict=True)}
     if read is None:
         read = read_prompts(pipe, [request.prompt for request in requests]).keys

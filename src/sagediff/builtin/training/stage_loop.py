@@ -181,7 +181,7 @@ def _restore(config: LoopConfig, modules: nn.ModuleDict, optimizer: torch.optim.
         return 0
     if not config.resume:
         raise InputError(
-            f"{path} is there: --resume goes on with it; to start anew, remove it or name another --out"
+            f"{path} is there: --resume goes on with it; to start from scratch, remove it or name another --out"
         )
     try:
         tensors = load_file(path)

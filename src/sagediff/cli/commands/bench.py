@@ -10,7 +10,7 @@ from sagediff.cli import options
 from sagediff.cli.bench_inputs import BenchInputs
 from sagediff.cli.comparison_options import BenchOptions, MeasuringOptions
 from sagediff.cli.early_checks import check_settings
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
@@ -58,11 +58,11 @@ def bench(
         }
     if loras := model.loras():
         arms["sage"] = arm(tuple(map(str, loras)))
-    check_settings(next(iter(arms["base"].values())))
+    check_settings(next(iter(arms["base"].values())), "bench")
     inputs = BenchInputs.of(arms, compared, measuring, prompt_file)
     with claimed_output(compared.out):
         OutputFolder(compared.out).check_free(compared.resume)
-        import_libraries()
-        from sagediff.cli.comparing import run_bench_command
+        with importing():
+            from sagediff.cli.comparing import run_bench_command
 
         run_bench_command(inputs, compared, measuring)

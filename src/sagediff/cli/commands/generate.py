@@ -10,10 +10,11 @@ from sagediff.cli.job_options import (
     Generation,
     OutputOptions,
     ScaleOptions,
+    VideoOptions,
     WorkerOptions,
     guided_sharing,
 )
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
@@ -29,11 +30,12 @@ def generate(
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
+    video: Annotated[VideoOptions, options.flattened("Sampling")] = VideoOptions(),  # noqa: B008
     output: Annotated[OutputOptions, options.flattened("Output")] = OutputOptions(),  # noqa: B008
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     workers: Annotated[WorkerOptions, options.flattened("Scale")] = WorkerOptions(),  # noqa: B008
 ) -> None:
-    """Generate one image per prompt."""
+    """Generate one image, or one video, per prompt."""
     images = read_images(prompts, prompt_file, requested)
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
@@ -41,14 +43,14 @@ def generate(
     check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
-    job = Generation(images, settings, guided, output, micro_batch, scale, pool)
+    job = Generation(images, settings, guided, output, micro_batch, scale, pool, video)
     folder, manifest = OutputFolder(output.out, output.image_format), job.manifest()
     job.file_names()  # refused before anything heavy is imported
     if output.shard_size is not None:
         check_shard_size(output.shard_size)
     with claimed_output(output.out):
         folder.check(manifest, output.resume)
-        import_libraries()
-        from sagediff.cli.generation import run_generation  # imports what takes seconds
+        with importing():  # what takes seconds
+            from sagediff.cli.generation import run_generation
 
         run_generation(job, folder, manifest)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sagediff.cli import options
 from sagediff.cli.early_checks import check_settings
 from sagediff.cli.job_options import ReplicaOptions
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
@@ -42,7 +42,7 @@ def serve(
     """Serve the model as an OpenAI-compatible images server. API keys come from SAGEDIFF_API_KEYS, with commas."""
     named = options.named(sharing)
     settings = resolve(model, sampling, named, policy, cautious=True)
-    check_settings(settings)
+    check_settings(settings, "serve")
     # what a client's own guidance scale changes: nothing is then left out that belongs to the model's default
     scale = 1.0 if settings.sampling.guidance_scale is None else settings.sampling.guidance_scale
     steps, encoder = sampling.num_inference_steps, sampling.encoder
@@ -52,8 +52,8 @@ def serve(
     if micro_batch is not None and micro_batch < 1:
         raise InputError(f"--micro-batch must be at least 1, got {micro_batch}")
     pool, least = replicas.pool(), replicas.least()
-    import_libraries()
-    from sagediff.serving.local_engine import ServeRequest
-    from sagediff.serving.run_server import run_serve
+    with importing():
+        from sagediff.serving.local_engine import ServeRequest
+        from sagediff.serving.run_server import run_serve
 
     run_serve(ServeRequest(settings, guided.sharing, micro_batch, config, pool, least))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
-from sagediff.cli.early_checks import check_settings, check_work
-from sagediff.cli.job_options import ScaleOptions, guided_sharing
-from sagediff.cli.libraries import import_libraries
+from sagediff.cli.early_checks import check_page, check_settings, check_work
+from sagediff.cli.job_options import ScaleOptions, VideoOptions, guided_sharing
 from sagediff.cli.terminal import print_json
+from sagediff.collector import importing
+from sagediff.files.atomic import writing
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
@@ -27,10 +29,14 @@ def plan(
     sampling: options.Sampling = SamplingOptions(),  # noqa: B008
     sharing: options.SharingOptions = None,
     policy: options.Policy = None,
+    video: Annotated[VideoOptions, options.flattened("Sampling")] = VideoOptions(),  # noqa: B008 - changes no cost
     scale: Annotated[ScaleOptions, options.flattened("Scale")] = ScaleOptions(),  # noqa: B008
     as_json: Annotated[
         bool, options.of("Output", "--json", help="Print the figures and groups as JSON.")
     ] = False,
+    html: Annotated[
+        Path | None, options.of("Output", help="Write a page that lists the groups. [default: none]")
+    ] = None,
 ) -> None:
     """Show how prompts would be grouped and what that saves, without loading the denoiser."""
     images = read_images(prompts, prompt_file, requested, with_own=False)
@@ -39,36 +45,54 @@ def plan(
     check_settings(settings)
     check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
-    import_libraries()
-    from rich.console import Console
+    if html is not None:
+        check_page(html)
+    with importing():
+        from rich.console import Console
 
-    from sagediff.cli.planning import messages, plan_images
-    from sagediff.pipelines.loading import load_for_planning
-    from sagediff.scale.disk_groups import GROUPS
+        from sagediff.cli.planning import advice, messages, plan_images
+        from sagediff.cli.telling.group_page import group_page
+        from sagediff.cli.telling.run_words import plan_rows, table
+        from sagediff.cli.telling.thresholds import around, curve_table
+        from sagediff.denoiser.table import FAMILIES
+        from sagediff.pipelines.from_images import begins_from, from_images
+        from sagediff.pipelines.loading import load_for_planning
+        from sagediff.scale.disk_groups import GROUPS
 
-    texts, chosen = images.prompts, settings.sharing
+    texts, threshold = images.prompts, settings.sharing.threshold
     pipe, denoiser = load_for_planning(
         settings.model.source,
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
-    found, reading = plan_images(images, settings, guided, scale, pipe, denoiser)
-    for words in messages(images, found, reading):
+    if FAMILIES[denoiser].makes == "images":
+        video.check_images()
+    pipe = from_images(pipe, begins_from(images.requests))
+    planned = plan_images(images, settings, guided, scale, pipe, denoiser)
+    found = planned.plan
+    for words in messages(images, found, planned.reading):
         print(words, file=sys.stderr)
     if note := settings.note():
         print(f"note: {note}", file=sys.stderr)
-    record = found.summary() | {"threshold": chosen.threshold, "num_rows": len(images.starts)}
+    record = found.summary() | {"threshold": threshold, "num_rows": len(images.starts)}
+    curve = [] if as_json and html is None else planned.curve(around(threshold))
+    if html is not None:
+        with writing(html) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(group_page(found, texts, threshold, planned.vectors, curve))
+        print(f"page of the groups: {printable(str(html))}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = record | {"groups_file": str(scale.work / GROUPS)}
-        words = f"{found.title}; the groups are in {scale.work}"
         if as_json:
             print_json(figures, indent=2)
         else:
-            print(printable(words))
+            print(table([*plan_rows(found, FAMILIES[denoiser].makes), ("groups", f"in {scale.work}")]))
     elif as_json:
         print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
+        print(table([*plan_rows(found, FAMILIES[denoiser].makes), *advice(planned, texts, threshold)]))
+        if len(texts) > 1:
+            print(f"\n{curve_table(curve, threshold, settings.sharing.share_ratio)}")
 
 
 def group_records(plan: SharePlan, prompts: list[str]) -> list[dict[str, object]]:
@@ -89,7 +113,7 @@ def plan_table(plan: SharePlan, prompts: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=plan.title, title_justify="left")
+    table = Table()
     table.add_column("group", justify="right")
     table.add_column("branch step", justify="right")
     table.add_column("prompts")

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sagediff.cli import early_checks, options
-from sagediff.cli.libraries import import_libraries
+from sagediff.cli import options
+from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
+from sagediff.pipelines.loading import check_local_model
 from sagediff.pipelines.lora import sharing_record
 from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.training.captioned_images import load_images
@@ -105,14 +106,14 @@ def train(
             instead = ", or --report-to none" if module in report else ""
             raise InputError(f"training needs {module}: pip install 'sagediff[train]'{instead}")
     source = ModelOptions(**options.named(model)).source
-    early_checks.check_model(source)
+    check_local_model(source)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that `accelerate launch` starts, one writes
     with claimed_output(config.out) if first else nullcontext():
         check_output(config)
         images = load_images(data)
-        import_libraries()
-        from sagediff.pipelines.loading import load_source, quiet_libraries
-        from sagediff.training.loop import check_model, train
+        with importing():
+            from sagediff.pipelines.loading import load_source, quiet_libraries
+            from sagediff.training.loop import check_model, train
 
         quiet_libraries()
         check_model(source, config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sagediff.cli import options
 from sagediff.cli.comparison_options import MeasuringOptions, TuneOptions
 from sagediff.cli.early_checks import check_settings
-from sagediff.cli.libraries import import_libraries
+from sagediff.collector import importing
 from sagediff.files.claim import claimed_file
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 
@@ -28,15 +28,15 @@ def tune(
 ) -> None:
     """Find the sharing that saves most within a budget, and write it as a file for --policy."""
     settings = resolve(model, sampling, options.named(sharing))
-    check_settings(settings)
+    check_settings(settings, "tune")
     prompts = measuring.named_prompts(prompt_file, settings.model)
     searched.check_way(settings, measuring, prompts)
     searched.search(settings), measuring.seeds_or((0,))  # refused before anything heavy is imported
     with claimed_file(searched.out):
-        import_libraries()
-        if searched.by == "predictions":
-            from sagediff.cli.tuning_by_predictions import tune_by_predictions as run_tune
-        else:
-            from sagediff.cli.tuning import run_tune
+        with importing():
+            if searched.by == "predictions":
+                from sagediff.cli.tuning_by_predictions import tune_by_predictions as run_tune
+            else:
+                from sagediff.cli.tuning import run_tune
 
         run_tune(settings, searched, measuring, prompts)

@@ -98,7 +98,9 @@ def load_embed(request: ServeRequest) -> Callable[[list[str]], Any]:
     settings = request.settings
     pipe = None
     if settings.sampling.encoder is None:
-        pipe = open_pipeline(replace(settings.model, device="cpu", dtype="float32"))
+        # how the denoiser runs on the replicas' devices, this one may not be able to do
+        model = replace(settings.model, quantize=None, offload=None, cache=None, compile=False)
+        pipe = open_pipeline(replace(model, device="cpu", dtype="float32"))
     encoder = text_encoder(pipe, settings.sampling.encoder)
     del pipe  # the denoiser is the replicas'
     return lambda texts: embed_prompts(texts, encoder=encoder.encode).vectors

@@ -1,0 +1,1 @@
+"""What a command tells a user before, while and after images are made."""

@@ -1,0 +1,109 @@
+"""What the steps of a share plan cost in denoiser rows, and what a plan must keep to so that this can be said. Pure."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sagediff.errors import PlanError
+
+if TYPE_CHECKING:
+    from sagediff.plan.share_plan import SharePlan
+
+
+def first_guided(plan: SharePlan) -> npt.NDArray[np.int64]:
+    """For each prompt the first step with guidance, shape (N,); past the last one where it has none."""
+    if plan.guided_from is None:
+        start = plan.unguided_steps if plan.rows_per_prompt == 2 else plan.num_steps
+        return np.full(plan.num_prompts, start, dtype=np.int64)
+    starts = [plan.num_steps if start is None else start for start in plan.guided_from]
+    return np.asarray(starts, dtype=np.int64)
+
+
+def may_guide(plan: SharePlan, members: int) -> bool:
+    """Whether a node of so many members is guided at all."""
+    return not (members > 1 and plan.shared_guidance == 1.0)
+
+
+def rows_of_nodes(plan: SharePlan, step: int, *, replayed_too: bool = False) -> npt.NDArray[np.int64]:
+    """Denoiser rows of one call for each node, shape (nodes,).
+
+    Args:
+        replayed_too: whether a step that is replayed counts as well, and not as 0.
+    """
+    nodes = plan.partition(step)
+    members = np.bincount(nodes)
+    starts = np.zeros(len(members), dtype=np.int64)
+    starts[nodes] = first_guided(plan)
+    guided = np.asarray([may_guide(plan, int(n)) for n in members], dtype=bool)
+    rows = np.where((starts <= step) & guided, 2, 1)
+    if replayed_too:
+        return rows
+    run = np.zeros(len(members), dtype=bool)
+    run[nodes] = ~plan.replays(step)
+    return rows * run
+
+
+def calls(plan: SharePlan, start: int, end: int) -> int:
+    """Denoiser calls of the steps from `start` to the one before `end`."""
+    return end - start if plan.calls_per_step is None else sum(plan.calls_per_step[start:end])
+
+
+def spans(plan: SharePlan) -> list[tuple[int, int]]:
+    """(first step, denoiser calls) of the stretches in which a step's rows do not change."""
+    starts = (start for start, _ in plan.levels)
+    cuts = sorted({*starts, *(plan.replayed_steps or ()), *first_guided(plan).tolist(), plan.num_steps})
+    return [(start, calls(plan, start, end)) for start, end in pairwise(cuts)]
+
+
+def check_replayed(plan: SharePlan) -> None:
+    """Members of a node replay the same steps.
+
+    Raises:
+        PlanError: they do not, or numbers out of range.
+    """
+    replayed = plan.replayed_steps
+    if replayed is None:
+        return
+    if len(replayed) != plan.num_prompts or not all(
+        isinstance(steps, int) and 0 <= steps <= plan.num_steps for steps in replayed
+    ):
+        raise PlanError(
+            f"replayed_steps must hold a whole number in [0, {plan.num_steps}] for each of the "
+            f"{plan.num_prompts} prompts, got {replayed!r}"
+        )
+    ends = [*(start for start, _ in plan.levels[1:]), plan.num_steps]
+    for (_, nodes), end in zip(plan.levels, ends, strict=True):
+        first: dict[int, int] = {}
+        for prompt, node in enumerate(nodes):
+            other = first.setdefault(node, prompt)
+            if min(replayed[prompt], end) != min(replayed[other], end):
+                raise PlanError(
+                    f"prompts {other} and {prompt} are one node until step {end}, but replay "
+                    f"{replayed[other]} and {replayed[prompt]} steps: give both the same number, or part them"
+                )
+
+
+def check_guided(plan: SharePlan) -> None:
+    """Members of a group are guided alike.
+
+    Raises:
+        PlanError: they are not, or numbers out of range.
+    """
+    starts = plan.guided_from
+    if starts is None:
+        return
+    if len(starts) != plan.num_prompts or not all(
+        start is None or (type(start) is int and 0 <= start <= plan.num_steps) for start in starts
+    ):
+        raise PlanError(
+            f"guided_from must hold a whole number in [0, {plan.num_steps}], or None, for each of the "
+            f"{plan.num_prompts} prompts, got {starts!r}"
+        )
+    if plan.rows_per_prompt != 2 or plan.unguided_steps:
+        raise PlanError("guided_from goes with 2 rows per prompt, and says what unguided_steps would")
+    if mixed := next((group for group in plan.groups if len({starts[i] for i in group}) > 1), None):
+        raise PlanError(f"prompts {mixed} are one group, but are not guided alike")
