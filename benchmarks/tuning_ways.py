@@ -36,7 +36,7 @@ from sagediff.pipelines.run_settings import ModelOptions
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.embeddings import embed_prompts
 
-BUDGETS = {"trained": (0.3, 0.5, 0.7, 0.9, 1.1), "untrained": (0.02, 0.03, 0.04, 0.055, 0.075)}
+BUDGETS = {"trained": (0.03, 0.05, 0.065, 0.08, 0.13), "untrained": (0.02, 0.03, 0.04, 0.055, 0.075)}
 THRESHOLDS = {"demo": (-1.0, 0.0, 0.2, 0.35, 0.5), "emoji": (0.3, 0.5, 0.6, 0.7, 0.8)}
 OTHER = Way(ModelOptions(), 20, 4.0, Sharing())  # of a model that is not the demo
 

@@ -50,6 +50,16 @@ def test_a_larger_budget_never_saves_less_and_is_kept(seed: int, families: tuple
         assert choice.best(MODEL, budget) == each
 
 
+def test_with_fresh_noise_at_the_hand_over_budgets_are_kept_too() -> None:
+    choice, noisy = replace(choice_of(0), sizes=(16,)), replace(MODEL, handover_noise=1.0)
+    found = [choice.best(noisy, budget) for budget in (0.0, 0.02, 0.05, 0.1)]
+    assert all(a.cost_saving <= b.cost_saving + 1e-12 for a, b in pairwise(found))
+    assert all(
+        each.error <= budget + 1e-9 for each, budget in zip(found, (0.0, 0.02, 0.05, 0.1), strict=True)
+    )
+    assert found[-1].cost_saving > choice.best(MODEL, 0.1).cost_saving
+
+
 @pytest.mark.parametrize("base", [{}, {"shared_guidance": None}, {"unguided": 0.3}, {"unguided": 1.0}])
 def test_the_saving_is_the_plans_however_it_is_guided(base: dict[str, object]) -> None:
     choice = replace(choice_of(0, **base), sizes=(16,), thresholds=(0.4, 0.7))

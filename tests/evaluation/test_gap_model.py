@@ -66,6 +66,19 @@ def test_no_noise_left_bears_no_gap() -> None:
     assert without.squared_errors(0.5).tolist() == [0, 0, 0]
 
 
+def test_fresh_noise_at_the_hand_over_leaves_less_of_the_error_but_never_turns_it_round() -> None:
+    signal = (*np.linspace(0, 3, 10), math.inf)
+    plain, half, whole = (GapModel(1.0, (1.0,) * 10, signal, noise) for noise in (0.0, 0.5, 1.0))
+    assert (plain.kept == 1).all()
+    assert (np.diff(whole.kept) > 0).all() and whole.kept[0] == 0 and whole.kept[-1] == 1
+    np.testing.assert_allclose(half.kept, 0.75 + 0.25 * whole.kept)
+    errors = [whole.error(float(squared), step) for step, squared in enumerate(whole.squared_errors(0.3))]
+    assert errors == sorted(errors) and errors[0] == 0
+    assert all(error <= plain.error(float(squared), step) for step, (error, squared) in enumerate(
+        zip(errors, plain.squared_errors(0.3), strict=True)
+    ))  # fmt: skip
+
+
 def test_what_tells_nothing_is_refused() -> None:
     for gaps, words in (([], "no gaps"), ([GroupGap(0.5, 0, math.nan)], "not finite")):
         with pytest.raises(InputError, match=words):

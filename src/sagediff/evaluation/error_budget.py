@@ -7,6 +7,7 @@ tree the squared errors of the stages that a prompt goes through add up, so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,7 +65,8 @@ class Choice:
         spread = _mean_spread(self.vectors, groups)
         if spread is None:  # of two prompts that are just as alike as they must be
             spread = (1 - policy.threshold) / 2
-        return float(np.sqrt(model.squared_errors(spread)[policy.shared_steps(len(model.scale))]))
+        steps = policy.shared_steps(len(model.scale))
+        return model.error(float(model.squared_errors(spread)[steps]), steps)
 
     def best(self, model: GapModel, budget: float) -> Chosen:
         """The policy that saves most with an error of at most `budget`; sharing nothing if nothing else does.
@@ -119,7 +121,7 @@ class Choice:
                         ratios = tuple(self.steps(len(model.scale))[end] for end in way.ends)
                         policy = self._policy(chain.numbers, ratios, "tree", size)
                         saving = self.alone.cost_saving + way.saved / self.alone.evaluations_independent
-                        yield Chosen(policy, saving, float(np.sqrt(way.error)))
+                        yield Chosen(policy, saving, model.error(way.error, way.ends[-1]))
 
     def _chosen(self, policy: Sharing, groups: Groups, ratios: Sequence[float], error: float) -> Chosen:
         """A policy in which each group has one branch point."""
@@ -183,7 +185,7 @@ class _Chain:
     def cheapest(self, model: GapModel, budget: float) -> _Way | None:
         """The tree that saves most; None if none is within the budget."""
         num_steps = len(model.scale)
-        grid = self.of.steps(num_steps)
+        grid, most = self.of.steps(num_steps), budget * (1 + 1e-12)
         ways: dict[int, list[_Way]] = {0: [_Way(0.0, 0.0, ())]}
         for groups, spread in zip(self.stages, self.spreads, strict=True):
             errors = model.squared_errors(spread)
@@ -191,14 +193,14 @@ class _Chain:
             following: dict[int, list[_Way]] = {}
             for begin, before in ways.items():
                 for end in grid:
-                    added = errors[end] - errors[begin] if end > begin else np.inf
-                    if not added <= budget**2:
+                    added = float(errors[end] - errors[begin]) if end > begin else math.inf
+                    if model.error(added, end) > most:
                         continue
                     gained = float(saved[end] - saved[begin])
                     following.setdefault(end, []).extend(
                         _Way(way.error + added, way.saved + gained, (*way.ends, end))
                         for way in before
-                        if way.error + added <= budget**2 * (1 + 1e-12)
+                        if model.error(way.error + added, end) <= most
                     )
             ways = {end: _not_worse(found) for end, found in following.items()}
         last = [way for found in ways.values() for way in found]
@@ -225,10 +227,11 @@ def _not_worse(ways: list[_Way]) -> list[_Way]:
 
 def _longest(chain: _Chain, model: GapModel, budget: float) -> tuple[float, float]:
     """(largest ratio of the grid, its error) of one threshold's groups within the budget; 0 for none."""
-    errors = np.sqrt(model.squared_errors(chain.spreads[0]))
+    squared = model.squared_errors(chain.spreads[0])
     steps = chain.of.steps(len(model.scale))
+    errors = {step: model.error(float(squared[step]), step) for step in steps}
     within = [step for step in steps if errors[step] <= budget * (1 + 1e-12)]
-    return (steps[max(within)], float(errors[max(within)])) if within else (0.0, 0.0)
+    return (steps[max(within)], errors[max(within)]) if within else (0.0, 0.0)
 
 
 def _saved(alone: SharePlan, groups: Groups) -> Floats:

@@ -168,7 +168,8 @@ class GapRunner:
                     on_groups(len(wave))
         if not measured:
             return None
-        return Gaps(fit_gaps(measured, self.num_steps, signal), tuple(measured), count, run)
+        model = fit_gaps(measured, self.num_steps, signal, self.sharing.handover_noise)
+        return Gaps(model, tuple(measured), count, run)
 
     def _sampling(self, prompts: list[str]) -> Callable[[list[torch.Generator]], object]:
         """Calls the pipeline for these prompts."""
