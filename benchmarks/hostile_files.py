@@ -43,7 +43,8 @@ from sagediff.files.image_input import open_rgb
 from sagediff.files.imagefolder import read_imagefolder
 from sagediff.files.output_folder import OutputFolder
 from sagediff.pipelines.loading import supported_parts
-from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record
+from sagediff.files.lora_files import lora_file
+from sagediff.pipelines.lora import RECORD_KEY, sharing_record
 from sagediff.pipelines.lora_weights import check_lora_weights
 from sagediff.pipelines.model_files import check_model_files
 from sagediff.pipelines.run_settings import ModelOptions, resolve
