@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.errors import InputError, first_line
 from sagediff.files.lora_files import LoraSet
@@ -205,15 +207,16 @@ class LoraAdapters:
 
     def release(self) -> None:
         """Leave the pipeline as it was found."""
-        found, names = self._found, list(self._names.values())
+        found, names = self._found, set(self._names.values())
         self._found, self._names = None, {}
         if found is None or not names:
             return
-        if found.has_layers:
-            self._pipe.delete_adapters(names)
-        else:
-            self._pipe.unload_lora_weights()
-        found.restore()
+        for part in _modules(self._pipe):
+            if mine := sorted(names & set(getattr(part, "peft_config", ()))):
+                # diffusers' models have the one, transformers' the other
+                (part.delete_adapters if hasattr(part, "delete_adapters") else part.delete_adapter)(mine)
+            found.unwrap(part)
+        found.restore_gradients()
 
 
 @dataclass(frozen=True)
@@ -242,15 +245,28 @@ class _State:
 class _Found:
     """A pipeline before any LoRA of a request was loaded."""
 
-    has_layers: bool
+    layers: list[Any]  # that hold LoRAs
     gradients: list[tuple[Any, bool]]
 
     @classmethod
     def of(cls, pipe: Any) -> _Found:
         tensors = [(each, each.requires_grad) for part in _modules(pipe) for each in part.parameters()]
-        return cls(any(True for _ in _layers(pipe)), tensors)
+        return cls(_layers(pipe), tensors)
 
-    def restore(self) -> None:
+    def unwrap(self, part: Any) -> None:
+        """Take out of a part the layers that are there for LoRAs since."""
+        mine = set(map(id, self.layers))
+        if not mine.isdisjoint(map(id, part.modules())):
+            for name, layer in list(part.named_modules()):
+                if _is_layer(layer) and id(layer) not in mine:
+                    above, _, last = name.rpartition(".")
+                    setattr(part.get_submodule(above), last, layer.get_base_layer())
+        elif hasattr(part, "unload_lora"):  # diffusers'
+            part.unload_lora()
+        else:
+            recurse_remove_peft_layers(part)  # type: ignore[no-untyped-call]
+
+    def restore_gradients(self) -> None:
         for tensor, needs in self.gradients:
             if tensor.is_floating_point():
                 tensor.requires_grad_(needs)
@@ -260,10 +276,13 @@ def _layers(pipe: Any) -> list[Any]:
     """The layers that peft put around a pipeline's own."""
     if "peft" not in sys.modules:
         return []
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    return [each for part in _modules(pipe) for each in part.modules() if _is_layer(each)]
 
-    found = [each for part in _modules(pipe) for each in part.modules() if isinstance(each, BaseTunerLayer)]
-    return [each for each in found if hasattr(each, "scaling")]
+
+def _is_layer(module: Any) -> bool:
+    from peft.tuners.lora import LoraLayer
+
+    return isinstance(module, LoraLayer)
 
 
 def _check_products(pipe: Any, name: str, file: Path) -> None:
