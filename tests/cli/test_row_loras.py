@@ -21,6 +21,7 @@ from sagediff.errors import InputError
 from sagediff.files.lora_files import LoraSet
 from sagediff.pipelines.lora_weights import merge_loras
 from sagediff.pipelines.run_settings import ModelOptions
+from sagediff.pipelines.running import offload
 
 PROMPTS = [f"a large {thing} at the top on a red background" for thing in ("cat", "dog")]
 OPTIONS = [
@@ -258,3 +259,16 @@ def test_a_pipeline_whose_loras_are_merged_is_refused(home: Path, small_demo: An
     request = ImageRequest(PROMPTS[0], lora="none")
     with pytest.raises(InputError, match="unfuse_lora"):
         SharedSampler(pipe)([request], num_inference_steps=1, width=32, height=32)
+
+
+def test_loras_are_switched_on_a_pipeline_that_is_offloaded_by_groups(home: Path, small_demo: Any) -> None:
+    lora = str(home / "loras" / "b.safetensors")
+    requests = [ImageRequest(PROMPTS[0], lora=each) for each in (lora, "none", f"{lora}:0.5")]
+    found = []
+    for is_offloaded in (False, True):
+        pipe = deepcopy(small_demo)
+        if is_offloaded:
+            offload(pipe, "group", "cpu")
+        result = SharedSampler(pipe)(requests, num_inference_steps=1, width=32, height=32)
+        found.append([image.tobytes() for image in result.images])
+    assert found[0] == found[1] and len(set(found[0])) == 3
