@@ -31,8 +31,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# As many processes as cores: each imports all libraries, and what Ray's tests start fills their waits.
+# As many processes as cores: each imports all libraries, and what Ray's tests start fills their waits. Compiled once for all
+# of them, as some environments keep no bytecode.
 unit: $(STAMP)
+	$(BIN)/python -m compileall -q src
 	$(BIN)/python -m pytest --numprocesses $$(nproc) --dist loadgroup --no-loadscope-reorder --durations 15
 
 clean:

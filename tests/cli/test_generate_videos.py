@@ -146,3 +146,5 @@ def test_what_is_for_videos_is_refused(
     assert main(["generate", "a cat", "--out", str(out), option, "5"]) == 2
     assert f"{option} is for models that make videos" in capsys.readouterr().err
     assert not out.exists()
+    assert main(["plan", "a cat", option, "5"]) == 2
+    assert f"{option} is for models that make videos" in capsys.readouterr().err

@@ -93,6 +93,11 @@ def test_a_lora_of_another_model_is_refused(tmp_path: Path) -> None:
     assert "made for another base" in refused(with_tensors(tmp_path, flux))
 
 
+def test_a_model_is_no_lora(tmp_path: Path) -> None:
+    model = {"model.diffusion_model.out.2.bias": torch.zeros(4), "cond_stage_model.x.weight": torch.zeros(2)}
+    assert "holds no LoRA: none of its 2 tensors" in refused(with_tensors(tmp_path, model))
+
+
 def test_another_shape_is_said(tmp_path: Path) -> None:
     wider = {n: torch.cat([t, t[:, :1]], 1) if "lora_A" in n else t for n, t in GOOD.items()}
     message = refused(with_tensors(tmp_path, wider))
@@ -147,7 +152,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return lora_file(lora_dir()), with_tensors(tmp_path, kohya(other))
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, 1.0), (-0.7, 2.0)])
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, -2.0)])
 @pytest.mark.filterwarnings("error:Already found a `peft_config`")
 def test_two_loras_are_what_diffusers_makes_of_them(
     weights: tuple[float, float], two: tuple[Path, Path]

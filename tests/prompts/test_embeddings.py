@@ -144,3 +144,31 @@ def test_the_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as where it is not installed
     with pytest.raises(InputError, match=r"pip install 'sagediff\[embed\]'"):
         embed_prompts(["a"], encoder="all-MiniLM-L6-v2")
+
+
+@pytest.mark.parametrize(
+    ("hook", "device"), [(None, "cpu"), ("_hf_hook", "meta"), ("_diffusers_hook", "meta")]
+)
+def test_an_offloaded_encoder_is_given_its_words_where_its_hooks_bring_it(
+    hook: str | None, device: str, demo: Any
+) -> None:
+    """Offloaded weights are not where they will run; `meta` stands for an accelerator."""
+    seen: list[str] = []
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            seen.extend((ids.device.type, attention_mask.device.type))
+            return SimpleNamespace(text_embeds=torch.ones(len(ids), 3))
+
+    encoder = Encoder()
+    if hook is not None:
+        setattr(encoder.layer, hook, object())
+    pipe = SimpleNamespace(
+        tokenizer=demo.tokenizer, text_encoder=encoder, _execution_device=torch.device("meta")
+    )
+    assert embed_prompts(["a cat"], pipe).vectors.shape == (1, 3)
+    assert seen == [device, device]

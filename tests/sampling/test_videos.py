@@ -108,6 +108,27 @@ def test_a_clip_that_is_not_finite_is_named_and_the_others_are_there(case: Any) 
     assert close(arrays([caught.value.images[i] for i in (0, 2)]), expected[[0, 2]])
 
 
+def test_a_decoder_that_draws_noise_draws_the_same_for_the_same_seeds() -> None:
+    pipe = prompted.ltx(noisy=True)
+    torch.nn.init.ones_(pipe.vae.decoder.mid_block.resnets[0].per_channel_scale1)
+    sampler = SharedSampler(pipe, share_ratio=0.0)
+    state = torch.get_rng_state()
+    one = arrays(sampler(TEXTS[:2], 1, 1.0, **SIZES["ltx"]).videos)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.randn(3)
+    assert np.array_equal(arrays(sampler(TEXTS[:2], 1, 1.0, **SIZES["ltx"]).videos), one)
+    assert not np.array_equal(arrays(sampler(TEXTS[:2], 1, 1.0, 1, **SIZES["ltx"]).videos), one)
+
+
+def test_a_number_of_frames_that_would_be_changed_is_refused(case: Any) -> None:
+    pipe, size = case
+    frames = size["num_frames"]
+    with pytest.raises(
+        InputError, match=f"no video of {frames + 1} frames: take {frames} or {2 * frames - 1} "
+    ):
+        SharedSampler(pipe)(TEXTS, STEPS, **size | {"num_frames": frames + 1})
+
+
 def test_several_clips_per_prompt_are_refused() -> None:
     with pytest.raises(InputError, match="num_videos_per_prompt"):
         SharedSampler(prompted.ltx())(TEXTS, STEPS, num_videos_per_prompt=2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sagediff.errors import InputError
+from sagediff.pipelines.run_settings import ModelOptions, resolve
 from sagediff.serving.config import ServeConfig
 from sagediff.serving.failures import (
     Cancelled,
@@ -19,6 +21,7 @@ from sagediff.serving.failures import (
 from sagediff.serving.http.answers import error_answer
 from sagediff.serving.http.image_store import ImageStore
 from sagediff.serving.http.schema import GenerationBody, RequestProblem, parse_body
+from sagediff.serving.local_engine import ServeRequest, cache_use
 from sagediff.serving.tenants import Tenants
 
 
@@ -134,3 +137,11 @@ def test_stored_images_are_their_tenants_and_bounded_in_bytes_and_time() -> None
     assert store.get(third, "one") is None and store.size == 0
     store.put(b"12345678901", "image/png", "one")
     assert store.size == 0  # larger than all there is
+
+
+def test_a_cache_on_disk_needs_weights_to_know_the_model_by(tmp_path: Path) -> None:
+    settings = resolve(ModelOptions("demo", offload="sequential"))
+    request = ServeRequest(settings, settings.sharing, None, {})
+    with pytest.raises(InputError, match="--offload sequential leaves no weights to know the model by"):
+        cache_use(request, ServeConfig(cache_dir=tmp_path / "cache"))
+    assert cache_use(request, ServeConfig()) is not None and not (tmp_path / "cache").exists()

@@ -157,23 +157,24 @@ def wan(from_image: bool = False) -> Any:
     )
 
 
-def _ltx_vae() -> AutoencoderKLLTXVideo:
+def _ltx_vae(noisy: bool) -> AutoencoderKLLTXVideo:
     return AutoencoderKLLTXVideo(
         latent_channels=4,
         block_out_channels=(4, 4, 4, 4),
         decoder_block_out_channels=(4, 4, 4, 4),
         layers_per_block=(1,) * 5,
         decoder_layers_per_block=(1,) * 5,
+        decoder_inject_noise=(noisy,) * 5,
     ).eval()
 
 
-def ltx(from_image: bool = False) -> Any:
-    """Makes clips of 8 n + 1 frames, sizes in multiples of 32."""
+def ltx(from_image: bool = False, noisy: bool = False) -> Any:
+    """Makes clips of 8 n + 1 frames, sizes in multiples of 32; noisy: its decoder draws noise, as LTX 0.9.1's does."""
     torch.manual_seed(0)
     return built(
         LTXImageToVideoPipeline if from_image else LTXPipeline,
         transformer=louder(tiny("ltx").denoiser, 2.0),
         scheduler=SCHEDULERS["flow"](),
-        vae=_ltx_vae(),
+        vae=_ltx_vae(noisy),
         **t5(),
     )

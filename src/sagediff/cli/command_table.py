@@ -34,7 +34,7 @@ COMMANDS = {
         "Generate one image per prompt; similar prompts share their early steps.",
         (
             'sagediff generate "a red cat" "a red dog" "a blue car" --out images',
-            r'printf "a red cat\na red dog\n" | sagediff generate --prompts - --out pets',
+            'sagediff generate "a red cat" "a red dog" -n 4 --steps 20 --out pets',
         ),
         "generate",
         _RESUMABLE,
@@ -43,7 +43,7 @@ COMMANDS = {
         "Show how prompts would be grouped and what that saves; runs no denoiser.",
         (
             'sagediff plan "a red cat" "a red dog" "a blue car"',
-            r'printf "a cat\na dog\n" | sagediff plan --prompts - --threshold 0.7 --json',
+            'sagediff plan "a red cat" "a red dog" --threshold 0.7 --json',
         ),
         "show_plan",  # `plan` is a package
     ),
@@ -51,8 +51,8 @@ COMMANDS = {
         "Find the sharing that saves most within a quality budget.\n\nIt is written as a file for --policy. Trials are "
         "kept beside that file: the same command goes on after a stop.",
         (
-            "sagediff tune --budget 0.02 --out policy.json",
-            "sagediff tune --captions 128 --steps 20 --budget 0.05 --out policy.json",
+            "sagediff tune --captions 64 --steps 12 --budget 0.05 --out policy.json",
+            "sagediff tune --budget 0.01 --share-ratio 0.3,0.4,0.5 --out best.json",
         ),
         "tune",
         "what was finished is kept, the same command goes on",
@@ -69,8 +69,8 @@ COMMANDS = {
     "bench": Command(
         "Compare independent and shared sampling, before and after training.",
         (
-            "sagediff bench --steps 8,12 --share-ratio 0.3,0.5 --out bench",
-            "sagediff bench --captions 64 --steps 8 --unguided 0.3 --out guidance",
+            "sagediff bench --captions 32 --steps 8,12 --share-ratio 0.3,0.5 --out bench",
+            "sagediff bench --captions 32 --steps 8 --unguided 0.3 --out guidance",
         ),
         "bench",
         _RESUMABLE,
@@ -80,7 +80,7 @@ COMMANDS = {
         "between them.",
         (
             "sagediff serve --port 8000",
-            "SAGEDIFF_API_KEYS=secret sagediff serve --host 0.0.0.0 --max-batch 32",
+            "sagediff serve --host 0.0.0.0 --max-batch 32 --window-ms 100",
         ),
         "serve",
         "requests under way were not answered",

@@ -17,7 +17,7 @@ from sagediff.cli.media import MediaFormat, call_keywords, check_media, media_fo
 from sagediff.cli.planning import advice, messages, plan_images
 from sagediff.cli.row_loras import check_lora_files, for_each_set, row_warnings
 from sagediff.cli.telling import run_words
-from sagediff.cli.telling.image_progress import image_progress
+from sagediff.cli.telling.image_progress import WaveSteps, image_progress
 from sagediff.distributed.cluster import check_resources, connected
 from sagediff.distributed.pool import Pool
 from sagediff.errors import ModelError
@@ -100,7 +100,7 @@ def _prepared(job: Generation) -> Prepared:
     plan, reading = planned.plan, planned.reading
     requests = job.images.requests
     steps, keywords = settings.sampling.num_inference_steps, call_keywords(job.video, sampler)
-    sampler.check(requests, plan, reading.keys, steps)
+    sampler.check(requests, plan, reading.keys, steps, keywords)
     for words in messages(job.images, plan, reading):
         print(words, file=sys.stderr)
     if note := settings.note():
@@ -142,14 +142,15 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         shards = ShardStore(folder, order, job.shard_size, record, texts)
     done = folder.finished(map(texts, range(len(prompts)))) if shards is None else shards.finished()
     save = folder.save_image if shards is None else shards.save_image
-    _say(run_words.before(plan, len(done), folder.path))
+    what = prepared.media.folder
+    _say(run_words.before(plan, len(done), folder.path, what))
     sampling_start = time.perf_counter()
     made, run, bad, is_hopeless = 0, 0, list[int](), Hopeless()
     left = waves.without(done)
     missing = len(images) - len(done)
     if missing:
         folder.remove(REPORT)  # of a run that had ended, and whose images were harmed since
-    with image_progress(missing, round(sum(left.costs()))) as progress:
+    with image_progress(missing, round(sum(left.costs())), what) as progress:
         for wave in _made(job, prepared, left, done, texts, progress.step):
             run += wave.evaluations
             for index, data in wave.images:
@@ -192,7 +193,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
     folder.write_text(REPORT, json.dumps(report, indent=2) + "\n")  # last: it means a finished run
     print(json.dumps(report), flush=True)
     times = seconds["loading"], seconds["sampling"]
-    _say(run_words.after(plan, made, run, times, seen, prepared.advice))
+    _say(run_words.after(plan, made, run, times, seen, prepared.advice, what))
 
 
 def _say(words: str) -> None:
@@ -309,7 +310,7 @@ def _made(
     if job.pool is None:
         for number in range(len(left)):
             wave = task(number)
-            steps = _Steps(wave.wave.plan, on_step)
+            steps = WaveSteps(wave.wave.plan, on_step)
             made = _make(own, media, keywords, guidance, steps.taken, wave)
             steps.end()
             yield made
@@ -321,29 +322,6 @@ def _made(
     for number, made in pool.run(task, costs):
         on_step(round(costs[number]))
         yield made
-
-
-class _Steps:
-    """The steps of a wave, told by what they cost; some pipelines do not say when they took one."""
-
-    def __init__(self, plan: SharePlan, on_step: Callable[[int], None]) -> None:
-        self._plan, self._on_step = plan, on_step
-        self._step = self._told = 0
-
-    def taken(self, prompts: int) -> None:
-        """A step is over."""
-        if self._step < self._plan.num_steps:
-            self._tell(self._plan.step_evaluations(self._step))
-            self._step += 1
-
-    def end(self) -> None:
-        """All of them are."""
-        self._tell(self._plan.evaluations - self._told)
-
-    def _tell(self, evaluations: int) -> None:
-        if evaluations > 0:
-            self._told += evaluations
-            self._on_step(evaluations)
 
 
 # -- what is written beside the images

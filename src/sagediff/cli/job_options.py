@@ -73,6 +73,16 @@ class VideoOptions:
     def __post_init__(self) -> None:
         check(self)
 
+    def check_images(self) -> None:
+        """For a model that makes images: none of these options is named.
+
+        Raises:
+            InputError: one is.
+        """
+        for name, value in (("--frames", self.frames), ("--fps", self.fps)):
+            if value is not None:
+                raise InputError(f"{name} is for models that make videos; this one makes images")
+
 
 @dataclass(frozen=True)
 class ScaleOptions:
@@ -179,12 +189,6 @@ class Generation:
             )
         if self.output.shard_size is not None:
             raise InputError("--shard-size is for images; this model makes videos, each a file of its own")
-
-    def check_images(self) -> None:
-        """As `check_videos`, of options that are for videos only."""
-        for name, value in (("--frames", self.video.frames), ("--fps", self.video.fps)):
-            if value is not None:
-                raise InputError(f"{name} is for models that make videos; this one makes images")
 
     def file_names(self, seeds: Sequence[int] | None = None) -> list[str] | None:
         """What each image's file is called, without the ending; None for its number.

@@ -108,6 +108,8 @@ def _run(tokens: list[str]) -> int:
             token.encode()
         except UnicodeEncodeError:
             raise InputError(f"argument {number} is not UTF-8 text: {token[:200]}") from None
+    if tokens[0] == "help":  # as other tools have it
+        tokens = [*tokens[1:], "--help"]
     if not tokens[0].startswith("-") and tokens[0] not in (*COMMANDS, "version"):
         raise InputError(f"unknown command {tokens[0]!r}; there are {', '.join((*COMMANDS, 'version'))}")
     code = app(tokens, exit_on_error=False, print_error=False)

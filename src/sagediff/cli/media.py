@@ -26,7 +26,7 @@ def check_media(job: Generation, denoiser_class: str) -> None:
         job.check_videos()
         library()
     else:
-        job.check_images()
+        job.video.check_images()
 
 
 def media_format(job: Generation, sampler: SharedSampler) -> MediaFormat:

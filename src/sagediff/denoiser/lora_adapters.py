@@ -20,6 +20,7 @@ from sagediff.denoiser.private_names import unwrapped
 from sagediff.errors import InputError, first_line
 from sagediff.files.lora_files import LoraSet
 
+_OF_LORA = re.compile(r"lora|lokr|hada|dora|diff_b?\b", re.IGNORECASE)
 _HALF = re.compile(r"^(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<half>A|B|down|up)\b")
 
 
@@ -34,7 +35,10 @@ def check_lora_weights(file: Path) -> None:
     halves: dict[str, set[str]] = {}
     try:
         with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no dict
+            names = list(opened.keys())
+            if not any(map(_OF_LORA.search, names)):
+                raise InputError(f"{file} holds no LoRA: none of its {len(names)} tensors is of one")
+            for name in names:
                 tensor = opened.get_tensor(name)
                 if tensor.is_floating_point() and not tensor.float().isfinite().all():
                     raise InputError(f"the LoRA {file} is broken: {name} holds values that are not finite")

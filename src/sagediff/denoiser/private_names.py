@@ -6,6 +6,7 @@ module, or compiles it in place.  `tests/denoiser/test_private_names.py` fails w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -77,6 +78,14 @@ def preprocessed(pipe: Any, texts: list[str]) -> list[str]:
     """Texts as the pipeline hands them to its tokenizers: PixArt's and others write them in lower case first."""
     preprocess = getattr(pipe, "_text_preprocessing", None)
     return texts if preprocess is None else cast("list[str]", preprocess(texts, clean_caption=False))
+
+
+def lacks_ftfy(pipe: Any) -> bool:
+    """Whether the pipeline cleans prompts with the package ftfy, unasked, and that is not installed: it would end in a
+    NameError."""
+    module = sys.modules.get(type(pipe).__module__)
+    names = getattr(getattr(getattr(module, "basic_clean", None), "__code__", None), "co_names", ())
+    return "ftfy" in names and "is_ftfy_available" not in names and not hasattr(module, "ftfy")
 
 
 def repeated_blocks(module: torch.nn.Module) -> bool:

@@ -15,6 +15,7 @@ from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import shortened
 from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
 from sagediff.pipelines.model_source import BUILT_IN, ModelSource, model_folder
+from sagediff.pipelines.quantized import is_quantized
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
 from sagediff.pipelines.single_file import config_folder, load_single_file
 from sagediff.pipelines.variants import check_variant
@@ -228,6 +229,9 @@ def load_source(
         raise
     except Exception as error:  # whatever a wrong folder makes diffusers and transformers raise
         raise _cannot_load(name, error) from error
+    for part in quantized:
+        if not is_quantized(getattr(pipe, part, None)):
+            raise InputError(f"the {part} of {name} was not quantised, though that was asked for")
     if built_in is not None and built_in.channels_last and getattr(pipe, "unet", None) is not None:
         pipe.unet.to(memory_format=torch.channels_last)
     if scheduler is not None:

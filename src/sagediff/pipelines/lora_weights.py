@@ -28,8 +28,8 @@ def merge_loras(pipe: Any, loras: Sequence[Lora], *, apart: bool = False) -> Non
     for name, lora in zip(names, loras, strict=True):
         load_adapter(pipe, lora.file, name)
     pipe.set_adapters(names, [lora.weight for lora in loras])
-    if apart or is_quantized(pipe):  # whose weights cannot be added to; the LoRAs stay beside them
-        return
+    if apart or any(map(is_quantized, pipe.components.values())):
+        return  # quantised weights cannot be added to; the LoRAs stay beside them
     try:
         pipe.fuse_lora(safe_fusing=True, adapter_names=names)
     except ValueError as error:  # what peft says of values that are not finite

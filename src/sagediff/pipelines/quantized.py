@@ -120,9 +120,40 @@ def _torchao(kind: Any) -> Any:
     return getattr(torchao.quantization, TORCHAO[kind])()
 
 
-def is_quantized(pipe: Any) -> bool:
-    """Whether any part of a pipeline was quantised as it was loaded, or is of a GGUF file."""
-    return any(getattr(part, "hf_quantizer", None) is not None for part in pipe.components.values())
+def is_quantized(part: Any) -> bool:
+    """Whether a part of a pipeline has weights in fewer bits: they are of classes of their own."""
+    import torch
+
+    return isinstance(part, torch.nn.Module) and any(
+        type(each) is not torch.nn.Parameter for each in part.parameters()
+    )
+
+
+def quantize_loaded(part: Any, config: Any, where: str) -> Any:
+    """A part out of a single file, which diffusers does not quantise as it loads it; as its own quantizer would do it.
+
+    Raises:
+        InputError: a backend that cannot do so.
+    """
+    from diffusers import TorchAoConfig
+
+    if not isinstance(config, TorchAoConfig):
+        raise InputError(
+            f"only torchao quantises the weights of a single file; for {where} take a folder of the model"
+        )
+    import torch
+    from torchao.quantization import quantize_
+
+    kept = {*(config.modules_to_not_convert or ()), *(getattr(part, "_keep_in_fp32_modules", None) or ())}
+
+    def taken(module: Any, name: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and not kept & set(name.split("."))
+
+    try:
+        quantize_(part, config.quant_type, filter_fn=taken)
+    except Exception as error:  # whatever the device or torchao lacks
+        raise InputError(f"--quantize does not work here: {first_line(error)}") from error
+    return part
 
 
 def gguf_tensors(file: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class ModelOptions:
         None, "Fewer bits: torchao:int8wo, :int4wo and others, or a JSON file. [default: no]"
     )
     cache: str | None = option(
-        None, "Reuse between steps: first-block, taylorseer or pyramid, also :N. [default: no]"
+        None, "Reuse between steps: first-block, taylorseer, pyramid, faster; :N. [default: no]"
     )
     offload: str | None = option(
         None, "Keep weights in main memory: model, group or sequential. [default: no]", choices=OFFLOADS

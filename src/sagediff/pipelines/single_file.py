@@ -18,6 +18,7 @@ from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import is_file, shortened
 from sagediff.pipelines.model_files import INDEX, part_entries
 from sagediff.pipelines.model_source import GGUF, ModelSource, model_folder
+from sagediff.pipelines.quantized import gguf_tensors, quantize_loaded
 from sagediff.pipelines.variants import only_variant
 
 DENOISERS = ("unet", "transformer", "transformer_2")
@@ -36,8 +37,6 @@ def tensors_of(file: Path) -> dict[str, Any]:
     import torch
 
     if file.suffix == GGUF:
-        from sagediff.pipelines.quantized import gguf_tensors
-
         return gguf_tensors(file)
     from safetensors import SafetensorError, safe_open
 
@@ -234,16 +233,17 @@ def _from_folder(cls: Any, file: Path, folder: Path, part: str, dtype: Any, quan
 
 def _from_file(cls: Any, file: Path, folder: Path, part: str, dtype: Any, quantized: Any) -> Any:
     check_fit(cls, file, folder / part, part)
-    more = {} if quantized is None else {"quantization_config": quantized}
+    more = {}
     if file.suffix == GGUF:
         import diffusers
 
         if quantized is not None:
             raise InputError(f"{file} is quantised already; leave out --quantize")
         more = {"quantization_config": diffusers.GGUFQuantizationConfig(compute_dtype=dtype)}
-    return cls.from_single_file(
+    made = cls.from_single_file(
         str(file), config=str(folder), subfolder=part, dtype=dtype, local_files_only=True, **more
     )
+    return made if quantized is None else quantize_loaded(made, quantized, str(file))
 
 
 def check_fit(cls: Any, file: Path, config: Path, part: str) -> None:

@@ -14,7 +14,6 @@ from sagediff.errors import InputError
 
 _REFUSED = {
     "mag": "its ratios belong to one model and one number of steps",
-    "faster": "it takes the first half of the rows for the negative ones",
     "sea": "sharing does not know what it remembers",
     "text-kv": "sharing does not know what it remembers",
 }
@@ -50,18 +49,35 @@ def _taylor(pipe: Any, denoiser: Any, number: float) -> Any:
 def _pyramid(pipe: Any, denoiser: Any, number: float) -> Any:
     from diffusers import PyramidAttentionBroadcastConfig
 
-    if not hasattr(type(pipe), "current_timestep"):
-        raise InputError(f"--cache pyramid: {type(pipe).__name__} does not tell at which timestep it is")
     return PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=int(number),
-        current_timestep_callback=lambda: pipe.current_timestep,
+        spatial_attention_block_skip_range=int(number), current_timestep_callback=_timestep(pipe)
     )
+
+
+def _faster(pipe: Any, denoiser: Any, number: float) -> Any:
+    from diffusers import FasterCacheConfig
+
+    return FasterCacheConfig(
+        spatial_attention_block_skip_range=int(number),
+        current_timestep_callback=_timestep(pipe),
+        attention_weight_callback=lambda _: 0.5,  # diffusers' own, where none is named
+        is_guidance_distilled=True,  # else it takes the first half of the rows for the negative ones
+    )
+
+
+def _timestep(pipe: Any) -> Callable[[], Any]:
+    if not hasattr(type(pipe), "current_timestep"):
+        raise InputError(
+            f"{type(pipe).__name__} does not tell at which timestep it is; take --cache first-block"
+        )
+    return lambda: pipe.current_timestep
 
 
 CACHES = {
     "first-block": StepCache(0.05, _first_block),
     "taylorseer": StepCache(5, _taylor, whole=True),
     "pyramid": StepCache(2, _pyramid, whole=True),
+    "faster": StepCache(2, _faster, whole=True),
 }
 
 

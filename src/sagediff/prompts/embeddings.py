@@ -130,11 +130,20 @@ def _own_encoder(pipe: Any) -> TextEncoder:
         tokenizer, model = getattr(pipe, tokenizer_name, None), getattr(pipe, encoder_name, None)
         if tokenizer is not None and model is not None:
             name = f"{encoder_name} ({type(model).__name__})"
-            return TextEncoder(partial(_pooled, tokenizer, model), name, partial(_read, tokenizer))
+            pooled = partial(_pooled, tokenizer, model, _runs_on(pipe, model))
+            return TextEncoder(pooled, name, partial(_read, tokenizer))
     raise UnsupportedPipelineError(
         f"{type(pipe).__name__} holds no text encoder to group prompts by; give encoder= "
         "(a sentence-transformers name or a callable)"
     )
+
+
+def _runs_on(pipe: Any, model: Any) -> Any:
+    """The device that hooks bring an offloaded text encoder's weights to; None where it runs where it is."""
+    offloaded = any(
+        hasattr(part, hook) for part in model.modules() for hook in ("_hf_hook", "_diffusers_hook")
+    )
+    return getattr(pipe, "_execution_device", None) if offloaded else None
 
 
 def _tokens(tokenizer: Any, texts: list[str], kind: str) -> Any:
@@ -148,15 +157,12 @@ def _read(tokenizer: Any, texts: list[str]) -> npt.NDArray[np.int64]:
     return np.concatenate([tokens.input_ids, tokens.attention_mask], axis=1).astype(np.int64)
 
 
-def _pooled(tokenizer: Any, model: Any, texts: list[str]) -> Any:
+def _pooled(tokenizer: Any, model: Any, runs_on: Any, texts: list[str]) -> Any:
     """One vector a text: the projected or pooled state (CLIP), else the mean of the tokens' states (T5)."""
     import torch
 
     tokens = _tokens(tokenizer, texts, "pt")
-    device = next(
-        model.parameters()
-    ).device  # offloaded weights are elsewhere: hooks bring them, and these inputs
-    device = torch.device("cpu") if device.type == "meta" else device
+    device = next(model.parameters()).device if runs_on is None else runs_on
     # CLIP reads its padding, as pipelines have it; encoders of other kinds (T5) are told to pass over theirs
     reads_padding = type(model).__name__.startswith("CLIP")
     masked = {} if reads_padding else {"attention_mask": tokens.attention_mask.to(device)}

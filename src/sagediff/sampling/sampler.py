@@ -14,7 +14,7 @@ from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.lora_adapters import LoraAdapters
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
-from sagediff.denoiser.private_names import unwrapped
+from sagediff.denoiser.private_names import lacks_ftfy, unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
 from sagediff.files.lora_files import LoraSet
@@ -28,7 +28,7 @@ from sagediff.sampling.input_images import ImageKeywords, check_prompts_per_call
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
-from sagediff.sampling.sizes import check_sizes, other_size
+from sagediff.sampling.sizes import check_frames, check_sizes, other_size
 from sagediff.sampling.strength import check_steps
 from sagediff.sampling.wave import Hopeless, images_missing, run_wave
 
@@ -129,6 +129,8 @@ class SharedSampler:
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
         check_prompts_per_call(pipe)
+        if lacks_ftfy(pipe):
+            raise InputError(f"{type(pipe).__name__} needs the package ftfy: pip install 'sagediff[video]'")
         denoiser = unwrapped(denoiser_of(pipe))
         if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
             raise UnsupportedPipelineError(
@@ -210,6 +212,7 @@ class SharedSampler:
         check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
         check_sizes(self.pipe, requests)
+        check_frames(self.pipe, keywords.get("num_frames"))
         again = repeats(requests, plan.groups, read)
         for sharing in {self.sharing_of(request) for request in requests}:
             noise = sharing.noise(plan, again)

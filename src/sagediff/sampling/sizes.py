@@ -14,6 +14,7 @@ from sagediff.prompts.requests import ImageRequest
 
 _LARGEST = 256  # multiple that is looked for
 _FACTOR_NAMES = ("vae_scale_factor", "vae_scale_factor_spatial")
+_FRAME_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 _ODD = (33, 35)  # without a common factor: a multiple of both is a multiple of one
 
 
@@ -81,6 +82,23 @@ def check_sizes(
                 f"{where(number)}: {type(pipe).__name__} makes no image of {width}x{height}; width and height must be "
                 f"multiples of {multiple}"
             )
+
+
+def check_frames(pipe: Any, num_frames: int | None) -> None:
+    """Refuse a number of frames that a pipeline would change: autoencoders of videos take the first frame for itself,
+    and the others by several.
+
+    Raises:
+        InputError: another number than it makes; those around it are named.
+    """
+    found = [getattr(pipe, name, None) for name in _FRAME_FACTORS]
+    factor = next((each for each in found if isinstance(each, int) and each > 0), 1)
+    if num_frames is not None and (num_frames - 1) % factor:
+        below = (num_frames - 1) // factor * factor + 1
+        raise InputError(
+            f"{type(pipe).__name__} makes no video of {num_frames} frames: take {below} or {below + factor} "
+            f"({factor} n + 1)"
+        )
 
 
 def other_size(wanted: tuple[int | None, int | None], image: Any) -> str:

@@ -6,7 +6,8 @@ The sampler, the server, Ray workers, tuning, benches and validation all run wav
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch
 from sagediff.errors import InputError, ModelError
+from sagediff.files.digest import number_of
 from sagediff.plan.sharing import Sharing
 from sagediff.plan.waves import WaveTask
 from sagediff.sampling.context import shared_sampling
@@ -66,6 +68,7 @@ def run_wave(
         )  # else FLUX Kontext has one of its own
     if both := sorted(set(given) & set(options)):
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
+    makes_videos = family_of(denoiser_of(pipe)).makes == "videos"
     with (
         decoding_in_parts(pipe),
         decoded_rows(pipe) as decoded,
@@ -82,15 +85,16 @@ def run_wave(
     ):
         if on_step is not None and takes_callback(pipe):
             options["callback_on_step_end"] = _callback(on_step, run)
-        output = pipe(
-            prompt=[request.prompt for request in task.requests],
-            num_inference_steps=task.num_inference_steps or task.plan.num_steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
-            output_type="pil",
-            **given,
-            **options,
-        )
-    images = list(output.frames if family_of(denoiser_of(pipe)).makes == "videos" else output.images)
+        with _global_noise(task) if makes_videos else nullcontext():
+            output = pipe(
+                prompt=[request.prompt for request in task.requests],
+                num_inference_steps=task.num_inference_steps or task.plan.num_steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in task.noise_seeds],
+                output_type="pil",
+                **given,
+                **options,
+            )
+    images = list(output.frames if makes_videos else output.images)
     bad = sorted((run.not_finite | decoded.not_finite(len(images))) - run.dropped)
     if bad:
         left = [None if row in bad else image for row, image in enumerate(images)]
@@ -153,6 +157,17 @@ def _request_options(pipe: Any, task: WaveTask, guidance_scale: float | None) ->
     if first.negative_prompt is not None:
         options["negative_prompt"] = [request.negative_prompt for request in task.requests]
     return options
+
+
+@contextmanager
+def _global_noise(task: WaveTask) -> Iterator[None]:
+    """Inside, torch's own generators begin from the wave's seeds; then they are as they were.
+
+    Autoencoders of videos may draw from them (LTX 0.9.1's decoder does): the same seeds should give the same clips.
+    """
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(number_of(repr(task.noise_seeds)) >> 1)
+        yield
 
 
 def _callback(on_step: OnStep, run: SharedRun) -> Callable[..., dict[str, Any]]:

@@ -58,10 +58,10 @@ def test_every_prompt_is_listed_once_and_nothing_in_it_is_markup() -> None:
     shown = [text if text != "\u202egod a" else "\\u202egod a" for text in HOSTILE]
     assert page.items == [shown[i] for i in (1, 2, 4, 0, 3, 5)]
     assert "\u202e" not in text and "http" not in text.replace("http-equiv", "")
-    assert "least similarity 0.00" in text and "prefers-color-scheme: dark" in text
+    assert "minimum similarity 0.00" in text and "prefers-color-scheme: dark" in text
     assert "viewport" in text and "default-src 'none'" in text
 
 
 def test_a_plan_that_shares_nothing_says_so() -> None:
     text = "".join(group_page(SharePlan.from_groups([[0], [1]], 10), ["a", "b"], 0.8, None))
-    assert "No prompts share." in text and "<table>" not in text and "least similarity" not in text
+    assert "No prompts share." in text and "<table>" not in text and "minimum similarity" not in text

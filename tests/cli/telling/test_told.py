@@ -112,7 +112,7 @@ class Clock:
 
 def test_progress_counts_images_and_says_the_time_left_once_two_steps_are_measured() -> None:
     clock, shown = Clock(), list[str]()
-    progress = ImageProgress(16, 160, lambda line, fraction: shown.append(line), clock)
+    progress = ImageProgress(16, 160, lambda line, fraction: shown.append(line), clock=clock)
     for _ in range(2):
         clock.now += 3
         progress.step(16)
@@ -128,7 +128,7 @@ def test_progress_counts_images_and_says_the_time_left_once_two_steps_are_measur
 def test_a_log_gets_few_lines(step_seconds: float, at_least: int, at_most: int) -> None:
     clock, lines = Clock(), list[tuple[float, str]]()
     log = LogLines(lambda line: lines.append((clock.now, line)), clock)
-    progress = ImageProgress(100, 100, log, clock)
+    progress = ImageProgress(100, 100, log, "videos", clock)
     for _ in range(100):
         clock.now += step_seconds
         progress.step(1)

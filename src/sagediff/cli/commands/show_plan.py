@@ -11,7 +11,7 @@ from sagediff.cli.early_checks import check_page, check_row_loras, check_setting
 from sagediff.cli.job_options import ScaleOptions, VideoOptions, guided_sharing
 from sagediff.cli.terminal import print_json
 from sagediff.collector import importing
-from sagediff.files.atomic import write_text
+from sagediff.files.atomic import writing
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
@@ -57,6 +57,7 @@ def plan(
         from sagediff.cli.telling.group_page import group_page
         from sagediff.cli.telling.run_words import plan_rows, table
         from sagediff.cli.telling.thresholds import around, curve_table
+        from sagediff.denoiser.table import FAMILIES
         from sagediff.pipelines.from_images import begins_from, from_images
         from sagediff.pipelines.loading import load_for_planning
         from sagediff.scale.disk_groups import GROUPS
@@ -68,6 +69,8 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
+    if FAMILIES[denoiser].makes == "images":
+        video.check_images()
     pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
     found = planned.plan
@@ -78,19 +81,20 @@ def plan(
     record = found.summary() | {"threshold": threshold, "num_rows": len(images.starts)}
     curve = [] if as_json and html is None else planned.curve(around(threshold))
     if html is not None:
-        write_text(html, "".join(group_page(found, texts, threshold, planned.vectors, curve)))
+        with writing(html) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(group_page(found, texts, threshold, planned.vectors, curve))
         print(f"page of the groups: {printable(str(html))}", file=sys.stderr)
     if scale.work is not None:  # the groups stay in its folder, the figures alone are printed
         figures = record | {"groups_file": str(scale.work / GROUPS)}
         if as_json:
             print_json(figures, indent=2)
         else:
-            print(table([*plan_rows(found), ("groups", f"in {scale.work}")]))
+            print(table([*plan_rows(found, FAMILIES[denoiser].makes), ("groups", f"in {scale.work}")]))
     elif as_json:
         print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
-        print(table([*plan_rows(found), *advice(planned, texts, threshold)]))
+        print(table([*plan_rows(found, FAMILIES[denoiser].makes), *advice(planned, texts, threshold)]))
         if len(texts) > 1:
             print(f"\n{curve_table(curve, threshold, settings.sharing.share_ratio)}")
 

@@ -52,7 +52,7 @@ def group_page(
     """The page, piece by piece, largest groups first; prompts that are alone are in one list at the end.
 
     Args:
-        vectors: unit vectors of the prompts, (N, D), for the groups' least similarities; None leaves them out.
+        vectors: unit vectors of the prompts, (N, D), for the groups' minimum similarities; None leaves them out.
         curve: the figures at other thresholds.
     """
     yield (
@@ -74,7 +74,7 @@ def group_page(
         branch = max(plan.branch_steps[i] for i in group)
         about = f"{len(group):,} prompts, together for {branch} of {plan.num_steps} steps"
         if vectors is not None:
-            about += f", least similarity {least_alike(vectors[group])[0]:.2f}"
+            about += f", minimum similarity {least_alike(vectors[group])[0]:.2f}"
         yield from _list(_title(prompts[group[0]]), about, group, prompts, is_open=count < _OPEN)
     alone = [group[0] for group in plan.groups if len(group) == 1]
     if alone:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sagediff.cli.telling.run_words import duration
+from sagediff.plan.share_plan import SharePlan
 from sagediff.progress import stderr_is_log, stderr_line
 
 _MEASURED = 2  # steps after which the time that is left is known well enough to say it
@@ -25,6 +26,7 @@ class ImageProgress:
         images: to be made.
         evaluations: that they take.
         show: given a line, and the fraction that is done, each time something happened.
+        what: "images" or "videos".
         clock: seconds.
     """
 
@@ -33,10 +35,11 @@ class ImageProgress:
         images: int,
         evaluations: int,
         show: Callable[[str, float], None],
+        what: str = "images",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._images, self._evaluations = images, max(1, evaluations)
-        self._show, self._clock = show, clock
+        self._show, self._what, self._clock = show, what, clock
         self._start = clock()
         self._made, self._run, self._steps = 0, 0, 0
 
@@ -64,7 +67,7 @@ class ImageProgress:
 
     def line(self) -> str:
         """Where the run is, in words."""
-        words = f"{self._made:,} of {self._images:,} images"
+        words = f"{self._made:,} of {self._images:,} {self._what}"
         left = self.seconds_left()
         elapsed = self._clock() - self._start
         if left is None or elapsed <= 0:
@@ -74,6 +77,29 @@ class ImageProgress:
 
     def _tell(self) -> None:
         self._show(self.line(), self.fraction)
+
+
+class WaveSteps:
+    """The steps of a wave, told by what they cost; some pipelines do not say when they took one."""
+
+    def __init__(self, plan: SharePlan, on_step: Callable[[int], None]) -> None:
+        self._plan, self._on_step = plan, on_step
+        self._step = self._told = 0
+
+    def taken(self, prompts: int) -> None:
+        """A step is over."""
+        if self._step < self._plan.num_steps:
+            self._tell(self._plan.step_evaluations(self._step))
+            self._step += 1
+
+    def end(self) -> None:
+        """All of them are."""
+        self._tell(self._plan.evaluations - self._told)
+
+    def _tell(self, evaluations: int) -> None:
+        if evaluations > 0:
+            self._told += evaluations
+            self._on_step(evaluations)
 
 
 class LogLines:
@@ -102,12 +128,12 @@ class LogLines:
 
 
 @contextmanager
-def image_progress(images: int, evaluations: int) -> Iterator[ImageProgress]:
+def image_progress(images: int, evaluations: int, what: str = "images") -> Iterator[ImageProgress]:
     """On stderr: a line that moves where it is a terminal, else lines of a log without control characters."""
     if stderr_is_log():
         log = LogLines(lambda line: print(line, file=sys.stderr, flush=True))
-        yield ImageProgress(images, evaluations, log)
+        yield ImageProgress(images, evaluations, log, what)
         return
-    bar, show = stderr_line(f"0 of {images:,} images")
+    bar, show = stderr_line(f"0 of {images:,} {what}")
     with bar:
-        yield ImageProgress(images, evaluations, show)
+        yield ImageProgress(images, evaluations, show, what)

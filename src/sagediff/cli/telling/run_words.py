@@ -18,8 +18,12 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<{start}}{printable(text)}" for name, text in rows)
 
 
-def plan_rows(plan: SharePlan) -> list[tuple[str, str]]:
-    """What a plan makes and costs."""
+def plan_rows(plan: SharePlan, what: str = "images") -> list[tuple[str, str]]:
+    """What a plan makes and costs.
+
+    Args:
+        what: "images" or "videos".
+    """
     parts = CostParts.of(plan)
     by = [
         f"{rows:,} by {cause} ({part:.1%})"
@@ -30,7 +34,7 @@ def plan_rows(plan: SharePlan) -> list[tuple[str, str]]:
         if rows
     ]
     return [
-        ("images", f"{plan.num_prompts:,}: {size_words(plan)}"),
+        (what, f"{plan.num_prompts:,}: {size_words(plan)}"),
         (
             "evaluations",
             f"{plan.evaluations:,} of {plan.evaluations_independent:,}: {parts.shared:,} shared, {parts.own:,} own, "
@@ -40,19 +44,18 @@ def plan_rows(plan: SharePlan) -> list[tuple[str, str]]:
     ]
 
 
-def before(plan: SharePlan, done: int, where: Path, seconds: float | None = None) -> str:
+def before(plan: SharePlan, done: int, where: Path, what: str = "images") -> str:
     """The table before a run.
 
     Args:
         done: images that are there already.
         where: folder that is written.
-        seconds: expected; None while that is not known.
+        what: "images" or "videos".
     """
-    rows = plan_rows(plan)
+    rows = plan_rows(plan, what)
     if done:
-        rows.append(("there already", f"{done:,} images"))
-    time = "told once two steps are measured" if seconds is None else duration(seconds)
-    rows += [("time", time)] * (done < plan.num_prompts)
+        rows.append(("there already", f"{done:,} {what}"))
+    rows += [("time", "told once two steps are measured")] * (done < plan.num_prompts)
     rows.append(("written to", str(where)))
     return table(rows)
 
@@ -64,6 +67,7 @@ def after(
     seconds: tuple[float, float],
     where: str,
     advice: Sequence[tuple[str, str]] = (),
+    what: str = "images",
 ) -> str:
     """The same table with what came out.
 
@@ -73,16 +77,17 @@ def after(
         seconds: of loading and planning, and of sampling and writing.
         where: what lies where.
         advice: further rows.
+        what: "images" or "videos".
     """
-    images, costs, saved = plan_rows(plan)
+    (_, counts), costs, saved = plan_rows(plan, what)
     loading, sampling = seconds
-    rows = [("images", f"{made:,} made, {images[1]}"), costs]
+    rows = [(what, f"{made:,} made, {counts}"), costs]
     if evaluations != plan.evaluations:
         rows.append(("evaluated now", f"{evaluations:,}"))
-    rate = f", {60 * made / sampling:,.1f} images per minute" if made and sampling > 0 else ""
+    rate = f", {60 * made / sampling:,.1f} {what} per minute" if made and sampling > 0 else ""
     rows += [
         saved,
-        ("time", f"{duration(sampling)} for the images{rate}; {duration(loading)} before them"),
+        ("time", f"{duration(sampling)} for the {what}{rate}; {duration(loading)} before them"),
         ("written to", where),
         *advice,
     ]

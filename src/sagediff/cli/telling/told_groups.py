@@ -14,7 +14,7 @@ from sagediff.printable import printable
 Vectors = npt.NDArray[np.float32]
 _NAMED = 3
 _MOST_GROUPS = 200_000  # whose similarities are looked at: some seconds
-_MOST_MEMBERS = 1024  # of a group, likewise
+_MOST_MEMBERS = 1024  # of a group
 
 
 def largest(plan: SharePlan) -> list[list[int]]:
@@ -24,7 +24,7 @@ def largest(plan: SharePlan) -> list[list[int]]:
 
 
 def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], float, tuple[int, int]]]:
-    """The groups of two or more whose least alike pair is least alike: each with that cosine similarity and the pair.
+    """The groups of two or more with the lowest minimum similarity: each with it, and the pair that has it.
 
     Args:
         vectors: unit vectors of the prompts, (N, D); None where they are not at hand: then none is named.
@@ -34,13 +34,17 @@ def loosest(plan: SharePlan, vectors: Vectors | None) -> list[tuple[list[int], f
     shared = [group for group in plan.groups if len(group) > 1][:_MOST_GROUPS]
     found = []
     for group in shared:
-        least, first, second = least_alike(vectors[group[:_MOST_MEMBERS]])
+        least, first, second = least_alike(vectors[group])
         found.append((group, least, (group[first], group[second])))
     return sorted(found, key=lambda each: (each[1], each[0][0]))[:_NAMED]
 
 
 def least_alike(rows: Vectors) -> tuple[float, int, int]:
-    """The least cosine between any two of some unit vectors, (n, D), and which two these are."""
+    """The minimum similarity (cosine) of any two of some unit vectors, (n, D), and which two these are.
+
+    Of more than 1,024 vectors the first ones are compared.
+    """
+    rows = rows[:_MOST_MEMBERS]
     cosines = rows @ rows.T
     place = int(cosines.argmin())
     first, second = sorted(divmod(place, len(rows)))
