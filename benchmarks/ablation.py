@@ -23,7 +23,7 @@ import sagediff
 from sagediff.builtin.scenes.scene_perception import WorldPerception, held_out_captions, reference_features
 from sagediff.evaluation.frechet import frechet_distance
 from sagediff.evaluation.sampled_images import as_tensor
-from sagediff.pipelines.lora import WEIGHT_NAME
+from sagediff.files.lora_files import WEIGHT_NAME
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train

@@ -36,15 +36,16 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from sagediff.builtin.scenes import lora_dir, weights_dir
+from sagediff.denoiser.lora_adapters import check_lora_weights
 from sagediff.errors import InputError
 from sagediff.evaluation.search import Measured
 from sagediff.evaluation.trials import TrialFile
 from sagediff.files.image_input import open_rgb
 from sagediff.files.imagefolder import read_imagefolder
+from sagediff.files.lora_files import lora_file
 from sagediff.files.output_folder import OutputFolder
 from sagediff.pipelines.loading import supported_parts
-from sagediff.pipelines.lora import RECORD_KEY, lora_file, sharing_record
-from sagediff.pipelines.lora_weights import check_lora_weights
+from sagediff.pipelines.lora import RECORD_KEY, sharing_record
 from sagediff.pipelines.model_files import check_model_files
 from sagediff.pipelines.run_settings import ModelOptions, resolve
 from sagediff.plan.share_plan import SharePlan

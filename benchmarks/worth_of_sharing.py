@@ -63,7 +63,7 @@ from sagediff.evaluation.summary import Row
 from sagediff.files.atomic import write_text
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.imagefolder import open_images, read_imagefolder
-from sagediff.pipelines.lora import WEIGHT_NAME, lora_file
+from sagediff.files.lora_files import WEIGHT_NAME, lora_file
 from sagediff.pipelines.model_source import built_in_folder
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.pipelines.run_settings import ModelOptions

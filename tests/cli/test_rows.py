@@ -243,7 +243,7 @@ def test_other_formats_of_the_file_and_of_the_images(
             "line 3: StableDiffusionPipeline makes no image of 60x64",
         ),
         ("text,caption\na,b\n", [], "the prompts may be in text, caption"),
-        ("prompt,lora\na,b\n", [], "line 2: `lora` of a single prompt is not supported"),
+        ("prompt,lora\na,b\n", [], "line 2: no such LoRA: b, looked for in"),
         ("prompt\na\n", ["--width", "64"], "--width and --height go together"),
         ("prompt\na\n", ["--images-per-prompt", "0"], "--images-per-prompt must lie in"),
     ],

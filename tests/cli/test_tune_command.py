@@ -13,7 +13,8 @@ from sagediff.builtin.scenes import lora_dir
 from sagediff.cli import main, tuning
 from sagediff.evaluation import trials
 from sagediff.files.digest import file_digest
-from sagediff.pipelines.lora import lora_file, sharing_warnings
+from sagediff.files.lora_files import lora_file
+from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.plan.sharing import Sharing
 

@@ -16,16 +16,9 @@ from torch import Tensor
 
 from sagediff.builtin.scenes import lora_dir
 from sagediff.errors import InputError
+from sagediff.files.lora_files import Lora, lora_file, loras_digest, parse_lora
 from sagediff.pipelines.loading import load_pipeline
-from sagediff.pipelines.lora import (
-    RECORD_KEY,
-    Lora,
-    lora_file,
-    loras_digest,
-    parse_lora,
-    sharing_record,
-    sharing_warnings,
-)
+from sagediff.pipelines.lora import RECORD_KEY, sharing_record, sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.pipelines.run_settings import ModelOptions, resolve
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from sagediff.builtin.scenes import lora_dir
 from sagediff.errors import InputError
-from sagediff.pipelines.lora import RECORD_KEY, Lora, lora_file, sharing_record
+from sagediff.files.lora_files import Lora, lora_file
+from sagediff.pipelines.lora import RECORD_KEY, sharing_record
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
 from sagediff.plan.sharing import CAUTIOUS, Sharing
 

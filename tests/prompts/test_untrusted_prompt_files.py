@@ -132,7 +132,7 @@ def test_a_small_file_does_not_stand_for_endless_lines(tmp_path: Path) -> None:
     assert "bytes unpack to more than 4 MiB" in refused(tmp_path / "p.txt.gz")
 
 
-FIELDS = ["prompt_2", "cfg_scale", "Steps", "scheduler", "lora"]
+FIELDS = ["prompt_2", "cfg_scale", "Steps", "scheduler"]
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -18,7 +18,8 @@ from tiny.small_demo import with_small_networks
 
 from sagediff.cli import main
 from sagediff.errors import InputError, ModelError
-from sagediff.pipelines.lora import RECORD_KEY, Lora, lora_file, sharing_record, sharing_warnings
+from sagediff.files.lora_files import Lora, lora_file
+from sagediff.pipelines.lora import RECORD_KEY, sharing_record, sharing_warnings
 from sagediff.training.adapter import target_modules
 from sagediff.training.captioned_images import load_images
 from sagediff.training.loop import train

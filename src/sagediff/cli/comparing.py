@@ -23,9 +23,9 @@ from sagediff.evaluation.reference import Reference, file_features, made_size
 from sagediff.evaluation.result_store import CellStore
 from sagediff.files.atomic import at_work
 from sagediff.files.digest import texts_digest
+from sagediff.files.lora_files import loras_digest
 from sagediff.pipelines.content import files_digest, named_content, run_content
 from sagediff.pipelines.loading import check_makes_images
-from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress

@@ -11,9 +11,11 @@ from sagediff.errors import InputError
 from sagediff.files.json_input import SMALL, parse_object
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
 from sagediff.pipelines.loading import check_local_model
+from sagediff.pipelines.lora import sharing_record
 from sagediff.pipelines.model_source import model_folder
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings
 from sagediff.prompts.embeddings import NO_ENCODERS
+from sagediff.prompts.image_list import ImageList
 
 _DEVICES = (  # torch's own, and those that its plug-ins are known by
     "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mlu", "musa", "maia", "mtia", "xla", "ipu", "hip", "vulkan", "meta",
@@ -56,6 +58,30 @@ def _check_scheduler(model: ModelOptions) -> None:
     except InputError:  # diffusers may read it all the same
         return
     check_scheduler(model.scheduler, config, model.name)
+
+
+def check_row_loras(images: ImageList, model: ModelOptions) -> None:
+    """LoRAs of rows are files that hold tensors, and the model's options let them be switched.
+
+    Raises:
+        InputError: names the row.
+    """
+    for chosen, image in images.lora_sets.items():
+        if model.compile:
+            raise InputError(
+                f"{images.where(image)}: a row with a `lora` of its own and --compile do not go together, as LoRAs are "
+                "switched between images; leave out --compile"
+            )
+        if model.offload not in (None, "group"):
+            raise InputError(
+                f"{images.where(image)}: a row with a `lora` of its own and --offload {model.offload} do not go "
+                "together; take --offload group"
+            )
+        for lora in chosen.loras:
+            try:
+                sharing_record(lora.file)
+            except InputError as error:
+                raise InputError(f"{images.where(image)}: {error}") from error
 
 
 def check_page(page: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sagediff.cli.job_options import Generation
 from sagediff.cli.media import MediaFormat, call_keywords, check_media, media_format
 from sagediff.cli.planning import advice, messages, plan_images
+from sagediff.cli.row_loras import check_lora_files, for_each_set, row_warnings
 from sagediff.cli.telling import run_words
 from sagediff.cli.telling.image_progress import WaveSteps, image_progress
 from sagediff.distributed.cluster import check_resources, connected
@@ -52,6 +53,7 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
     start = time.perf_counter()
     _, denoiser = supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
     check_media(job, denoiser)
+    check_lora_files(job.images)
     content = run_content(job.settings)
     if job.output.resume:
         folder.check_content(content)
@@ -93,6 +95,7 @@ class Prepared:
 def _prepared(job: Generation) -> Prepared:
     settings, sharing = job.settings, job.settings.sharing
     sampler = _opened(job).sampler()
+    for_each_set(job.images, sampler.loras.load)
     planned = plan_images(job.images, settings, job.guided, job.scale, sampler.pipe, sampler.denoiser_class)
     plan, reading = planned.plan, planned.reading
     requests = job.images.requests
@@ -104,6 +107,8 @@ def _prepared(job: Generation) -> Prepared:
         print(f"note: {note}", file=sys.stderr)
     ratio, largest = sharing.ladder[-1].share_ratio, max(map(len, plan.groups))
     for words in () if settings.measured else sharing_warnings(settings.model.loras(), ratio, largest):
+        print(f"warning: {words}; images may suffer", file=sys.stderr)
+    for words in row_warnings(job.images, plan, ratio):
         print(f"warning: {words}; images may suffer", file=sys.stderr)
     waves = sampler.waves_of(requests, plan, job.output.seed, reading.keys, steps)
     return Prepared(
@@ -202,13 +207,16 @@ class _Opened:
     settings: RunSettings
     guided: Sharing
     begins: Begins | None
+    switches_loras: bool
     wave_size: int
     micro_batch_size: int | Literal["auto"] | None
 
     def sampler(self) -> SharedSampler:
-        model, begins = self.settings.model, self.begins
+        given: dict[str, Any] = {} if self.begins is None else {"begins": self.begins}
+        if self.switches_loras:
+            given["apart"] = True
         return SharedSampler(
-            open_pipeline(model) if begins is None else open_pipeline(model, begins),
+            open_pipeline(self.settings.model, **given),
             self.settings.sharing,
             wave_size=self.wave_size,
             micro_batch_size=self.micro_batch_size,
@@ -219,7 +227,8 @@ class _Opened:
 
 def _opened(job: Generation) -> _Opened:
     begins = begins_from(job.images.requests)
-    return _Opened(job.settings, job.guided, begins, job.output.wave_size, job.micro_batch_size)
+    switches = bool(job.images.lora_sets)
+    return _Opened(job.settings, job.guided, begins, switches, job.output.wave_size, job.micro_batch_size)
 
 
 # -- waves, here or on workers

@@ -17,9 +17,9 @@ from sagediff.evaluation.search import Search, Trial, Tuned, tune
 from sagediff.evaluation.trials import EQUAL, Metric, TrialFile, TrialRunner, equal_prompts, judges
 from sagediff.files.atomic import at_work, sweep, write_text
 from sagediff.files.digest import texts_digest
+from sagediff.files.lora_files import loras_digest
 from sagediff.pipelines.content import named_content, run_content
 from sagediff.pipelines.loading import check_makes_images
-from sagediff.pipelines.lora import loras_digest
 from sagediff.pipelines.placement import open_pipeline, working_device
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.progress import stderr_progress

@@ -12,7 +12,7 @@ from sagediff.evaluation.prediction_gaps import GapRunner, Gaps
 from sagediff.evaluation.search import Search
 from sagediff.evaluation.trials import PolicyPlans, repetitions
 from sagediff.files.atomic import at_work, sweep, write_text
-from sagediff.pipelines.lora import loras_digest
+from sagediff.files.lora_files import loras_digest
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.levels import part_of_steps

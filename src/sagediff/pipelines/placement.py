@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sagediff.denoiser.lora_adapters import check_lora_weights
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.from_images import Begins, from_images
 from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
-from sagediff.pipelines.lora_weights import check_lora_weights, merge_loras
+from sagediff.pipelines.lora_weights import merge_loras
 from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.quantized import quantization
 from sagediff.pipelines.replaced_vae import load_vae
@@ -71,11 +72,12 @@ def computes_in_bfloat16(device: str) -> bool:
     return True
 
 
-def open_pipeline(model: ModelOptions, begins: Begins | None = None) -> Any:
+def open_pipeline(model: ModelOptions, begins: Begins | None = None, *, apart: bool = False) -> Any:
     """A pipeline on its device; LoRAs are merged into the weights, so that its steps cost no more than others.
 
     Args:
         begins: what is to be sampled from, beside texts (`from_images`).
+        apart: keep LoRAs beside the weights, so that requests can have others in their place.
 
     Raises:
         InputError: no such model, device or dtype, or a LoRA that does not fit the model.
@@ -100,7 +102,7 @@ def open_pipeline(model: ModelOptions, begins: Begins | None = None) -> Any:
     pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype, quantized=quantized, **given)
     pipe = from_images(pipe, begins)
     pipe.set_progress_bar_config(disable=True)
-    merge_loras(pipe, loras)
+    merge_loras(pipe, loras, apart=apart)
     if model.offload is None:
         pipe = pipe.to(place)
     else:

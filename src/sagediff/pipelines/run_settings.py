@@ -11,9 +11,10 @@ from typing import Any
 from sagediff.denoiser.scheduler import SCHEDULERS
 from sagediff.errors import InputError
 from sagediff.files.json_input import SMALL, read_object
+from sagediff.files.lora_files import Lora, check_distinct, loras_digest, parse_lora
 from sagediff.files.text_input import is_file
 from sagediff.options import check, check_value, option
-from sagediff.pipelines.lora import Lora, loras_digest, parse_lora, sharing_record
+from sagediff.pipelines.lora import sharing_record
 from sagediff.pipelines.model_source import BUILT_IN, DEFAULTS_FILE, ModelSource, built_in_folder
 from sagediff.pipelines.quantized import check_quantize
 from sagediff.pipelines.step_caches import parse_cache
@@ -100,12 +101,7 @@ class ModelOptions:
             own = built_in_folder(self.name) / "lora"
             return (Lora(own),) if own.is_dir() else ()
         found = tuple(map(parse_lora, self.lora))
-        files = [each.file.resolve() for each in found]
-        for number, file in enumerate(files):
-            if file in files[:number]:
-                raise InputError(
-                    f"--lora {file} is given twice; give it once, with the weight that it should have"
-                )
+        check_distinct(found)
         return found
 
 

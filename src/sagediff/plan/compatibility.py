@@ -119,8 +119,8 @@ def check_groups_agree(
             if one != two or calls[first] != calls[other]:
                 raise InputError(
                     f"prompts {first} and {other} are in one group, but differ in more than their texts: in size, "
-                    f"guidance scale, image, mask or strength, or one has no negative prompt; put them into different "
-                    f"groups"
+                    f"guidance scale, image, mask, strength or LoRA, or one has no negative prompt; put them into "
+                    f"different groups"
                 )
 
 

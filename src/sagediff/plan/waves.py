@@ -66,7 +66,11 @@ class Waves:
         for group in plan.groups:
             also = () if calls is None else (calls[group[0]],)
             together.setdefault((*run_key(requests[group[0]]), *also), []).append(group)
-        self.members = [wave for groups in together.values() for wave in wave_members(groups, wave_size)]
+        by_loras: dict[Hashable, list[list[list[int]]]] = {}  # so that LoRAs are switched as seldom as can be
+        for groups in together.values():
+            by_loras.setdefault(requests[groups[0][0]].lora, []).append(groups)
+        ordered = [groups for each in by_loras.values() for groups in each]
+        self.members = [wave for groups in ordered for wave in wave_members(groups, wave_size)]
         self._own = own_seeds(requests, seed)
         self.noise_seeds = noise_seeds(requests, self._own, plan.groups)
         self._requests, self._plan = requests, plan
@@ -124,12 +128,13 @@ class Waves:
 
 def own_seeds(requests: Sequence[ImageRequest], seed: int) -> list[int]:
     """Each request's seed; where it names none, 63 bits from `seed`, its prompt and images, and how often those came
-    before."""
-    seen: dict[str, int] = {}
+    before with the same LoRAs: the same prompt has the same noise with any."""
+    seen: dict[tuple[str, Hashable], int] = {}
     out = []
     for request in requests:
         identity = request.identity
-        occurrence = seen[identity] = seen.get(identity, -1) + 1
+        key = identity, request.lora
+        occurrence = seen[key] = seen.get(key, -1) + 1
         derived = number_of(f"{seed}\0{occurrence}\0{identity}") >> 1
         out.append(derived if request.seed is None else request.seed)
     return out

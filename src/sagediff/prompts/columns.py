@@ -106,6 +106,15 @@ def _file(value: object) -> str:
     return value.strip()
 
 
+def _loras(value: object) -> str | list[str]:
+    """`PATH[:WEIGHT]` of one LoRA, or those of several."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, list) and all(isinstance(each, str) and each.strip() for each in value):
+        return [each.strip() for each in value]
+    raise ValueError("should be the path of a LoRA, PATH or PATH:WEIGHT, or a list of them")
+
+
 COLUMNS = (
     Column("negative_prompt", _text, "what the image should not show", "negative_prompt"),
     Column("seed", _whole, "seed of the image's noise, 0 to 2^63 - 1", "seed"),
@@ -121,6 +130,12 @@ COLUMNS = (
     Column("mask_image", _file, "mask of it: a path; what is white is painted anew", "mask_image", ("mask",)),
     Column("strength", _number, "how much of the image is replaced, above 0 to 1", "strength"),
     Column(
+        "lora",
+        _loras,
+        "LoRA in place of the run's own: PATH or PATH:WEIGHT; several with `;` between, or in a list; `none` for none",
+        "lora",
+    ),
+    Column(
         "num_images",
         _copies,
         "how many images of this row",
@@ -134,7 +149,7 @@ COLUMNS = (
 NOT_OBEYED = frozenset(
     (
         "prompt_2", "negative_prompt_2", "cfg_scale", "true_cfg_scale", "steps", "num_inference_steps",
-        "lora", "scheduler", "sampler",
+        "scheduler", "sampler",
     )
 )  # fmt: skip
 """What would change an image: a cell of one of these that says anything is refused."""

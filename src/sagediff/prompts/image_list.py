@@ -17,6 +17,7 @@ from typing import Any
 
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
+from sagediff.files.lora_files import Lora, LoraSet
 from sagediff.files.prompt_text import text_fault
 from sagediff.files.text_input import shortened
 from sagediff.options import check, option
@@ -105,6 +106,30 @@ class ImageList:
     def names_guidance(self) -> bool:
         """Whether any row names a guidance scale."""
         return any(request.guidance_scale is not None for request in self.requests)
+
+    @cached_property
+    def lora_sets(self) -> dict[LoraSet, int]:
+        """The sets of LoRAs that rows name, each with the number of its first image."""
+        found: dict[LoraSet, int] = {}
+        for number, request in enumerate(self.requests):
+            if request.lora is not None:
+                found.setdefault(request.lora, number)
+        return found
+
+    def beside_own(self, own: Sequence[Lora]) -> ImageList:
+        """The same images where the run's own LoRAs are these: rows that name the very same share with those that name
+        none."""
+        same = LoraSet.holding(own)
+        if same not in self.lora_sets:
+            return self
+        filled: dict[
+            int, ImageRequest
+        ] = {}  # rows that ask for several images of one request hold it several times
+        requests = [
+            each if each.lora is not None else filled.setdefault(id(each), replace(each, lora=same))
+            for each in self.requests
+        ]
+        return replace(self, requests=requests)
 
     def row(self, image: int) -> int:
         """The number of an image's row, from 0."""
@@ -246,6 +271,7 @@ class _Reader:
         self._headers: dict[tuple[str, ...], Header] = {}
         self._prompt: str | None = None  # the field that holds it
         self._plain: dict[str, list[ImageRequest]] = {}  # by prompts of rows that say nothing else
+        self._lora_sets: dict[str, LoraSet] = {}  # by what cells say
         self.own_names: dict[str, None] = {}
 
     def images(self) -> ImageList:
@@ -314,6 +340,8 @@ class _Reader:
         seed = said.get("seed")
         try:
             self._open_images(said)
+            if "lora" in said:
+                said["lora"] = self._lora_set(said["lora"])
             first = ImageRequest(
                 prompt, share=True if options.share_seeded and seed is not None else None, **said
             )
@@ -325,6 +353,16 @@ class _Reader:
             return [first, *(replace(first, seed=seed + i) for i in range(1, count))]
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
+    def _lora_set(self, said: str | list[str]) -> LoraSet:
+        """Seen from the file's folder, else from where the user is."""
+        key = json.dumps(said)
+        if key not in self._lora_sets:
+            found = LoraSet.of(said, (self._home, Path()))
+            if len(self._lora_sets) >= _HEADERS:
+                return found
+            self._lora_sets[key] = found
+        return self._lora_sets[key]
 
     def _open_images(self, said: dict[str, Any]) -> None:
         """Images by what they show, in place of their paths: a row's own, seen from its file's folder, or those of all

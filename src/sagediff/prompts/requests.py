@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from sagediff.errors import InputError
+from sagediff.files.lora_files import LoraSet
 from sagediff.files.prompt_text import text_fault
 
 if TYPE_CHECKING:
@@ -33,9 +34,12 @@ class ImageRequest:
             of either for a pipeline that takes several. Requests share only where they show the same.
         mask_image: white where the image is to be painted anew; as `image`.
         strength: in (0, 1], how much of the image is replaced; None for the pipeline's own.
+        lora: the LoRAs that the image is sampled with, in place of those that the pipeline has: `PATH` or
+            `PATH:WEIGHT`, several in a list; "none", or an empty list, for no LoRA; None for the pipeline's own.
+            Requests run and share only with those of the same LoRAs; a prompt has the same noise with any.
 
     Raises:
-        InputError: an empty prompt, a number out of range, or an image that cannot be read.
+        InputError: an empty prompt, a number out of range, or an image or a LoRA that cannot be read.
     """
 
     prompt: str
@@ -48,6 +52,7 @@ class ImageRequest:
     image: Any = field(default=None, metadata=_GROUP)
     mask_image: Any = field(default=None, metadata=_GROUP)
     strength: float | None = field(default=None, metadata=_CALL)
+    lora: Any = field(default=None, metadata=_CALL)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
@@ -73,6 +78,8 @@ class ImageRequest:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed must lie in [0, 2**63), got {self.seed}")
         self._check_strength()
+        if self.lora is not None:
+            object.__setattr__(self, "lora", LoraSet.of(self.lora))
         if self.image is not None or self.mask_image is not None:
             self._take_images()
 

@@ -12,10 +12,12 @@ from typing import Any
 from sagediff.denoiser.attention import check_perturbed_attention
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
+from sagediff.denoiser.lora_adapters import LoraAdapters
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import lacks_ftfy, unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
+from sagediff.files.lora_files import LoraSet
 from sagediff.plan.compatibility import check_groups_agree
 from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing, for_guidance
@@ -96,7 +98,8 @@ class SharedSampler:
 
     Attributes:
         makes: "images" or "videos", as the pipeline does; fps: of videos, the frames per second that it was made for.
-        images: how it takes the images of requests.
+        images: how it takes the images of requests; loras: the LoRAs that requests name, which stay loaded after
+            `run`, until they are released.
 
     Raises:
         InputError: an option out of range, unknown, or given both ways.
@@ -140,6 +143,7 @@ class SharedSampler:
         family = family_of(denoiser)
         self.makes, self.fps = family.makes, family.fps
         self.images = ImageKeywords.of(pipe)
+        self.loras = LoraAdapters(pipe)
         self.group_condition = group_condition
         self.wave_size = wave_size
         self.micro_batches = micro_batches(micro_batch_size)  # what they measure serves all waves
@@ -189,8 +193,8 @@ class SharedSampler:
             keywords: of the pipeline's calls, as they are given for all prompts.
 
         Raises:
-            InputError: a plan for other prompts or steps, or a negative prompt, an image, a strength or a size that the
-                pipeline does not take.
+            InputError: a plan for other prompts or steps, or a negative prompt, an image, a strength, a LoRA or a size
+                that the pipeline does not take.
             UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
                 and its noise levels, which that needs, are not known.
         """
@@ -202,6 +206,8 @@ class SharedSampler:
         if "negative_prompt" not in parameters and any(each.negative_prompt is not None for each in requests):
             raise InputError(f"{type(self.pipe).__name__} takes no negative prompts; leave them out")
         self.images.check(requests, keywords)
+        for chosen in _lora_sets(requests):
+            self.loras.check(chosen)
         check_groups_agree(requests, plan.groups, self.images.calls(requests))
         check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
@@ -335,6 +341,21 @@ class SharedSampler:
         guidance_scale: float | None,
         on_step: Callable[[int], None] | None,
     ) -> Iterator[Wave]:
+        try:
+            for chosen in _lora_sets(requests):
+                self.loras.load(chosen)
+            yield from self._run_all(waves, requests, per_prompt, guidance_scale, on_step)
+        finally:
+            self.loras.release()
+
+    def _run_all(
+        self,
+        waves: Waves,
+        requests: Sequence[ImageRequest],
+        per_prompt: PerPrompt,
+        guidance_scale: float | None,
+        on_step: Callable[[int], None] | None,
+    ) -> Iterator[Wave]:
         bad: list[int] = []
         is_hopeless = Hopeless()
         for task in map(waves.task, range(len(waves))):
@@ -378,16 +399,17 @@ class SharedSampler:
         on_step: Callable[[int], None] | None,
         options: Mapping[str, Any],
     ) -> Wave:
-        images, run = run_wave(
-            self.pipe,
-            task,
-            self.sharing_of(task.requests[0]),
-            guidance_scale=guidance_scale,
-            group_condition=self.group_condition,
-            micro_batch_size=self.micro_batches,
-            on_step=on_step and (lambda run, tensors: on_step(len(task.members))),
-            **options,
-        )
+        with self.loras.using(task.requests[0].lora):
+            images, run = run_wave(
+                self.pipe,
+                task,
+                self.sharing_of(task.requests[0]),
+                guidance_scale=guidance_scale,
+                group_condition=self.group_condition,
+                micro_batch_size=self.micro_batches,
+                on_step=on_step and (lambda run, tensors: on_step(len(task.members))),
+                **options,
+            )
         for request, image in zip(task.requests, images, strict=True):
             if words := other_size((request.width, request.height), image):
                 raise InputError(words)
@@ -398,6 +420,11 @@ class SharedSampler:
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
         check_perturbed_attention(self.pipe, kwargs)
         return PerPrompt(self.pipe, kwargs, count)
+
+
+def _lora_sets(requests: Iterable[ImageRequest]) -> Iterable[LoraSet]:
+    """The sets of LoRAs that requests name, each once."""
+    return dict.fromkeys(request.lora for request in requests if request.lora is not None)
 
 
 def _sharing(sharing: Sharing | None, options: Mapping[str, Any]) -> Sharing:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sagediff.distributed.cluster import PoolOptions
 from sagediff.errors import InputError
-from sagediff.pipelines.lora import loras_digest
+from sagediff.files.lora_files import loras_digest
 from sagediff.pipelines.placement import open_pipeline, weights_digest
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.sharing import Sharing

@@ -15,7 +15,8 @@ from torch import nn
 
 from sagediff.errors import ModelError
 from sagediff.files.atomic import writing
-from sagediff.pipelines.lora import RECORD_KEY, WEIGHT_NAME
+from sagediff.files.lora_files import WEIGHT_NAME
+from sagediff.pipelines.lora import RECORD_KEY
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 # first and last layers and embeddings of the time stay as they are: they set the scale of everything

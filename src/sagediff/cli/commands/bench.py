@@ -13,8 +13,8 @@ from sagediff.cli.early_checks import check_settings
 from sagediff.collector import importing
 from sagediff.errors import InputError
 from sagediff.files.claim import claimed_output
+from sagediff.files.lora_files import parse_lora
 from sagediff.files.output_folder import OutputFolder
-from sagediff.pipelines.lora import parse_lora
 from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve, resolved
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
-from sagediff.cli.early_checks import check_settings, check_work
+from sagediff.cli.early_checks import check_row_loras, check_settings, check_work
 from sagediff.cli.job_options import (
     Generation,
     OutputOptions,
@@ -40,6 +40,8 @@ def generate(
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
     check_settings(settings)
+    check_row_loras(images, settings.model)
+    images = images.beside_own(settings.model.loras())
     check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
-from sagediff.cli.early_checks import check_page, check_settings, check_work
+from sagediff.cli.early_checks import check_page, check_row_loras, check_settings, check_work
 from sagediff.cli.job_options import ScaleOptions, VideoOptions, guided_sharing
 from sagediff.cli.terminal import print_json
 from sagediff.collector import importing
@@ -43,6 +43,8 @@ def plan(
     given = options.named(sharing)
     settings = resolve(model, sampling, given, policy, cautious=True)
     check_settings(settings)
+    check_row_loras(images, settings.model)
+    images = images.beside_own(settings.model.loras())
     check_work(scale.work)
     guided = guided_sharing(images, settings, model, sampling, given, policy)
     if html is not None:
@@ -51,6 +53,7 @@ def plan(
         from rich.console import Console
 
         from sagediff.cli.planning import advice, messages, plan_images
+        from sagediff.cli.row_loras import check_lora_files
         from sagediff.cli.telling.group_page import group_page
         from sagediff.cli.telling.run_words import plan_rows, table
         from sagediff.cli.telling.thresholds import around, curve_table
@@ -59,6 +62,7 @@ def plan(
         from sagediff.pipelines.loading import load_for_planning
         from sagediff.scale.disk_groups import GROUPS
 
+    check_lora_files(images)
     texts, threshold = images.prompts, settings.sharing.threshold
     pipe, denoiser = load_for_planning(
         settings.model.source,
