@@ -19,9 +19,9 @@ Every finished cell and LoRA is kept: the same command goes on after a stop. `--
 0 to N - 1 in a process of its own, makes cells of each part side by side, once the LoRAs and the search are done
 (`--only search`); the command without them then writes the tables.
 
-With the defaults, some 0.9 million denoiser rows of the emoji model and 65,000 images to look at. On a core that had other
-work to do as well, a row took 18 ms, and an image 29 ms to decode and 95 ms to look at: some 6 hours of such a core, and
-the training besides.
+With the defaults, some 0.9 million denoiser rows of the emoji model and 65,000 images to look at. On a core that had
+other work to do as well, a row took 18 ms, and an image 29 ms to decode and 95 ms to look at: some 6 hours of such a
+core, and the training besides.
 """
 
 from __future__ import annotations
