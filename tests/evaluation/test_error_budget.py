@@ -51,7 +51,7 @@ def test_a_larger_budget_never_saves_less_and_is_kept(seed: int, families: tuple
 
 
 def test_with_fresh_noise_at_the_hand_over_budgets_are_kept_too() -> None:
-    choice, noisy = replace(choice_of(0), sizes=(16,)), replace(MODEL, handover_noise=1.0)
+    choice, noisy = replace(choice_of(0), sizes=(16,)), replace(MODEL, renewed=1.0)
     found = [choice.best(noisy, budget) for budget in (0.0, 0.02, 0.05, 0.1)]
     assert all(a.cost_saving <= b.cost_saving + 1e-12 for a, b in pairwise(found))
     assert all(

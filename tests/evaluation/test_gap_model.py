@@ -68,7 +68,7 @@ def test_no_noise_left_bears_no_gap() -> None:
 
 def test_fresh_noise_at_the_hand_over_leaves_less_of_the_error_but_never_turns_it_round() -> None:
     signal = (*np.linspace(0, 3, 10), math.inf)
-    plain, half, whole = (GapModel(1.0, (1.0,) * 10, signal, noise) for noise in (0.0, 0.5, 1.0))
+    plain, half, whole = (GapModel(1.0, (1.0,) * 10, signal, renewed) for renewed in (0.0, 0.25, 1.0))
     assert (plain.kept == 1).all()
     assert (np.diff(whole.kept) > 0).all() and whole.kept[0] == 0 and whole.kept[-1] == 1
     np.testing.assert_allclose(half.kept, 0.75 + 0.25 * whole.kept)

@@ -20,9 +20,10 @@ which for Gaussian data is the squared difference of the finished images in unit
 seed, and exact. The mean is over elements, so that the error has no unit and is the same for images of any size. Errors
 of stages that follow each other add up in the square, which is what makes trees of groups cheap to plan.
 
-Fresh noise at the hand-over (`Sharing.handover_noise` k) replaces the state's noise, and with it what the group left
-there; of that part only what the member's own prediction has made of the state stays, K = l^2 v / (1 + l^2 v) of it for
-Gaussian data of variance v about the prompt's mean. So a member that leaves at l keeps (1 - k^2) + k^2 K^2 of error^2.
+Fresh noise at the hand-over, a part k^2 of the state's noise by variance (`Sharing.renewed_variance`), replaces what
+the group left there; of that part only what the member's own prediction has made of the state stays, namely
+K = l^2 v / (1 + l^2 v) of it for Gaussian data of variance v about the prompt's mean. So a member that leaves at l keeps
+(1 - k^2) + k^2 K^2 of error^2.
 v is not measured: it is taken to be a tenth of the latents' variance, which diffusers' models scale to 1. Pure.
 """
 
@@ -64,20 +65,19 @@ class GapModel:
         exponent: of the spread.
         scale: (num_steps,) of each step.
         signal: (num_steps + 1,) alpha / sigma before each step and after the last one.
-        handover_noise: of the plans, in [0, 1].
+        renewed: part of a leaving prompt's noise, by variance, that is drawn anew (`Sharing.renewed_variance`).
     """
 
     exponent: float
     scale: tuple[float, ...]
     signal: tuple[float, ...]
-    handover_noise: float = 0.0
+    renewed: float = 0.0
 
     @property
     def kept(self) -> Floats:
         """The part of error^2 that a member keeps which leaves after 0, 1, ... num_steps steps, (num_steps + 1,)."""
-        squared, renewed = np.square(np.asarray(self.signal)), self.handover_noise**2
-        own = 1 - 1 / (1 + _VARIANCE * squared)
-        return np.asarray((1 - renewed) + renewed * own**2)
+        own = 1 - 1 / (1 + _VARIANCE * np.square(np.asarray(self.signal)))
+        return np.asarray((1 - self.renewed) + self.renewed * own**2)
 
     def error(self, squared: float, step: int) -> float:
         """The error of a member that leaves after so many steps with that error^2."""
@@ -97,12 +97,12 @@ class GapModel:
 
 
 def fit_gaps(
-    measured: Sequence[GroupGap], num_steps: int, signal: Sequence[float], handover_noise: float = 0.0
+    measured: Sequence[GroupGap], num_steps: int, signal: Sequence[float], renewed: float = 0.0
 ) -> GapModel:
     """Fit by least squares of the logarithms; each step's scale then makes its mean gap right.
 
     Args:
-        signal, handover_noise: as `GapModel` has them.
+        signal, renewed: as `GapModel` has them.
 
     Raises:
         InputError: nothing was measured, or a gap that is no finite number.
@@ -122,7 +122,7 @@ def fit_gaps(
     ]
     logs = np.log(np.maximum(scales, 1e-30))
     every = np.exp(np.interp(np.arange(num_steps), steps, logs)) * (max(scales) > 0)
-    return GapModel(exponent, tuple(every.tolist()), tuple(map(float, signal)), handover_noise)
+    return GapModel(exponent, tuple(every.tolist()), tuple(map(float, signal)), renewed)
 
 
 def _exponent(measured: Sequence[GroupGap]) -> float:

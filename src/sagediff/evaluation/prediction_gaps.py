@@ -168,7 +168,7 @@ class GapRunner:
                     on_groups(len(wave))
         if not measured:
             return None
-        model = fit_gaps(measured, self.num_steps, signal, self.sharing.handover_noise)
+        model = fit_gaps(measured, self.num_steps, signal, self.sharing.renewed_variance)
         return Gaps(model, tuple(measured), count, run)
 
     def _sampling(self, prompts: list[str]) -> Callable[[list[torch.Generator]], object]:

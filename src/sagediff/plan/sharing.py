@@ -232,6 +232,11 @@ class Sharing:
         """Whether every prompt that leaves its group gets noise of its own, and not only those that equal others."""
         return self.handover_noise > 0
 
+    @property
+    def renewed_variance(self) -> float:
+        """The part of a leaving prompt's noise, by variance, that is drawn anew."""
+        return float(self.handover_noise) ** 2
+
     def noise(self, plan: SharePlan, apart: Sequence[bool]) -> dict[str, Any]:
         """The keywords of `shared_sampling` that say who gets how much noise of its own.
 
