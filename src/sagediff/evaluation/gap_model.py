@@ -22,8 +22,8 @@ of stages that follow each other add up in the square, which is what makes trees
 
 Fresh noise at the hand-over, a part k^2 of the state's noise by variance (`Sharing.renewed_variance`), replaces what
 the group left there; of that part only what the member's own prediction has made of the state stays, namely
-K = l^2 v / (1 + l^2 v) of it for Gaussian data of variance v about the prompt's mean. So a member that leaves at l keeps
-(1 - k^2) + k^2 K^2 of error^2.
+K = l^2 v / (1 + l^2 v) of it for Gaussian data of variance v about the prompt's mean. So a member that leaves at l
+keeps (1 - k^2) + k^2 K^2 of error^2.
 v is not measured: it is taken to be a tenth of the latents' variance, which diffusers' models scale to 1. Pure.
 """
 
