@@ -141,7 +141,11 @@ def _own_encoder(pipe: Any) -> TextEncoder:
 def _runs_on(pipe: Any, model: Any) -> Any:
     """The device that hooks bring an offloaded text encoder's weights to; None where it runs where it is."""
     offloaded = any(
-        hasattr(part, hook) for part in model.modules() for hook in ("_hf_hook", "_diffusers_hook")
+        type(held).__module__.startswith(
+            ("accelerate.hooks", "diffusers.hooks")
+        )  # whatever its private name is
+        for part in model.modules()
+        for held in vars(part).values()
     )
     return getattr(pipe, "_execution_device", None) if offloaded else None
 

@@ -151,6 +151,8 @@ class QueuedRequest(ImageRequest):
         super().__post_init__()
         if self.num_inference_steps < 1:
             raise InputError(f"num_inference_steps must be at least 1, got {self.num_inference_steps}")
+        if self.lora is not None:
+            raise InputError("a server samples with its own LoRAs; leave out lora")
 
 
 def as_requests(prompts: Iterable[Any]) -> list[ImageRequest]:
