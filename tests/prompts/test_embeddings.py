@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers.hooks import apply_group_offloading
 from tiny import tiny
 from transformers import T5Config, T5EncoderModel
 
@@ -146,11 +148,23 @@ def test_the_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyP
         embed_prompts(["a"], encoder="all-MiniLM-L6-v2")
 
 
+def _no_hook(layer: torch.nn.Module) -> None:
+    pass
+
+
+def _hook_of_accelerate(layer: torch.nn.Module) -> None:
+    add_hook_to_module(layer, ModelHook())
+
+
+def _hook_of_diffusers(layer: torch.nn.Module) -> None:
+    apply_group_offloading(layer, torch.device("cpu"), offload_type="leaf_level")
+
+
 @pytest.mark.parametrize(
-    ("hook", "device"), [(None, "cpu"), ("_hf_hook", "meta"), ("_diffusers_hook", "meta")]
+    ("offload", "device"), [(_no_hook, "cpu"), (_hook_of_accelerate, "meta"), (_hook_of_diffusers, "meta")]
 )
 def test_an_offloaded_encoder_is_given_its_words_where_its_hooks_bring_it(
-    hook: str | None, device: str, demo: Any
+    offload: Callable[[torch.nn.Module], None], device: str, demo: Any
 ) -> None:
     """Offloaded weights are not where they will run; `meta` stands for an accelerator."""
     seen: list[str] = []
@@ -165,8 +179,7 @@ def test_an_offloaded_encoder_is_given_its_words_where_its_hooks_bring_it(
             return SimpleNamespace(text_embeds=torch.ones(len(ids), 3))
 
     encoder = Encoder()
-    if hook is not None:
-        setattr(encoder.layer, hook, object())
+    offload(encoder.layer)
     pipe = SimpleNamespace(
         tokenizer=demo.tokenizer, text_encoder=encoder, _execution_device=torch.device("meta")
     )
