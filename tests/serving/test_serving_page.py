@@ -87,8 +87,8 @@ def test_prompts_become_images_with_their_groups_saving_and_tree(visit: Visit, s
     page = visit.page
     for prompt in PROMPTS:
         assert page.get_by_role("img", name=prompt, exact=True).evaluate("image => image.naturalWidth") == 64
-    # images on their way were seen too: two or more of each, of which those of shared steps are alike
-    assert page.evaluate("window.shown.size") > 2 * len(PROMPTS)
+    # images on their way were seen too; how many of them depends on how often the browser draws
+    assert page.evaluate("window.shown.size") > len(PROMPTS)
     assert page.get_by_text("8 denoiser evaluations instead of 12, for 3 images").is_visible()
     assert page.get_by_text("3 images shared the first 2 of 4 steps.").is_visible()
     tree = page.get_by_role("img", name="Plan as a tree")

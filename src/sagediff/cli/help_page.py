@@ -51,8 +51,9 @@ class HelpPage:
 
 def _width(console: Console) -> int:
     """Columns of a line."""
-    known = console.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
-    return max(40, min(WIDTH, console.width)) if known else WIDTH
+    told = os.environ.get("COLUMNS", "")  # rich does not look at it where TERM is "dumb"
+    known = int(told) if told.isdecimal() else console.width if console.is_terminal else WIDTH
+    return max(40, min(WIDTH, known))
 
 
 def _print(console: Console, text: str, *, style: str | None = None, indent: int = 0) -> None:
