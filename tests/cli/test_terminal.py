@@ -176,3 +176,14 @@ def test_what_the_system_refuses_is_one_line(
         monkeypatch.setattr(import_module("sagediff.cli.main"), "_run", fails)
         assert main(["plan"]) == code
         told(capsys)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_do_not_spin_unless_it_is_asked_for(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert main(["version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == used

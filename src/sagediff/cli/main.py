@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # torch's threads wait for each other asleep: by spinning a run takes many times as long where other programs want
+    # the cores too, and is a little faster where none do
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("torchao", "torch.utils._pytree"):  # what torchao cannot load here, nothing of ours needs
         logging.getLogger(name).setLevel(logging.ERROR)
     tokens = sys.argv[1:] if arguments is None else list(arguments)
