@@ -19,7 +19,7 @@ from PIL import Image
 
 from sagediff.builtin.scenes import weights_dir
 from sagediff.cli import generation, main
-from sagediff.cli.job_options import guided_sharing
+from sagediff.cli.asked_run import guided_sharing
 from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
 from sagediff.prompts.image_list import read_images
 

@@ -176,7 +176,7 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         folder.write_lines("shards.jsonl", shards.summary())
         seen = f"{folder.path / 'shards'}, {len(shards)} of them"
     end = time.perf_counter()
-    seconds = {"loading": sampling_start - start, "sampling": end - sampling_start}
+    times = sampling_start - start, end - sampling_start
     report = plan.summary() | {
         "threshold": sharing.threshold,
         "num_rows": len(images.starts),
@@ -184,15 +184,14 @@ def _make_all(job: Generation, folder: OutputFolder, prepared: Prepared, start: 
         "images_made": made,
         "cut_prompts": prepared.cut,
         "seconds": end - start,
-        "seconds_loading": seconds["loading"],
-        "seconds_sampling": seconds["sampling"],
+        "seconds_loading": times[0],
+        "seconds_sampling": times[1],
         "images_per_second": made / (end - start),
     }
     if shards is not None:
         report["shards"] = len(shards)
     folder.write_text(REPORT, json.dumps(report, indent=2) + "\n")  # last: it means a finished run
     print(json.dumps(report), flush=True)
-    times = seconds["loading"], seconds["sampling"]
     _say(run_words.after(plan, made, run, times, seen, prepared.advice, what))
 
 

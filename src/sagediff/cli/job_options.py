@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,7 +13,7 @@ from sagediff.errors import InputError
 from sagediff.files.file_names import FIELDS, NameTemplate
 from sagediff.files.image_formats import QUALITY, Format, ImageFormat
 from sagediff.options import check, option
-from sagediff.pipelines.run_settings import ModelOptions, RunSettings, SamplingOptions, resolve
+from sagediff.pipelines.run_settings import RunSettings
 from sagediff.plan.sharing import Sharing
 from sagediff.prompts.image_list import ImageList
 
@@ -216,25 +216,6 @@ class Generation:
             names.append(template.name(values, images.where(index)))
         template.check_distinct(names, map(images.where, range(len(images))))
         return names
-
-
-def guided_sharing(
-    images: ImageList,
-    settings: RunSettings,
-    model: ModelOptions,
-    sampling: SamplingOptions,
-    given: Mapping[str, Any],
-    policy: Path | None,
-) -> Sharing:
-    """How rows share that name a guidance scale: as all would if the run named one; the settings' sharing without any.
-
-    The arguments behind the first two are those of `resolve`, which the settings came from.
-    """
-    scales = (request.guidance_scale for request in images.requests)
-    scale = next((scale for scale in scales if scale is not None), None)
-    if scale is None:
-        return settings.sharing
-    return resolve(model, replace(sampling, guidance_scale=scale), given, policy, cautious=True).sharing
 
 
 def replica_range(text: str | None) -> tuple[int, int]:

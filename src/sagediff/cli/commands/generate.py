@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 from sagediff.cli import options
-from sagediff.cli.early_checks import check_row_loras, check_settings, check_work
+from sagediff.cli.asked_run import asked_run
 from sagediff.cli.job_options import (
     Generation,
     OutputOptions,
     ScaleOptions,
     VideoOptions,
     WorkerOptions,
-    guided_sharing,
 )
 from sagediff.collector import importing
 from sagediff.files.claim import claimed_output
 from sagediff.files.output_folder import OutputFolder
 from sagediff.files.shards import check_shard_size
-from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
 from sagediff.prompts.image_list import read_images
 
 
@@ -36,14 +35,8 @@ def generate(
     workers: Annotated[WorkerOptions, options.flattened("Scale")] = WorkerOptions(),  # noqa: B008
 ) -> None:
     """Generate one image, or one video, per prompt."""
-    images = read_images(prompts, prompt_file, requested)
-    given = options.named(sharing)
-    settings = resolve(model, sampling, given, policy, cautious=True)
-    check_settings(settings)
-    check_row_loras(images, settings.model)
-    images = images.beside_own(settings.model.loras())
-    check_work(scale.work)
-    guided = guided_sharing(images, settings, model, sampling, given, policy)
+    asked = read_images(prompts, prompt_file, requested)
+    images, settings, guided = asked_run(asked, model, sampling, options.named(sharing), policy, scale.work)
     micro_batch, pool = options.whole("--micro-batch", output.micro_batch), workers.pool()
     job = Generation(images, settings, guided, output, micro_batch, scale, pool, video)
     folder, manifest = OutputFolder(output.out, output.image_format), job.manifest()

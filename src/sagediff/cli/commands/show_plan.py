@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sagediff.cli import options
-from sagediff.cli.early_checks import check_page, check_row_loras, check_settings, check_work
-from sagediff.cli.job_options import ScaleOptions, VideoOptions, guided_sharing
+from sagediff.cli.asked_run import asked_run
+from sagediff.cli.early_checks import check_page
+from sagediff.cli.job_options import ScaleOptions, VideoOptions
 from sagediff.cli.terminal import print_json
 from sagediff.collector import importing
 from sagediff.files.atomic import writing
-from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions, resolve
+from sagediff.pipelines.run_settings import ModelOptions, SamplingOptions
 from sagediff.plan.share_plan import SharePlan
 from sagediff.printable import printable
 from sagediff.prompts.image_list import read_images
@@ -39,14 +40,8 @@ def plan(
     ] = None,
 ) -> None:
     """Show how prompts would be grouped and what that saves, without loading the denoiser."""
-    images = read_images(prompts, prompt_file, requested, with_own=False)
-    given = options.named(sharing)
-    settings = resolve(model, sampling, given, policy, cautious=True)
-    check_settings(settings)
-    check_row_loras(images, settings.model)
-    images = images.beside_own(settings.model.loras())
-    check_work(scale.work)
-    guided = guided_sharing(images, settings, model, sampling, given, policy)
+    asked = read_images(prompts, prompt_file, requested, with_own=False)
+    images, settings, guided = asked_run(asked, model, sampling, options.named(sharing), policy, scale.work)
     if html is not None:
         check_page(html)
     with importing():
