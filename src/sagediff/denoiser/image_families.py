@@ -1,0 +1,106 @@
+"""Rows of the table (`table.py`): denoisers of images."""
+
+from __future__ import annotations
+
+from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
+from sagediff.denoiser.family import Family
+
+IMAGE_FAMILIES: dict[str, Family] = {
+    "UNet2DConditionModel": declared(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
+        "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids",
+        "encoder_hidden_states added_cond_kwargs.text_embeds "
+        "added_cond_kwargs.image_embeds "  # Kandinsky's; a list with one for each IP-Adapter
+        "down_block_additional_residuals mid_block_additional_residual",  # ControlNet's: it has read each prompt
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        parts=frozenset({"added_cond_kwargs.image_embeds", "down_block_additional_residuals"}),
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "SD3Transformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states pooled_projections",
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "FluxTransformer2DModel": declared(
+        "hidden_states timestep guidance",
+        "encoder_hidden_states pooled_projections",
+        neither="txt_ids img_ids",
+        scale="true_cfg_scale",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "Flux2Transformer2DModel": declared(  # FLUX.2 (never a second call) and Klein
+        "hidden_states timestep guidance txt_ids img_ids",
+        "encoder_hidden_states",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "PixArtTransformer2DModel": declared(  # PixArt-alpha and -Sigma
+        "hidden_states timestep added_cond_kwargs.resolution added_cond_kwargs.aspect_ratio",
+        "encoder_hidden_states",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "SanaTransformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        dtype="bfloat16",
+        vae_dtype="float32",
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "AuraFlowTransformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        zero_padded=frozenset({"encoder_hidden_states"}),
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "ChromaTransformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        masks={"attention_mask": "encoder_hidden_states"},  # of the text's tokens, then the image's
+        neither="txt_ids img_ids",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "CogView4Transformer2DModel": declared(
+        "hidden_states timestep original_size target_size crop_coords",
+        "encoder_hidden_states",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "HunyuanDiT2DModel": declared(
+        "hidden_states timestep image_meta_size style",
+        "encoder_hidden_states encoder_hidden_states_t5",
+        masks={
+            "text_embedding_mask": "encoder_hidden_states",
+            "text_embedding_mask_t5": "encoder_hidden_states_t5",
+        },
+        neither="image_rotary_emb",
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "Lumina2Transformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "QwenImageTransformer2DModel": declared(
+        "hidden_states timestep guidance img_shapes",
+        "encoder_hidden_states",
+        masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
+        lists=frozenset({"img_shapes"}),
+        scale="true_cfg_scale",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "ZImageTransformer2DModel": declared(
+        "x t",
+        "cap_feats",
+        lists=frozenset({"cap_feats", "x"}),
+        unguided_scale=0.0,
+        guidance="batched",
+        first="conditional",
+        dtype="bfloat16",
+    ),
+}
