@@ -56,6 +56,7 @@ class Recipe:
         counted: a submodule of the denoiser whose input has one row for each denoiser row.
         schedulers: of `SCHEDULERS`, those that it is tested with; the first is its own.
         words: for conditions that tell words from padding, how many a prompt has.
+        rows: denoiser rows per prompt, unguided and guided; None where the pipeline has no such run.
     """
 
     build: Callable[[Any], Any]
@@ -63,6 +64,7 @@ class Recipe:
     counted: Callable[[Any], torch.nn.Module]
     schedulers: tuple[str, ...] = ("flow",)
     words: tuple[str, ...] = ()
+    rows: tuple[int | None, int | None] = (1, 2)
 
 
 def embeddings(prompts: Sequence[int], tokens: int | None = None) -> torch.Tensor:

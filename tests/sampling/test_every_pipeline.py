@@ -1,0 +1,82 @@
+"""Every pipeline class that shares: nothing shared, and equal prompts, change no image; and the cost is the plan's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tiny.every_pipeline import EVERY
+from tiny.parts import SCHEDULERS, Recipe
+
+from sagediff.denoiser.lookup import denoisers_of
+from sagediff.plan.share_plan import SharePlan
+from sagediff.sampling.context import shared_sampling
+
+STEPS = 4
+GROUPS = [[0, 2, 3], [1]]
+EQUAL = [7, 8, 7, 7]  # the members of each group have the same prompt
+DIFFERENT = [3, 4, 5, 6]
+TOLERANCE = 1e-5
+CASES = [
+    pytest.param(name, guided, id=f"{name}-{'guided' if guided else 'unguided'}")
+    for name, recipe in EVERY.items()
+    for guided in (False, True)
+    if recipe.rows[guided] is not None
+]
+
+
+def make_plan(ratio: float) -> SharePlan:
+    return SharePlan.from_groups(GROUPS, num_steps=STEPS, share_ratio=ratio)
+
+
+def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: bool) -> torch.Tensor:
+    inputs = {"output_type": "latent", "height": 16, "width": 16, **recipe.inputs(prompts, guided)}
+    out = pipe(
+        num_inference_steps=STEPS,
+        generator=make_plan(0.5).generators(0),
+        **inputs,
+    )
+    latents: Any = next(iter(out.values()))
+    return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
+
+
+@contextmanager
+def rows_counted(pipe: Any, recipe: Recipe) -> Iterator[list[int]]:
+    """The rows of every call of the denoisers, as a submodule sees them."""
+    seen: list[int] = []
+    handles = [
+        recipe.counted(denoiser).register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(args[0] if args else next(iter(kwargs.values())))),
+            with_kwargs=True,
+        )
+        for denoiser in denoisers_of(pipe)
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(("name", "guided"), CASES)
+def test_sharing_is_exact_and_costs_what_is_planned(name: str, guided: bool) -> None:
+    recipe = EVERY[name]
+    torch.manual_seed(0)
+    pipe = recipe.build(SCHEDULERS[recipe.schedulers[0]]())
+    assert type(pipe).__name__ == name.partition(",")[0]
+    pipe.set_progress_bar_config(disable=True)
+    expected = final_latents(pipe, recipe, EQUAL, guided)
+    for ratio, prompts in ((0.0, EQUAL), (0.5, EQUAL), (0.5, DIFFERENT)):
+        plan = make_plan(ratio)
+        with rows_counted(pipe, recipe) as seen, shared_sampling(pipe, plan) as run:
+            images = final_latents(pipe, recipe, prompts, guided)
+        assert run.evaluations == run.plan.evaluations == sum(seen)
+        assert run.plan.rows_per_prompt == recipe.rows[guided]
+        assert (run.evaluations < run.plan.evaluations_independent) == (ratio > 0)
+        if prompts == EQUAL:
+            torch.testing.assert_close(images, expected, rtol=0, atol=TOLERANCE)
+        else:  # members part past the branch point: the prompt is heard
+            assert not torch.allclose(images[0], images[2], atol=1e-4)
