@@ -68,7 +68,7 @@ def run_wave(
         )  # else FLUX Kontext has one of its own
     if both := sorted(set(given) & set(options)):
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
-    makes_videos = family_of(denoiser_of(pipe)).makes == "videos"
+    makes_videos = family_of(denoiser_of(pipe), pipe).makes == "videos"
     with (
         decoding_in_parts(pipe),
         decoded_rows(pipe) as decoded,
