@@ -9,6 +9,7 @@ import torch
 from sagediff.denoiser.family import Family, GuidanceKind, Role
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.private_names import unwrapped
+from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import UnsupportedPipelineError
 
@@ -20,9 +21,11 @@ def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
     takes over from it on the way; or those that `PLACES` names.
 
     Raises:
-        UnsupportedPipelineError: it has none.
+        UnsupportedPipelineError: it has none, or is of a class that cannot share (`refused.py`).
     """
-    places = places_of(cls.__name__ for cls in type(pipe).__mro__)
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    check_pipeline_class(*names)
+    places = places_of(names)
     found = [getattr(pipe, name, None) for name in places]
     modules = [module for module in found if isinstance(module, torch.nn.Module)]
     if places[0] == "unet" and isinstance(found[0], torch.nn.Module):
