@@ -165,7 +165,7 @@ def _by_row(name: str, tensor: Tensor, rows: int, class_name: str) -> Tensor:
             f"the pipeline gives its {class_name} the argument `{name}` of shape {tuple(tensor.shape)}; it should have "
             f"equally many entries for each of {rows} rows"
         )
-    return tensor.unflatten(0, (rows, -1))
+    return tensor.reshape(rows, len(tensor) // rows, *tensor.shape[1:])
 
 
 def _as_given(family: Family, path: str, tensor: Tensor, given: Any) -> Tensor:

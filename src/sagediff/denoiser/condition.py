@@ -59,7 +59,7 @@ def _mean(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[str, Tens
 
 def _nearest(conditions: Tensors, words: Tensors) -> int:
     """The member whose conditions are nearest to the mean: what is discrete, by how often others have the same."""
-    distance = 0.0
+    distances: list[Tensor] = []
     smooth = {name: rows for name, rows in conditions.items() if rows.is_floating_point()}
     means = _mean(smooth, {}, words)
     for name, rows in conditions.items():
@@ -70,8 +70,9 @@ def _nearest(conditions: Tensors, words: Tensors) -> int:
         else:
             gaps = (rows[:, None] != rows[None]).float()  # (n, n, ...)
         each = gaps.flatten(1).mean(1)  # (n,)
-        distance = distance + each / each.mean().clamp_min(1e-12)
-    return min(range(len(each)), key=distance.tolist().__getitem__)
+        distances.append(each / each.mean().clamp_min(1e-12))
+    total: list[float] = sum(distances[1:], distances[0]).tolist()
+    return total.index(min(total))
 
 
 def _shares(words: Tensor, rows: Tensor) -> Tensor:
