@@ -70,10 +70,11 @@ def test_the_half_precision_is_that_of_the_pipelines_own_example() -> None:
         if not vae and denoiser:
             vae = pipeline
         module_of = denoisers_of(pipe)[0]
-        family = family_of(module_of)
+        family = family_of(module_of, pipe)
         assert (family.dtype, family.vae_dtype or family.dtype) == (dtype, vae[-1] if vae else dtype)
         told.setdefault(type(module_of).__name__, set()).add(dtype)
-    assert told.keys() == FAMILIES.keys() and all(len(dtypes) == 1 for dtypes in told.values())
+    silent = {"ErnieImageTransformer2DModel"}  # its pipeline has no example
+    assert told.keys() == FAMILIES.keys() - silent and all(len(dtypes) == 1 for dtypes in told.values())
 
 
 @pytest.mark.parametrize(

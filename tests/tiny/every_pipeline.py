@@ -12,6 +12,7 @@ import torch
 
 from tiny import every_broadcast, families, more_families
 from tiny.every_image import IMAGES
+from tiny.every_image_forms import IMAGE_FORMS
 from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
 
@@ -19,6 +20,7 @@ EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
+    **IMAGE_FORMS,
     **UNETS,
     **every_broadcast.RECIPES,
 }

@@ -25,6 +25,8 @@ from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.strength import calls_taken
 
+_ALWAYS_GUIDED = frozenset({"OmniGenPipeline"})  # by negative rows, whatever the scale
+
 
 @dataclass(frozen=True)
 class CostBasis:
@@ -162,6 +164,8 @@ def cost_basis(
                 f"the scale out"
             )
         guided = guider is not None and bool(guider._enabled) and guider.num_conditions > 1
+    elif type(pipe).__name__ in _ALWAYS_GUIDED:
+        guided = True
     elif family is not None and family.scale == "true_cfg_scale":
         scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
         guided = has_negative and scale > family.unguided_scale and has_negative_rows(pipe)
