@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tiny import families, more_families
+from tiny.every_edit import EDITS
 from tiny.every_image import IMAGES
 from tiny.parts import SCHEDULERS, Recipe
 
@@ -18,6 +19,7 @@ EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
+    **EDITS,
 }
 
 
