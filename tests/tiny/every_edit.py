@@ -196,14 +196,6 @@ EDITS: dict[str, Recipe] = {
         lambda prompts: _inpainted(prompts) | {"control_image": [image(prompts, seed=1)], "control_mode": [1]},
         lambda pipe: {**_union(pipe), "add_watermarker": False},
     ),
-    "LatentConsistencyModelPipeline": turned(
-        diffusers.LatentConsistencyModelPipeline,
-        _SD,
-        lambda prompts: {"guidance_scale": 4.0},
-        _unet_of(4, time_cond_proj_dim=8),
-        schedulers=("lcm",),
-        rows=(1, None),
-    ),
     "LatentConsistencyModelImg2ImgPipeline": turned(
         diffusers.LatentConsistencyModelImg2ImgPipeline,
         _SD,

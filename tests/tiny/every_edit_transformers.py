@@ -14,6 +14,7 @@ from tiny.every_edit import HALF, configured, image, mask, turned
 from tiny.families import RECIPES as FAMILIES
 from tiny.more_families import RECIPES as MORE
 from tiny.parts import Recipe
+from tiny.prompted import t5
 
 # -- parts -----------------------------------------------------------------------------------------
 
@@ -51,6 +52,11 @@ def _wider(channels: int, out: int = 16) -> Callable[[Any], Mapping[str, Any]]:
     }
 
 
+def _chroma_parts(pipe: Any) -> Mapping[str, Any]:
+    pipe.transformer.register_to_config(guidance_embeds=False)  # as the files of its weights say
+    return _kl_vae()
+
+
 # -- inputs ----------------------------------------------------------------------------------------
 
 
@@ -80,7 +86,7 @@ _FLUX, _SD3 = tiny.RECIPES["flux"], tiny.RECIPES["sd3"]
 _UNGUIDED = {"rows": (1, None)}  # the scale is an input of the model
 _LARGE = {"height": 1024, "width": 1024}
 
-EDITS: dict[str, Recipe] = {
+TRANSFORMER_EDITS: dict[str, Recipe] = {
     "FluxKontextPipeline": turned(diffusers.FluxKontextPipeline, _FLUX, _kontext),
     "FluxKontextInpaintPipeline": turned(
         diffusers.FluxKontextInpaintPipeline,
@@ -113,15 +119,23 @@ EDITS: dict[str, Recipe] = {
         diffusers.Flux2KleinInpaintPipeline, FAMILIES["flux2-klein"], _inpainted
     ),
     "StableDiffusion3Img2ImgPipeline": turned(diffusers.StableDiffusion3Img2ImgPipeline, _SD3, _from_image),
-    "StableDiffusion3InpaintPipeline": turned(diffusers.StableDiffusion3InpaintPipeline, _SD3, _inpainted),
+    "StableDiffusion3InpaintPipeline": turned(
+        diffusers.StableDiffusion3InpaintPipeline,
+        _SD3,
+        _inpainted,
+        lambda pipe: {
+            "transformer": configured(pipe.transformer, in_channels=16, out_channels=16),
+            "vae": tiny.vae(16),
+        },
+    ),
     "ChromaImg2ImgPipeline": turned(
         diffusers.ChromaImg2ImgPipeline, FAMILIES["chroma"], _from_image, _kl_vae
     ),
     "ChromaInpaintPipeline": turned(
         diffusers.ChromaInpaintPipeline,
         FAMILIES["chroma"],
-        lambda prompts: _inpainted(prompts) | {"true_cfg_scale": 4.0},
-        _kl_vae,
+        _inpainted,
+        _chroma_parts,
     ),
     "QwenImageImg2ImgPipeline": turned(
         diffusers.QwenImageImg2ImgPipeline, MORE["qwen-image"], _from_image, lambda pipe: {"vae": _qwen_vae()}
@@ -135,12 +149,6 @@ EDITS: dict[str, Recipe] = {
         lambda prompts: {"image": _pil(prompts), **_LARGE},
         lambda pipe: {"vae": _qwen_vae(7)},
     ),
-    "QwenImageEditPlusPipeline": turned(
-        diffusers.QwenImageEditPlusPipeline,
-        MORE["qwen-image"],
-        lambda prompts: {"image": [_pil(prompts)] * 2, **_LARGE},
-        lambda pipe: {"vae": _qwen_vae(7)},
-    ),
     "QwenImageEditInpaintPipeline": turned(
         diffusers.QwenImageEditInpaintPipeline,
         MORE["qwen-image"],
@@ -150,9 +158,10 @@ EDITS: dict[str, Recipe] = {
     "QwenImageLayeredPipeline": turned(
         diffusers.QwenImageLayeredPipeline,
         MORE["qwen-image"],
-        lambda prompts: {"image": _pil(prompts), "layers": 1},
+        lambda prompts: {"image": _pil(prompts), "layers": 1, "prompt": ["a cat"] * len(prompts)},
         lambda pipe: {
-            "vae": _qwen_vae(7),
+            "vae": _qwen_vae(6),
+            "text_encoder": t5()["text_encoder"],
             "transformer": configured(pipe.transformer, use_additional_t_cond=True, use_layer3d_rope=True),
         },
     ),
@@ -161,11 +170,5 @@ EDITS: dict[str, Recipe] = {
     ),
     "ZImageInpaintPipeline": turned(
         diffusers.ZImageInpaintPipeline, MORE["z-image"], lambda prompts: _inpainted(prompts, 32), _kl_vae
-    ),
-    "CogView4ControlPipeline": turned(
-        diffusers.CogView4ControlPipeline,
-        FAMILIES["cogview4"],
-        lambda prompts: _with_control({}, prompts),
-        lambda pipe: {"transformer": configured(pipe.transformer, in_channels=8), **_kl_vae()},
     ),
 }

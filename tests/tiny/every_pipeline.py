@@ -12,14 +12,18 @@ import torch
 
 from tiny import families, more_families
 from tiny.every_edit import EDITS
+from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
+from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
+    **UNETS,
     **EDITS,
+    **TRANSFORMER_EDITS,
 }
 
 
