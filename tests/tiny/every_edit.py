@@ -1,4 +1,4 @@
-"""Tiny pipelines that begin from an image, or are steered by one, on U-Nets: the parts of other recipes in other classes.
+"""Tiny pipelines that begin from an image, or are steered by one, on U-Nets: the parts of other recipes, other classes.
 
 Their inputs are images of the sizes of those recipes; a strength leaves `STEPS` of the steps.
 """
@@ -51,7 +51,11 @@ def configured(model: Any, **changed: Any) -> Any:
 
 
 def turned(
-    pipeline: Any, recipe: Recipe, more: More, parts: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}, **changed: Any
+    pipeline: Any,
+    recipe: Recipe,
+    more: More,
+    parts: Callable[[Any], Mapping[str, Any]] = lambda pipe: {},
+    **changed: Any,
 ) -> Recipe:
     """The recipe of another pipeline class with the same parts and prompts.
 
@@ -73,7 +77,9 @@ def turned(
     fields = {name: getattr(recipe, name) for name in ("counted", "words", "rows")}
     if recipe.rows[1] is not None:  # unguided runs are those of the class that it is turned from
         fields["rows"] = (None, recipe.rows[1])
-    return Recipe(**({"build": build, "inputs": inputs, "schedulers": recipe.schedulers[:1]} | fields | changed))
+    return Recipe(
+        **({"build": build, "inputs": inputs, "schedulers": recipe.schedulers[:1]} | fields | changed)
+    )
 
 
 # -- Stable Diffusion, SDXL ------------------------------------------------------------------------
@@ -153,7 +159,10 @@ EDITS: dict[str, Recipe] = {
         _controlnet,
     ),
     "StableDiffusionXLImg2ImgPipeline": turned(
-        diffusers.StableDiffusionXLImg2ImgPipeline, _SDXL, _from_image, lambda pipe: {"add_watermarker": False}
+        diffusers.StableDiffusionXLImg2ImgPipeline,
+        _SDXL,
+        _from_image,
+        lambda pipe: {"add_watermarker": False},
     ),
     "StableDiffusionXLInpaintPipeline": turned(
         diffusers.StableDiffusionXLInpaintPipeline, _SDXL, _inpainted, lambda pipe: {"add_watermarker": False}
@@ -193,7 +202,9 @@ EDITS: dict[str, Recipe] = {
     "StableDiffusionXLControlNetUnionInpaintPipeline": turned(
         diffusers.StableDiffusionXLControlNetUnionInpaintPipeline,
         _SDXL,
-        lambda prompts: _inpainted(prompts) | {"control_image": [image(prompts, seed=1)], "control_mode": [1]},
+        lambda prompts: (
+            _inpainted(prompts) | {"control_image": [image(prompts, seed=1)], "control_mode": [1]}
+        ),
         lambda pipe: {**_union(pipe), "add_watermarker": False},
     ),
     "LatentConsistencyModelImg2ImgPipeline": turned(

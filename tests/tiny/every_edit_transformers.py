@@ -14,7 +14,6 @@ from tiny.every_edit import HALF, configured, image, mask, turned
 from tiny.families import RECIPES as FAMILIES
 from tiny.more_families import RECIPES as MORE
 from tiny.parts import Recipe
-from tiny.prompted import t5
 
 # -- parts -----------------------------------------------------------------------------------------
 
@@ -93,11 +92,13 @@ TRANSFORMER_EDITS: dict[str, Recipe] = {
         _FLUX,
         lambda prompts: _kontext(prompts) | {"mask_image": mask(prompts), **HALF},
     ),
-    "FluxFillPipeline": turned(
-        diffusers.FluxFillPipeline, _FLUX, _inpainted, _wider(48), **_UNGUIDED
-    ),
+    "FluxFillPipeline": turned(diffusers.FluxFillPipeline, _FLUX, _inpainted, _wider(48), **_UNGUIDED),
     "FluxControlPipeline": turned(
-        diffusers.FluxControlPipeline, _FLUX, lambda prompts: _with_control({}, prompts), _wider(32), **_UNGUIDED
+        diffusers.FluxControlPipeline,
+        _FLUX,
+        lambda prompts: _with_control({}, prompts),
+        _wider(32),
+        **_UNGUIDED,
     ),
     "FluxControlImg2ImgPipeline": turned(
         diffusers.FluxControlImg2ImgPipeline,
@@ -154,16 +155,6 @@ TRANSFORMER_EDITS: dict[str, Recipe] = {
         MORE["qwen-image"],
         lambda prompts: {"image": _pil(prompts), "mask_image": mask(prompts[:1], 1024), **_LARGE, **HALF},
         lambda pipe: {"vae": _qwen_vae(7)},
-    ),
-    "QwenImageLayeredPipeline": turned(
-        diffusers.QwenImageLayeredPipeline,
-        MORE["qwen-image"],
-        lambda prompts: {"image": _pil(prompts), "layers": 1, "prompt": ["a cat"] * len(prompts)},
-        lambda pipe: {
-            "vae": _qwen_vae(6),
-            "text_encoder": t5()["text_encoder"],
-            "transformer": configured(pipe.transformer, use_additional_t_cond=True, use_layer3d_rope=True),
-        },
     ),
     "ZImageImg2ImgPipeline": turned(
         diffusers.ZImageImg2ImgPipeline, MORE["z-image"], lambda prompts: _from_image(prompts, 32), _kl_vae
