@@ -357,7 +357,7 @@ def _kandinsky3_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return inputs | {"guidance_scale": 3.0 if guided else 0.0, "height": 64, "width": 64}
 
 
-def _kandinsky5_transformer(**options: Any) -> Any:
+def kandinsky5_transformer(**options: Any) -> Any:
     transformer = Kandinsky5Transformer3DModel(
         in_visual_dim=4,
         out_visual_dim=4,
@@ -376,7 +376,7 @@ def _kandinsky5_transformer(**options: Any) -> Any:
 
 def _kandinsky5(scheduler: Any) -> Any:
     pipe = Kandinsky5T2IPipeline(
-        transformer=_kandinsky5_transformer(),
+        transformer=kandinsky5_transformer(),
         scheduler=scheduler,
         vae=None,
         text_encoder_2=None,

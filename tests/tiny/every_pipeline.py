@@ -14,6 +14,7 @@ from tiny import every_broadcast, families, more_families
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
+from tiny.every_image_edit import IMAGE_EDITS
 from tiny.every_image_forms import IMAGE_FORMS
 from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
@@ -23,6 +24,7 @@ EVERY: dict[str, Recipe] = {
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
     **IMAGE_FORMS,
+    **IMAGE_EDITS,
     **UNETS,
     **every_broadcast.RECIPES,
     **EDITS,
