@@ -226,7 +226,7 @@ def _sana_video(scheduler: Any) -> Any:
     return SanaVideoPipeline(scheduler=scheduler, vae=None, transformer=sana_video_transformer(), **NO_TEXT)
 
 
-RECIPES: dict[str, Recipe] = {
+VIDEOS: dict[str, Recipe] = {
     "HunyuanVideoPipeline": Recipe(_hunyuan, hunyuan_inputs, lambda transformer: transformer.x_embedder),
     "HunyuanVideo15Pipeline": Recipe(
         _hunyuan_15, hunyuan_15_inputs, lambda transformer: transformer.x_embedder, rows=(None, 2)
