@@ -13,6 +13,7 @@ import torch
 from tiny import families, more_families
 from tiny.every_image import IMAGES
 from tiny.every_video import VIDEOS
+from tiny.every_video_from import VIDEOS_FROM
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
@@ -20,6 +21,7 @@ EVERY: dict[str, Recipe] = {
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
     **VIDEOS,
+    **VIDEOS_FROM,
 }
 
 

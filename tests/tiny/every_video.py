@@ -1,4 +1,4 @@
-"""Tiny pipelines of every class that makes videos of texts; those that begin from images are in `every_video_from.py`."""
+"""Tiny pipelines of every class that makes videos of texts (`every_video_from.py`: of images and videos too)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,30 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AllegroPipeline,
+    AllegroTransformer3DModel,
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
     AutoencoderKLHunyuanVideo15,
+    AutoencoderKLMagvit,
+    AutoencoderKLWan,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    EasyAnimatePipeline,
+    EasyAnimateTransformer3DModel,
+    FlowMapEulerDiscreteScheduler,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    Kandinsky5T2VPipeline,
+    Kandinsky5Transformer3DModel,
+    LattePipeline,
+    LatteTransformer3DModel,
     MochiPipeline,
     MochiTransformer3DModel,
+    MotifVideoPipeline,
+    MotifVideoTransformer3DModel,
     SanaVideoPipeline,
     SanaVideoTransformer3DModel,
     SkyReelsV2Pipeline,
@@ -23,6 +38,7 @@ from diffusers import (
 )
 from diffusers.guiders import ClassifierFreeGuidance
 
+from tiny.every_image import filled
 from tiny.parts import (
     NO_TEXT,
     TOKENS,
@@ -68,9 +84,7 @@ def hunyuan_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
 
 
 def _hunyuan(scheduler: Any) -> Any:
-    return HunyuanVideoPipeline(
-        scheduler=scheduler, vae=None, transformer=hunyuan_transformer(), **NO_TEXTS
-    )
+    return HunyuanVideoPipeline(scheduler=scheduler, vae=None, transformer=hunyuan_transformer(), **NO_TEXTS)
 
 
 def hunyuan_15_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
@@ -203,7 +217,9 @@ def _skyreels(scheduler: Any) -> Any:
 
 
 def _sana_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
-    return masked_inputs(prompts, guided, frames=5, height=32, width=32, negative_prompt=None, use_resolution_binning=False)
+    return masked_inputs(
+        prompts, guided, frames=5, height=32, width=32, negative_prompt=None, use_resolution_binning=False
+    )
 
 
 def sana_video_transformer() -> SanaVideoTransformer3DModel:
@@ -226,6 +242,198 @@ def _sana_video(scheduler: Any) -> Any:
     return SanaVideoPipeline(scheduler=scheduler, vae=None, transformer=sana_video_transformer(), **NO_TEXT)
 
 
+# -- Allegro, Latte, EasyAnimate, Motif-Video, Kandinsky 5, AnyFlow --------------------------------
+
+
+def _allegro(scheduler: Any) -> Any:
+    transformer = AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        cross_attention_dim=24,
+        caption_channels=WIDTH,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=2,
+    )
+    return AllegroPipeline(
+        scheduler=scheduler, vae=None, transformer=louder(transformer.eval(), 2.0), **NO_TEXT
+    )
+
+
+def _allegro_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    return masked_inputs(prompts, guided, num_frames=5, negative_prompt=None)
+
+
+def _latte(scheduler: Any) -> Any:
+    transformer = LatteTransformer3DModel(
+        sample_size=2,
+        num_layers=1,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=WIDTH,
+        in_channels=4,
+        cross_attention_dim=16,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        video_length=2,
+    )
+    return LattePipeline(
+        scheduler=scheduler, vae=None, transformer=louder(transformer.eval(), 2.0), **NO_TEXT
+    )
+
+
+def _latte_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Padded with zeros, as it masks its text encodings itself."""
+    inputs = zero_padded_inputs(prompts, guided) | {"video_length": 2, "negative_prompt": None}
+    del inputs["num_frames"]
+    return inputs | {"mask_feature": False}
+
+
+def magvit_vae() -> AutoencoderKLMagvit:
+    vae = AutoencoderKLMagvit(
+        latent_channels=4,
+        block_out_channels=[4, 4],
+        down_block_types=["SpatialDownBlock3D", "SpatialTemporalDownBlock3D"],
+        up_block_types=["SpatialUpBlock3D", "SpatialTemporalUpBlock3D"],
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    return vae.eval()
+
+
+def easyanimate_transformer(in_channels: int = 4) -> EasyAnimateTransformer3DModel:
+    transformer = EasyAnimateTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=in_channels,
+        out_channels=4,
+        patch_size=2,
+        num_layers=1,
+        mmdit_layers=1,
+        time_embed_dim=8,
+        text_embed_dim=WIDTH,
+        sample_width=4,
+        sample_height=4,
+    )
+    return louder(transformer.eval(), 2.0)
+
+
+def _easyanimate(scheduler: Any) -> Any:
+    return EasyAnimatePipeline(
+        scheduler=scheduler, vae=magvit_vae(), transformer=easyanimate_transformer(), **NO_TEXT
+    )
+
+
+def motif_transformer(**options: Any) -> MotifVideoTransformer3DModel:
+    transformer = MotifVideoTransformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_single_layers=1,
+        text_embed_dim=WIDTH,
+        rope_axes_dim=(2, 2, 4),
+        **options,
+    )
+    return louder(transformer.eval(), 2.0)
+
+
+def wan_vae(channels: int = 4) -> AutoencoderKLWan:
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+    )
+    return vae.eval()
+
+
+def _motif(scheduler: Any) -> Any:
+    return MotifVideoPipeline(
+        scheduler=scheduler,
+        vae=wan_vae(),
+        transformer=motif_transformer(),
+        guider=ClassifierFreeGuidance(guidance_scale=4.0),
+        **NO_TEXT,
+    )
+
+
+def motif_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Its guider says whether it guides: there is no guidance scale to give."""
+    inputs = masked_video_inputs(prompts, guided)
+    del inputs["guidance_scale"]
+    return inputs
+
+
+def kandinsky_transformer(**options: Any) -> Kandinsky5Transformer3DModel:
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        in_text_dim=WIDTH,
+        in_text_dim2=WIDTH,
+        time_dim=8,
+        out_visual_dim=4,
+        model_dim=16,
+        ff_dim=16,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 4, 8),
+        visual_cond=True,
+        **options,
+    )
+    return filled(transformer.eval())
+
+
+def kandinsky_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    lengths = torch.arange(len(prompts) + 1, dtype=torch.int32) * TOKENS
+    inputs: dict[str, Any] = {"num_frames": 5, "guidance_scale": 4.0 if guided else 1.0}
+    for prefix, whose in ("", prompts), ("negative_", [-1] * len(prompts)):
+        if guided or not prefix:
+            inputs |= {
+                f"{prefix}prompt_embeds_qwen": embeddings(whose, TOKENS),
+                f"{prefix}prompt_embeds_clip": embeddings(whose),
+                f"{prefix}prompt_cu_seqlens": lengths,
+            }
+    return inputs
+
+
+def _kandinsky(scheduler: Any) -> Any:
+    return Kandinsky5T2VPipeline(
+        scheduler=scheduler, vae=None, transformer=kandinsky_transformer(), **NO_TEXTS
+    )
+
+
+def _anyflow(scheduler: Any) -> Any:
+    """Its solver is its own: a step leads from one time to another."""
+    transformer = AnyFlowTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=WIDTH,
+        freq_dim=8,
+        ffn_dim=16,
+        num_layers=1,
+        rope_max_seq_len=8,
+    )
+    return AnyFlowPipeline(
+        scheduler=FlowMapEulerDiscreteScheduler(shift=2.0),
+        vae=None,
+        transformer=louder(transformer.eval(), 2.0),
+        **NO_TEXT,
+    )
+
+
 VIDEOS: dict[str, Recipe] = {
     "HunyuanVideoPipeline": Recipe(_hunyuan, hunyuan_inputs, lambda transformer: transformer.x_embedder),
     "HunyuanVideo15Pipeline": Recipe(
@@ -241,4 +449,18 @@ VIDEOS: dict[str, Recipe] = {
     "SanaVideoPipeline": Recipe(
         _sana_video, _sana_inputs, lambda transformer: transformer.patch_embedding, ("dpmpp_flow",)
     ),
+    "AllegroPipeline": Recipe(
+        _allegro, _allegro_inputs, lambda transformer: transformer.adaln_single, ("euler_a",)
+    ),
+    "LattePipeline": Recipe(_latte, _latte_inputs, lambda transformer: transformer.adaln_single, ("ddim",)),
+    "EasyAnimatePipeline": Recipe(
+        _easyanimate, masked_video_inputs, lambda transformer: transformer.time_proj
+    ),
+    "MotifVideoPipeline": Recipe(
+        _motif, motif_inputs, lambda transformer: transformer.x_embedder, rows=(None, 2)
+    ),
+    "Kandinsky5T2VPipeline": Recipe(
+        _kandinsky, kandinsky_inputs, lambda transformer: transformer.visual_embeddings
+    ),
+    "AnyFlowPipeline": Recipe(_anyflow, zero_padded_inputs, lambda transformer: transformer.patch_embedding),
 }

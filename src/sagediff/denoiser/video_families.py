@@ -98,5 +98,58 @@ VIDEO_FAMILIES: dict[str, Family] = {
         vae_dtype="float32",
         **_ONE_CALL,
     ),
+    "AllegroTransformer3DModel": declared(
+        "hidden_states timestep attention_mask",
+        "encoder_hidden_states",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        neither="image_rotary_emb",
+        fps=15.0,
+        vae_dtype="float32",
+        **_ONE_CALL,
+    ),
+    "LatteTransformer3DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        zero_padded=_PADDED_WITH_ZEROS,
+        makes="videos",
+        fps=8.0,
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "ConsisIDTransformer3DModel": declared(
+        "hidden_states timestep timestep_cond id_cond id_vit_hidden",
+        "encoder_hidden_states",
+        neither="image_rotary_emb",
+        parts=frozenset({"id_vit_hidden"}),
+        fps=8.0,
+        **_ONE_CALL,
+    ),
+    "EasyAnimateTransformer3DModel": declared(
+        "hidden_states timestep timestep_cond inpaint_latents control_latents",
+        "encoder_hidden_states encoder_hidden_states_t5",
+        fps=8.0,
+        **_ONE_CALL,
+    ),
+    "MotifVideoTransformer3DModel": declared(
+        "hidden_states timestep image_embeds",
+        "encoder_hidden_states",
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        fps=24.0,
+        **_TWO_CALLS,
+    ),
+    "AnyFlowTransformer3DModel": declared(
+        "hidden_states timestep r_timestep encoder_hidden_states_image",
+        "encoder_hidden_states",
+        zero_padded=_PADDED_WITH_ZEROS,
+        **_ONE_CALL,
+    ),
+    "CosmosTransformer3DModel": declared(
+        "hidden_states timestep condition_mask attention_mask",
+        "encoder_hidden_states block_controlnet_hidden_states",  # of 2.5: the text, and an image's
+        neither="padding_mask",
+        parts=frozenset({"encoder_hidden_states", "block_controlnet_hidden_states"}),
+        unguided_scale=0.0,  # c + s (c - u); its pipelines leave guidance out up to 1
+        **_TWO_CALLS,
+    ),
 }
 """The frames per second, and the half precisions, are those of the documented examples."""
