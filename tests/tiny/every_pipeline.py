@@ -12,6 +12,7 @@ import torch
 
 from tiny import families, more_families
 from tiny.every_image import IMAGES
+from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
 from tiny.every_video_from import VIDEOS_FROM
 from tiny.parts import SCHEDULERS, Recipe
@@ -22,6 +23,7 @@ EVERY: dict[str, Recipe] = {
     **IMAGES,
     **VIDEOS,
     **VIDEOS_FROM,
+    **UNETS,
 }
 
 

@@ -293,6 +293,9 @@ def _ltx_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return masked_inputs(prompts, guided, height=32, width=32, num_frames=9)
 
 
+_ltx_image_inputs = one(_ltx_inputs, image_cond_noise_scale=0.0)  # one image's noise is drawn by one prompt
+
+
 def _kandinsky_image(scheduler: Any) -> Any:
     return Kandinsky5I2VPipeline(
         scheduler=scheduler, vae=_hunyuan_vae(), transformer=kandinsky_transformer(), **NO_TEXTS
