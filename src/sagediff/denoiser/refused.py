@@ -11,7 +11,18 @@ from collections.abc import Iterable, Mapping
 
 from sagediff.errors import UnsupportedPipelineError
 
-REFUSED: Mapping[str, str] = {}
+_ONE_PROMPT = "it takes one prompt per call"
+
+REFUSED: Mapping[str, str] = {
+    "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
+    "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "MotifVideoImage2VideoPipeline": _ONE_PROMPT,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": "each frame has a solver of its own",
+    "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",
+    "WanVACEPipeline": _ONE_PROMPT,
+}
 """Samplers of texts that cannot share steps, and why: each a clause that goes on from "cannot share steps:"."""
 
 NOT_TEXT_SAMPLERS: Mapping[str, str] = {
