@@ -19,14 +19,6 @@ VIDEO_FAMILIES: dict[str, Family] = {
         vae_dtype="float32",
         **_TWO_CALLS,
     ),
-    "WanVACETransformer3DModel": declared(
-        "hidden_states timestep encoder_hidden_states_image control_hidden_states",
-        "encoder_hidden_states",
-        neither="control_hidden_states_scale",  # one for each layer
-        zero_padded=_PADDED_WITH_ZEROS,
-        vae_dtype="float32",
-        **_TWO_CALLS,
-    ),
     "SkyReelsV2Transformer3DModel": declared(
         "hidden_states timestep encoder_hidden_states_image",
         "encoder_hidden_states",
@@ -56,17 +48,8 @@ VIDEO_FAMILIES: dict[str, Family] = {
         fps=15.0,
         **_TWO_CALLS,
     ),
-    "HunyuanVideoFramepackTransformer3DModel": declared(
-        "hidden_states timestep guidance image_embeds latents_clean latents_history_2x latents_history_4x",
-        "encoder_hidden_states pooled_projections",
-        masks={"encoder_attention_mask": "encoder_hidden_states"},
-        neither="indices_latents indices_latents_clean indices_latents_history_2x indices_latents_history_4x",
-        scale="true_cfg_scale",
-        fps=30.0,
-        **_TWO_CALLS,
-    ),
     "HunyuanVideo15Transformer3DModel": declared(
-        "hidden_states timestep timestep_r image_embeds",
+        "hidden_states timestep image_embeds",
         "encoder_hidden_states encoder_hidden_states_2",
         masks={
             "encoder_attention_mask": "encoder_hidden_states",
@@ -78,7 +61,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         **GUIDED_IN_TWO_CALLS,
     ),
     "CogVideoXTransformer3DModel": declared(
-        "hidden_states timestep timestep_cond ofs",
+        "hidden_states timestep",
         "encoder_hidden_states",
         neither="image_rotary_emb",
         fps=8.0,
@@ -92,14 +75,14 @@ VIDEO_FAMILIES: dict[str, Family] = {
         **_ONE_CALL,
     ),
     "SanaVideoTransformer3DModel": declared(
-        "hidden_states timestep guidance",
+        "hidden_states timestep",
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         vae_dtype="float32",
         **_ONE_CALL,
     ),
     "AllegroTransformer3DModel": declared(
-        "hidden_states timestep attention_mask",
+        "hidden_states timestep",
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         neither="image_rotary_emb",
@@ -110,46 +93,30 @@ VIDEO_FAMILIES: dict[str, Family] = {
     "LatteTransformer3DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states",
-        masks={"encoder_attention_mask": "encoder_hidden_states"},
         zero_padded=_PADDED_WITH_ZEROS,
         makes="videos",
         fps=8.0,
         **GUIDED_IN_ONE_CALL,
     ),
-    "ConsisIDTransformer3DModel": declared(
-        "hidden_states timestep timestep_cond id_cond id_vit_hidden",
-        "encoder_hidden_states",
-        neither="image_rotary_emb",
-        parts=frozenset({"id_vit_hidden"}),
-        fps=8.0,
-        **_ONE_CALL,
-    ),
     "EasyAnimateTransformer3DModel": declared(
-        "hidden_states timestep timestep_cond inpaint_latents control_latents",
-        "encoder_hidden_states encoder_hidden_states_t5",
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        makes="videos",
         fps=8.0,
-        **_ONE_CALL,
+        **GUIDED_IN_ONE_CALL,
     ),
     "MotifVideoTransformer3DModel": declared(
-        "hidden_states timestep image_embeds",
+        "hidden_states timestep",
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         fps=24.0,
         **_TWO_CALLS,
     ),
     "AnyFlowTransformer3DModel": declared(
-        "hidden_states timestep r_timestep encoder_hidden_states_image",
+        "hidden_states timestep r_timestep",
         "encoder_hidden_states",
         zero_padded=_PADDED_WITH_ZEROS,
         **_ONE_CALL,
-    ),
-    "CosmosTransformer3DModel": declared(
-        "hidden_states timestep condition_mask attention_mask",
-        "encoder_hidden_states block_controlnet_hidden_states",  # of 2.5: the text, and an image's
-        neither="padding_mask",
-        parts=frozenset({"encoder_hidden_states", "block_controlnet_hidden_states"}),
-        unguided_scale=0.0,  # c + s (c - u); its pipelines leave guidance out up to 1
-        **_TWO_CALLS,
     ),
 }
 """The frames per second, and the half precisions, are those of the documented examples."""
