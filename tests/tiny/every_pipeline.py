@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tiny import families, more_families
+from tiny import every_broadcast, families, more_families
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
@@ -24,6 +24,7 @@ EVERY: dict[str, Recipe] = {
     **VIDEOS,
     **VIDEOS_FROM,
     **UNETS,
+    **every_broadcast.RECIPES,
 }
 
 

@@ -22,6 +22,8 @@ REFUSED: Mapping[str, str] = {
     "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",
     "WanVACEPipeline": _ONE_PROMPT,
+    "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
+    "for each prompt; take Flux2KleinPipeline, which does without",
 }
 """Samplers of texts that cannot share steps, and why: each a clause that goes on from "cannot share steps:"."""
 
