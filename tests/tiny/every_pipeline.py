@@ -17,6 +17,8 @@ from tiny.every_image import IMAGES
 from tiny.every_image_edit import IMAGE_EDITS
 from tiny.every_image_forms import IMAGE_FORMS
 from tiny.every_unet import UNETS
+from tiny.every_video import VIDEOS
+from tiny.every_video_from import VIDEOS_FROM
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
@@ -25,6 +27,8 @@ EVERY: dict[str, Recipe] = {
     **IMAGES,
     **IMAGE_FORMS,
     **IMAGE_EDITS,
+    **VIDEOS,
+    **VIDEOS_FROM,
     **UNETS,
     **every_broadcast.RECIPES,
     **EDITS,
