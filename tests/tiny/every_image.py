@@ -15,6 +15,9 @@ from diffusers import (
     BriaTransformer2DModel,
     CogView3PlusPipeline,
     CogView3PlusTransformer2DModel,
+    Cosmos2TextToImagePipeline,
+    CosmosTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
     JoyImageEditPipeline,
@@ -330,6 +333,41 @@ def _joyimage_plus(scheduler: Any) -> Any:
     return pipe
 
 
+# -- Cosmos ----------------------------------------------------------------------------------------
+
+
+class _Checker(torch.nn.Module):
+    """Stands for the checker of prompts and images, which is a package of its own."""
+
+    device = torch.device("cpu")
+
+
+def _cosmos(scheduler: Any) -> Any:
+    transformer = CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        mlp_ratio=1.0,
+        text_embed_dim=WIDTH,
+        adaln_lora_dim=4,
+        max_size=(2, 8, 8),
+        extra_pos_embed_type=None,
+        concat_padding_mask=False,  # which needs torchvision
+    )
+    checker: Any = _Checker()
+    pipe = Cosmos2TextToImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        vae=None,
+        transformer=filled(transformer.eval()),
+        safety_checker=checker,
+        **NO_TEXT,
+    )
+    pipe.scheduler.register_to_config(sigma_max=2.0)  # of 80 the rounding of float32 is larger than the bar
+    return pipe
+
+
 # -- Kandinsky 3 and 5 ------------------------------------------------------------------------------
 
 
@@ -446,6 +484,11 @@ IMAGES: dict[str, Recipe] = {
     "BriaPipeline": Recipe(_bria, plain_inputs, lambda transformer: transformer.x_embedder),
     "CogView3PlusPipeline": Recipe(
         _cogview3, plain_inputs, lambda transformer: transformer.patch_embed.proj, ("ddim",)
+    ),
+    "Cosmos2TextToImagePipeline": Recipe(
+        _cosmos,
+        lambda prompts, guided: plain_inputs(prompts, guided, height=32, width=32),
+        lambda transformer: transformer.patch_embed,
     ),
     "HunyuanImagePipeline": Recipe(
         _hunyuan_image,
