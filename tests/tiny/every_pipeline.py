@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tiny import every_broadcast, families, more_families
+from tiny.every_control import CONTROLLED
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
@@ -21,6 +22,7 @@ EVERY: dict[str, Recipe] = {
     **IMAGES,
     **UNETS,
     **every_broadcast.RECIPES,
+    **CONTROLLED,
 }
 
 
