@@ -12,6 +12,8 @@ import torch
 
 from tiny import every_broadcast, families, more_families
 from tiny.every_control import CONTROLLED
+from tiny.every_edit import EDITS
+from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
@@ -23,6 +25,8 @@ EVERY: dict[str, Recipe] = {
     **UNETS,
     **every_broadcast.RECIPES,
     **CONTROLLED,
+    **EDITS,
+    **TRANSFORMER_EDITS,
 }
 
 
