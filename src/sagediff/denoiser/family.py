@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, UNGUIDED, Way
 from sagediff.errors import UnsupportedPipelineError
 
 if TYPE_CHECKING:  # the table is read before torch is imported, to refuse a model at once
@@ -67,11 +68,7 @@ class Family:
     vae_dtype: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance == "two calls" and self.first == "negative":
-            # a negative call that is left out takes the output of the conditional one, which must be there
-            raise ValueError(
-                "two calls with the negative one first cannot be shared: what stands in for it is missing"
-            )
+        assert self.ways  # a way that cannot be shared raises
         if set(self.masks) != {name for name, role in self.arguments.items() if role == "mask"}:
             raise ValueError("`masks` must say of every mask which condition it belongs to")
         padded = [*self.masks.values(), *self.zero_padded]
@@ -83,6 +80,12 @@ class Family:
             raise ValueError(
                 f"{', '.join(sorted(self.parts))}: parts need a role, and are no lists with an entry per row"
             )
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How its pipelines guide, where `guidance.WAYS` has nothing else for one."""
+        parts = (NEGATIVE, CONDITIONAL) if self.first == "negative" else (CONDITIONAL, NEGATIVE)
+        return UNGUIDED, Way((parts,) if self.guidance == "batched" else tuple((part,) for part in parts))
 
     def role(self, name: str) -> Role:
         """The role of a tensor that `tensors` gave."""
