@@ -40,7 +40,7 @@ def plans(draw: st.DrawFn) -> SharePlan:
         ratio,
         shared_guidance=draw(st.sampled_from([None, 1.0, 2.5])),
         unguided_steps=draw(st.integers(0, steps)),
-        rows_per_prompt=draw(st.sampled_from([1, 2])),
+        rows_per_prompt=draw(st.sampled_from([1, 2, 3])),
     )
     if draw(st.booleans()):
         plan = plan.recost(calls_per_step=draw(st.lists(st.integers(1, 4), min_size=steps, max_size=steps)))
@@ -356,7 +356,7 @@ def test_groups_that_do_not_cover_the_prompts_once_are_refused(groups: Any, word
         ({"unguided_steps": 0.5}, "unguided_steps"),
         ({"shared_guidance": -1.0}, "shared_guidance"),
         ({"shared_guidance": float("inf")}, "shared_guidance"),
-        ({"rows_per_prompt": 3}, "rows_per_prompt"),
+        ({"rows_per_prompt": 9}, "rows_per_prompt"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,10 @@ def make_plan(ratio: float) -> SharePlan:
 
 
 def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: bool) -> torch.Tensor:
-    inputs = {"output_type": "latent", "height": 16, "width": 16, **recipe.inputs(prompts, guided)}
+    size = {
+        name: 16 for name in ("height", "width") if name in inspect.signature(type(pipe).__call__).parameters
+    }
+    inputs = {"output_type": "latent", **size, **recipe.inputs(prompts, guided)}
     out = pipe(
         num_inference_steps=STEPS,
         generator=make_plan(0.5).generators(0),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tiny import families, more_families
+from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
@@ -18,6 +19,7 @@ from tiny.parts import SCHEDULERS, Recipe
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
+    **GUIDANCE,
     **IMAGES,
     **UNETS,
 }

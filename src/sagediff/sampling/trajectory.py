@@ -67,10 +67,10 @@ class Trajectory:
                 f"{tuple(self.sample_shape)}"
             )
         for call, output in enumerate(self.outputs):
-            if output.ndim < 2 or not 1 <= len(output) <= MOST_ROWS:
+            most = MOST_ROWS if call else self.rows_per_prompt
+            if output.ndim < 2 or not 1 <= len(output) <= most:
                 raise InputError(
-                    f"output {call} of a trajectory has shape {tuple(output.shape)}; it should hold 1 to {MOST_ROWS} "
-                    f"rows"
+                    f"output {call} of a trajectory has shape {tuple(output.shape)}; it should hold 1 to {most} rows"
                 )
             if output.shape[1:] != shape or output.dtype != dtype:
                 raise InputError(f"output {call} of a trajectory is of another shape or dtype than the first")
