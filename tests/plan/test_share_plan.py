@@ -54,6 +54,12 @@ def plans(draw: st.DrawFn) -> SharePlan:
         first = st.one_of(st.none(), st.integers(0, steps))
         starts = {i: start for group in groups for start in [draw(first)] for i in group}
         plan = plan.with_guidance([starts[i] for i in range(plan.num_prompts)])
+    elif draw(st.booleans()):
+        calls = len(plan.rows_of_calls())
+        rows = draw(st.lists(st.integers(1, 4), min_size=calls, max_size=calls))
+        for call, count in enumerate(rows):
+            plan = plan.recost_from(call, count)
+        assert plan.rows_of_calls() == tuple(rows)
     return plan
 
 
@@ -61,6 +67,8 @@ def rows_by_counting(plan: SharePlan, step: int) -> int:
     """Rows of a step by the definition: once a node, its negative row only where that is run."""
     nodes = plan.partition(step).tolist()
     replayed = plan.replayed_steps or [0] * len(nodes)
+    counts = plan.calls_per_step or (1,) * plan.num_steps
+    rows = plan.rows_of_calls()[sum(counts[:step]) :][: counts[step]]
     total = 0
     for node in set(nodes):
         if replayed[nodes.index(node)] > step:
@@ -69,8 +77,8 @@ def rows_by_counting(plan: SharePlan, step: int) -> int:
         starts = plan.guided_from or [plan.unguided_steps] * len(nodes)
         start = starts[nodes.index(node)]
         guided = start is not None and step >= start and (alone or plan.shared_guidance != 1.0)
-        total += plan.rows_per_prompt if guided else 1
-    return total * (1 if plan.calls_per_step is None else plan.calls_per_step[step])
+        total += sum(rows) if guided else len(rows)
+    return total
 
 
 # -- partitions

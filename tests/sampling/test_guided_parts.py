@@ -133,7 +133,7 @@ def test_calls_that_were_not_told_are_refused() -> None:
         enter(run, 6)
     enter(run)
     run.leave_denoiser(1)
-    with pytest.raises(UnsupportedPipelineError, match="1 times in one step, but .* conditional, negative"):
+    with pytest.raises(UnsupportedPipelineError, match=r"1 times in one step, but .* conditional, negative"):
         run.enter_scheduler()
     enter(run)
     run.leave_denoiser(1)

@@ -7,7 +7,7 @@ declared for a pipeline class (or a base of it) where the denoiser's family does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -171,16 +171,16 @@ class Guiding:
             fits = [way for way in candidates if len(way.calls[number]) * prompts == rows]
             if len({way.calls[number] for way in fits}) == 1:
                 return min(fits, key=lambda way: len(way.calls))
-        raise _unassigned(rows, prompts, [len(way.calls[number]) for way in told or possible])
+        if rows == 3 * prompts and all(len(call) != 3 for way in self._ways for call in way.calls):
+            raise UnsupportedPipelineError(
+                f"the pipeline runs 3 rows per prompt ({rows} for {prompts}), and "
+                f"sagediff.denoiser.guidance.WAYS does not say which parts those are"
+            )
+        raise _unassigned(rows, prompts, {len(way.calls[number]) for way in told or possible})
 
 
-def _unassigned(rows: int, prompts: int, known: Sequence[int]) -> UnsupportedPipelineError:
-    if rows == 3 * prompts and 3 not in known:
-        return UnsupportedPipelineError(
-            f"the pipeline runs 3 rows per prompt ({rows} for {prompts}), and "
-            f"sagediff.denoiser.guidance.WAYS does not say which parts those are"
-        )
-    expected = " or ".join(str(count * prompts) for count in sorted(set(known)))
+def _unassigned(rows: int, prompts: int, known: Collection[int]) -> UnsupportedPipelineError:
+    expected = " or ".join(str(count * prompts) for count in sorted(known))
     return UnsupportedPipelineError(
         f"the pipeline calls its denoiser with {rows} rows, but the share plan has {prompts} "
         f"prompts ({expected} rows expected): give exactly the plan's prompts, with "
