@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from tiny import families, more_families
+from tiny import every_broadcast, families, more_families
+from tiny.every_edit import EDITS
+from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
@@ -22,6 +24,9 @@ EVERY: dict[str, Recipe] = {
     **GUIDANCE,
     **IMAGES,
     **UNETS,
+    **every_broadcast.RECIPES,
+    **EDITS,
+    **TRANSFORMER_EDITS,
 }
 
 
