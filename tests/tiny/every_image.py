@@ -40,6 +40,8 @@ from diffusers import (
     OvisImageTransformer2DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
 )
 
 from tiny.parts import (
@@ -478,6 +480,32 @@ def _nucleus_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return with_masks(prompts, guided, height=32, width=32)
 
 
+# -- Sana Sprint -----------------------------------------------------------------------------------
+
+
+def _sprint(scheduler: Any) -> Any:
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        sample_size=8,
+        guidance_embeds=True,
+    )
+    return SanaSprintPipeline(scheduler=scheduler, vae=None, transformer=transformer.eval(), **NO_TEXT)
+
+
+def _sprint_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Never guided by negative rows: the scale is an input of the model."""
+    inputs = masked_inputs(prompts, False, use_resolution_binning=False, height=64, width=64)
+    return inputs | {"guidance_scale": 4.5, "intermediate_timesteps": None}
+
+
 _TEXT = ("encoder_hidden_states",)
 
 IMAGES: dict[str, Recipe] = {
@@ -525,6 +553,14 @@ IMAGES: dict[str, Recipe] = {
         _nucleus, _nucleus_inputs, lambda transformer: transformer.img_in, words=_TEXT
     ),
     "OvisImagePipeline": Recipe(_ovis, _ovis_inputs, lambda transformer: transformer.x_embedder, words=_TEXT),
+    "SanaSprintPipeline": Recipe(
+        _sprint,
+        _sprint_inputs,
+        lambda transformer: transformer.patch_embed.proj,
+        ("scm",),
+        words=_TEXT,
+        rows=(1, None),
+    ),
     "QwenImage21Pipeline": Recipe(
         _qwen21, _qwen21_inputs, lambda transformer: transformer.img_in, words=_TEXT
     ),
