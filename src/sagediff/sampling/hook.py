@@ -11,13 +11,11 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from diffusers.hooks.hooks import ModelHook
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from sagediff.denoiser.attention import check_attention
@@ -26,6 +24,7 @@ from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.denoiser.predictions import form_like, in_form, prediction_of
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.sampling.gathering import Gathering, has_rows
@@ -35,13 +34,6 @@ from sagediff.sampling.run import SharedRun
 from sagediff.sampling.shared_guidance import guidance_factor, reguided
 
 HOOK_NAME = "sagediff_shared_sampling"
-
-
-@dataclass
-class Prediction(BaseOutput):
-    """A denoiser's output where the module itself is not run: (rows, ...), or a list of rows."""
-
-    sample: Any
 
 
 class DenoiserHook(ModelHook):
@@ -71,6 +63,7 @@ class DenoiserHook(ModelHook):
         self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner, pipe)
+        self._outputs = tuple(self.family.outputs)
         self._run = run
         self._records = records
         self._gathering = Gathering(self.family, condition)
@@ -106,13 +99,18 @@ class DenoiserHook(ModelHook):
             batches = partial(self._run_batches, forward, named, tensors, layout.sources)
             output, kept = self._run_rows(len(layout.sources), batches)
             spread = self._spread(call, kept, layout, sample.device)
+            if factor is not None and len(self._outputs) > 1:
+                raise UnsupportedPipelineError(
+                    f"shared_guidance {self._run.plan.shared_guidance:g} is not known for {self._class_name}, which "
+                    f"makes several predictions, each guided in its own way; only None (as the pipeline's) and 1.0 work"
+                )
             if factor is not None:
                 spread = reguided(spread, self._run.plan, call, factor)
             self._records.replay(call, spread)
             if output is None:  # nothing run: answer in the form of the first call, or as asked for
-                output = self._first if call.is_second else self._form(named)
-            output = _in_form(spread, output)
-        self._records.record(call, prediction_of(output, self._class_name), sample)
+                output = self._first if call.is_second else self._form(named, tensors)
+            output = in_form(spread, output, self._outputs)
+        self._records.record(call, prediction_of(output, self._class_name, self._outputs), sample)
         if self.family.guidance == "two calls":
             self._first = None if call.is_second else output
         self._run.leave_denoiser(len(layout.sources))
@@ -233,7 +231,7 @@ class DenoiserHook(ModelHook):
         for start in range(0, len(sources), size):
             batch = self._gathering.rows(tensors, sources[start : start + size])
             output = forward(**self.family.put(named, batch))
-            kept.append(prediction_of(output, self._class_name))
+            kept.append(prediction_of(output, self._class_name, self._outputs))
             if len(kept[-1]) != len(batch[self.family.sample]):
                 raise UnsupportedPipelineError(
                     f"{self._class_name} made {len(kept[-1])} predictions for {len(batch[self.family.sample])} rows: "
@@ -241,10 +239,13 @@ class DenoiserHook(ModelHook):
                 )
         return output, kept[0] if len(kept) == 1 else torch.cat(kept)
 
-    def _form(self, named: Mapping[str, Any]) -> Any:
+    def _form(self, named: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         """An empty output in the form that the caller asked the denoiser for."""
-        rows: Any = [] if self.family.sample in self.family.lists else None
-        return Prediction(sample=rows) if named.get("return_dict", True) else (rows,)
+        whole = self.family.lists
+        entries: dict[str, Any] = {
+            name: [] if like in whole else tensors[like] for name, like in self.family.outputs.items()
+        }
+        return form_like(entries, as_tuple=not named.get("return_dict", True))
 
     def _spread(
         self, call: DenoiserCall, kept: Tensor | None, layout: Layout, device: torch.device
@@ -255,7 +256,7 @@ class DenoiserHook(ModelHook):
             assert kept is not None
             return kept.index_select(0, places)
         if call.is_second:
-            spread = prediction_of(self._first, self._class_name).clone()
+            spread = prediction_of(self._first, self._class_name, self._outputs).clone()
         else:
             like = self._records.like() if kept is None else kept
             spread = torch.zeros((len(places), *like.shape[1:]), dtype=like.dtype, device=device)
@@ -300,25 +301,6 @@ def hook_installed(module: torch.nn.Module, hook: DenoiserHook) -> Iterator[None
                 vars(module).pop("forward", None)  # the class's own shows again
             if not had_registry:
                 vars(module).pop(REGISTRY, None)
-
-
-def prediction_of(output: Any, class_name: str) -> Tensor:
-    """The prediction in a denoiser's output, a one-entry tuple or a dataclass with `sample`."""
-    sample = output[0] if isinstance(output, tuple) and len(output) == 1 else getattr(output, "sample", None)
-    if isinstance(sample, list) and all(isinstance(row, Tensor) for row in sample):
-        return torch.stack(sample)
-    if not isinstance(sample, Tensor):
-        raise UnsupportedPipelineError(
-            f"{class_name} returned a {type(output).__name__} without one `sample`"
-        )
-    return sample
-
-
-def _in_form(prediction: Tensor, form: Any) -> Any:
-    """A prediction put up like that output of the denoiser."""
-    sample = form[0] if isinstance(form, tuple) else form.sample
-    rows = list(prediction.unbind(0)) if isinstance(sample, list) else prediction
-    return (rows,) if isinstance(form, tuple) else type(form)(sample=rows)
 
 
 def _equal(rows: Tensor, others: Tensor) -> bool:

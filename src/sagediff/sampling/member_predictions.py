@@ -18,13 +18,13 @@ from torch import Tensor
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
 from sagediff.denoiser.lookup import Family, denoisers_of, family_of
+from sagediff.denoiser.predictions import prediction_of
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import clean_per_prediction, known_levels, prediction_type
 from sagediff.errors import StoppedError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.gathering import Gathering
-from sagediff.sampling.hook import prediction_of
 from sagediff.sampling.plan_prompts import default_of
 from sagediff.sampling.run import SharedRun
 
@@ -228,10 +228,15 @@ def _around(
             first = rows[negative]
             batch = gathering.rows(tensors, [(first + prompt,) for prompt in range(call.prompts)])
             probe.evaluations += call.prompts
-            found = prediction_of(alone(**family.put(named, batch)), name)
+            found = prediction_of(alone(**family.put(named, batch)), name, tuple(family.outputs))
             return _latents_of(found, tensors[family.sample])
 
-        probe.seen(call, family, _latents_of(prediction_of(output, name), tensors[family.sample]), own)
+        probe.seen(
+            call,
+            family,
+            _latents_of(prediction_of(output, name, tuple(family.outputs)), tensors[family.sample]),
+            own,
+        )
         return output
 
     return forward
