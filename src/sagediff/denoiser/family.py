@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sagediff.denoiser import arguments as values
 from sagediff.denoiser.arguments import WORDS
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, UNGUIDED, Way
 
 if TYPE_CHECKING:  # the table is read before torch is imported, to refuse a model at once
     from torch import Tensor
@@ -48,6 +49,7 @@ class Family:
             and change nothing, and whose rows would be those of another step.
         predictions: by the name that they have in the denoiser's output, in their order there, the arguments that they
             have the shapes of; empty: `sample` alone, which has that of the noisy latents.
+        text_first: the noisy latents and the prediction begin with the text's tokens, which the negative call has not.
         pipelines: by the name of a pipeline's class, what differs where that calls the denoiser: fields of this class.
             `arguments` and `masks` are added to those of the family.
         scale: the pipeline's argument for the scale of classifier-free guidance.
@@ -76,6 +78,7 @@ class Family:
     several: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
     predictions: Mapping[str, str] = field(default_factory=dict)
+    text_first: bool = False
     pipelines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
@@ -85,11 +88,7 @@ class Family:
     vae_dtype: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance == "two calls" and self.first == "negative":
-            # a negative call that is left out takes the output of the conditional one, which must be there
-            raise ValueError(
-                "two calls with the negative one first cannot be shared: what stands in for it is missing"
-            )
+        assert self.ways  # a way that cannot be shared raises
         if set(self.masks) != {name for name, role in self.arguments.items() if role in ("mask", "length")}:
             raise ValueError("`masks` must say of every mask and length which condition it belongs to")
         padded = {*" ".join(self.masks.values()).split(), *self.zero_padded}
@@ -136,6 +135,12 @@ class Family:
         """The argument that a tensor is a part of, or the tensor's own name."""
         whole = name.rpartition(".")[0]
         return whole if whole in self.parts else name
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How its pipelines guide, where `guidance.WAYS` has nothing else for one."""
+        parts = (NEGATIVE, CONDITIONAL) if self.first == "negative" else (CONDITIONAL, NEGATIVE)
+        return UNGUIDED, Way((parts,) if self.guidance == "batched" else tuple((part,) for part in parts))
 
     def role(self, name: str) -> Role:
         """The role of a tensor that `tensors` gave."""
