@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
-        seen = prediction_of(output, name, tuple(family.outputs))
-        probe.seen(call, _latents_of(seen, tensors[family.sample]), own)
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, Part
+from sagediff.denoiser.lookup import denoisers_of, family_of
+from sagediff.denoiser.predictions import prediction_of
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import clean_per_prediction, known_levels, prediction_type
 from sagediff.errors import StoppedError, UnsupportedPipelineError
