@@ -60,7 +60,8 @@ def _kandinsky21(scheduler: Any) -> Any:
     def encode(
         prompt: Any, device: Any, images_per_prompt: int, guided: bool, negative_prompt: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        both = [*negative_prompt, *prompt] if guided else prompt
+        empty = negative_prompt or ["-1"] * len(prompt)  # the pipeline of both parts hands none on
+        both = [*empty, *prompt] if guided else prompt
         return read(both)[:, 0], read(both), None
 
     pipe._encode_prompt = encode
