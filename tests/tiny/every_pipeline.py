@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from tiny import families, more_families
+from tiny import every_broadcast, families, more_families
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
+from tiny.every_kandinsky import KANDINSKY
 from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
 
@@ -22,8 +23,10 @@ EVERY: dict[str, Recipe] = {
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
     **UNETS,
+    **KANDINSKY,
     **EDITS,
     **TRANSFORMER_EDITS,
+    **every_broadcast.RECIPES,
 }
 
 

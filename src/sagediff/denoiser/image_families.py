@@ -7,17 +7,24 @@ from sagediff.denoiser.family import Family
 
 IMAGE_FAMILIES: dict[str, Family] = {
     "UNet2DConditionModel": declared(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
-        "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids",
+        "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids "
+        "added_cond_kwargs.hint",  # Kandinsky's control image
         "encoder_hidden_states added_cond_kwargs.text_embeds "
         "added_cond_kwargs.image_embeds "  # Kandinsky's; a list with one for each IP-Adapter
         "down_block_additional_residuals mid_block_additional_residual",  # ControlNet's: it has read each prompt
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         parts=frozenset({"added_cond_kwargs.image_embeds", "down_block_additional_residuals"}),
+        pipelines={  # where those hold what was read of a text or an image, not a noise level or a scale
+            "StableDiffusionLatentUpscalePipeline": {"arguments": {"timestep_cond": "condition"}},
+            "StableUnCLIPImg2ImgPipeline": {"arguments": {"class_labels": "condition"}},
+            "StableUnCLIPPipeline": {"arguments": {"class_labels": "condition"}},
+        },
         **GUIDED_IN_ONE_CALL,
     ),
     "SD3Transformer2DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states pooled_projections",
+        neither="skip_layers",
         **GUIDED_IN_ONE_CALL,
     ),
     "FluxTransformer2DModel": declared(
