@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import tiny
 from tiny.every_image import filled, texts
@@ -133,6 +134,12 @@ def _unclip(pipe: Any) -> Mapping[str, Any]:
         "image_normalizer": StableUnCLIPImageNormalizer(WIDTH),
         "image_noising_scheduler": SCHEDULERS["ddpm"](),
     }
+
+
+def _seeing() -> Any:
+    """Asked for its precision only: image embeddings are given."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
 
 
 def _of_prior(scheduler: Any) -> Any:
@@ -271,7 +278,7 @@ EDITS: dict[str, Recipe] = {
         diffusers.StableUnCLIPImg2ImgPipeline,
         _SD,
         lambda prompts: {"image_embeds": embeddings(prompts), "noise_level": 3},
-        _unclip,
+        lambda pipe: {**_unclip(pipe), "image_encoder": _seeing()},
     ),
     "StableUnCLIPPipeline": Recipe(_of_prior, _of_texts, _SD.counted, ("ddim",), rows=(None, 2)),
 }

@@ -56,12 +56,13 @@ def _painted(prompts: Sequence[int]) -> dict[str, Any]:
 def _hinted(channels: int) -> Any:
     """Its U-Net embeds the hint in latent space, an eighth of its size."""
     return lambda pipe: {
-        "unet": configured(pipe.unet, in_channels=channels, addition_embed_type="image_hint"), **_movq()
+        "unet": configured(pipe.unet, in_channels=channels, addition_embed_type="image_hint"),
+        **_movq(),
     }
 
 
 def _hint(prompts: Sequence[int]) -> dict[str, Any]:
-    return {"hint": image(prompts, size=128, seed=2), "output_type": "pt"}
+    return {"hint": image(prompts, size=64, seed=2), "height": 8, "width": 8, "output_type": "pt"}
 
 
 class _Prior:
@@ -75,7 +76,9 @@ class _Prior:
 
 
 def _movq(pipe: Any = None) -> Mapping[str, Any]:
-    movq = diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, num_vq_embeddings=4)
+    movq = diffusers.VQModel(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, num_vq_embeddings=4
+    )
     return {"movq": movq.eval()}
 
 
@@ -134,7 +137,9 @@ def _kolors_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
 KANDINSKY: dict[str, Recipe] = {
     "IFImg2ImgPipeline": turned(diffusers.IFImg2ImgPipeline, _IF, _if_image),
     "IFInpaintingPipeline": turned(
-        diffusers.IFInpaintingPipeline, _IF, lambda prompts: _if_image(prompts) | {"mask_image": mask(prompts)}
+        diffusers.IFInpaintingPipeline,
+        _IF,
+        lambda prompts: _if_image(prompts) | {"mask_image": mask(prompts)},
     ),
     "IFSuperResolutionPipeline": turned(
         diffusers.IFSuperResolutionPipeline,
@@ -172,15 +177,21 @@ KANDINSKY: dict[str, Recipe] = {
     "KandinskyV22ControlnetImg2ImgPipeline": turned(
         diffusers.KandinskyV22ControlnetImg2ImgPipeline,
         _NEW,
-        lambda prompts: _one(prompts) | _hint(prompts),
+        lambda prompts: {**_hint(prompts), **HALF, "image": image(prompts, size=8)},
         _hinted(8),
         schedulers=("ddim",),
     ),
     "KandinskyCombinedPipeline": _combined(diffusers.KandinskyCombinedPipeline, _OLD, lambda prompts: {}),
     "KandinskyImg2ImgCombinedPipeline": _combined(diffusers.KandinskyImg2ImgCombinedPipeline, _OLD, _one),
-    "KandinskyInpaintCombinedPipeline": _combined(diffusers.KandinskyInpaintCombinedPipeline, _OLD, _painted, parts=_inpainting),
-    "KandinskyV22CombinedPipeline": _combined(diffusers.KandinskyV22CombinedPipeline, _NEW, lambda prompts: {}, parts=_movq),
-    "KandinskyV22Img2ImgCombinedPipeline": _combined(diffusers.KandinskyV22Img2ImgCombinedPipeline, _NEW, _one, parts=_movq),
+    "KandinskyInpaintCombinedPipeline": _combined(
+        diffusers.KandinskyInpaintCombinedPipeline, _OLD, _painted, parts=_inpainting
+    ),
+    "KandinskyV22CombinedPipeline": _combined(
+        diffusers.KandinskyV22CombinedPipeline, _NEW, lambda prompts: {}, parts=_movq
+    ),
+    "KandinskyV22Img2ImgCombinedPipeline": _combined(
+        diffusers.KandinskyV22Img2ImgCombinedPipeline, _NEW, _one, parts=_movq
+    ),
     "KandinskyV22InpaintCombinedPipeline": _combined(
         diffusers.KandinskyV22InpaintCombinedPipeline,
         _NEW,
