@@ -8,7 +8,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
 from diffusers.pipelines.kolors.pipeline_kolors_img2img import KolorsImg2ImgPipeline
 
 import tiny
@@ -156,7 +155,6 @@ KANDINSKY: dict[str, Recipe] = {
         lambda prompts: _small_of(prompts) | {"mask_image": mask(prompts)},
         _enlarging,
     ),
-    "KolorsPipeline": turned(KolorsPipeline, tiny.RECIPES["sdxl"], lambda prompts: {}),
     "KolorsImg2ImgPipeline": Recipe(
         _kolors, _kolors_inputs, tiny.RECIPES["sdxl"].counted, ("euler",), rows=(None, 2)
     ),
@@ -181,13 +179,9 @@ KANDINSKY: dict[str, Recipe] = {
         _hinted(8),
         schedulers=("ddim",),
     ),
-    "KandinskyCombinedPipeline": _combined(diffusers.KandinskyCombinedPipeline, _OLD, lambda prompts: {}),
     "KandinskyImg2ImgCombinedPipeline": _combined(diffusers.KandinskyImg2ImgCombinedPipeline, _OLD, _one),
     "KandinskyInpaintCombinedPipeline": _combined(
         diffusers.KandinskyInpaintCombinedPipeline, _OLD, _painted, parts=_inpainting
-    ),
-    "KandinskyV22CombinedPipeline": _combined(
-        diffusers.KandinskyV22CombinedPipeline, _NEW, lambda prompts: {}, parts=_movq
     ),
     "KandinskyV22Img2ImgCombinedPipeline": _combined(
         diffusers.KandinskyV22Img2ImgCombinedPipeline, _NEW, _one, parts=_movq
