@@ -1,4 +1,4 @@
-"""The lists of pipeline classes in `docs/families.md`, of recipes and tables: `PYTHONPATH=tests python -m tiny.matrix`."""
+"""The lists in `docs/families.md`, of recipes and tables: `PYTHONPATH=tests python -m tiny.matrix`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import diffusers
 
 from sagediff.denoiser.family import Family
+from sagediff.denoiser.guidance import ways_of
 from sagediff.denoiser.refused import NOT_TEXT_SAMPLERS, REFUSED
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import UnsupportedPipelineError
@@ -107,7 +108,15 @@ def _recipes(pipelines: set[str]) -> list[Recipe]:
 
 
 def _named(pipelines: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" + (f" ({REMARKS[name]})" if name in REMARKS else "") for name in pipelines)
+    return ", ".join(f"`{name}`" + "".join(f" ({remark})" for remark in _remarks(name)) for name in pipelines)
+
+
+def _remarks(pipeline: str) -> list[str]:
+    cls = census.current_pipelines()[pipeline]
+    family = next((FAMILIES[name] for name in census.denoisers(cls) if name in FAMILIES), None)
+    parts = 0 if family is None else max(way.rows_per_prompt for way in ways_of(cls, family))
+    told = [REMARKS[pipeline]] if pipeline in REMARKS else []
+    return [*told, f"guidance of {parts} parts"] if parts > 2 else told
 
 
 def renewed(page: str) -> str:
