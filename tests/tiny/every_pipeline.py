@@ -18,6 +18,7 @@ from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
 from tiny.every_image_edit import IMAGE_EDITS
 from tiny.every_image_forms import IMAGE_FORMS
+from tiny.every_kandinsky import KANDINSKY
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
 from tiny.every_video_from import VIDEOS_FROM
@@ -33,6 +34,7 @@ EVERY: dict[str, Recipe] = {
     **VIDEOS,
     **VIDEOS_FROM,
     **UNETS,
+    **KANDINSKY,
     **every_broadcast.RECIPES,
     **CONTROLLED,
     **EDITS,
