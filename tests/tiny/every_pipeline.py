@@ -15,6 +15,7 @@ from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
+from tiny.every_ideogram import IDEOGRAM
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
@@ -31,6 +32,7 @@ EVERY: dict[str, Recipe] = {
     **UNETS,
     **every_broadcast.RECIPES,
     **CONTROLLED,
+    **IDEOGRAM,
     **EDITS,
     **TRANSFORMER_EDITS,
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from sagediff.cli.job_options import Generation, VideoOptions
-from sagediff.denoiser.lookup import FAMILIES
+from sagediff.denoiser.family import Family
 from sagediff.errors import InputError
 from sagediff.files.image_formats import ImageFormat
 from sagediff.files.video_format import VideoFormat, library
@@ -16,13 +16,13 @@ from sagediff.sampling.sampler import SharedSampler
 MediaFormat: TypeAlias = ImageFormat | VideoFormat
 
 
-def check_media(job: Generation, denoiser_class: str) -> None:
+def check_media(job: Generation, family: Family) -> None:
     """Refuse, before weights are read, options that are not for what the model makes.
 
     Raises:
         InputError: one is named; or the library that writes videos is not installed.
     """
-    if FAMILIES[denoiser_class].makes == "videos":
+    if family.makes == "videos":
         job.check_videos()
         library()
     else:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.collector import collection_paused
+from sagediff.denoiser.family import Family
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
@@ -45,6 +46,23 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
     Raises:
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
+    _, parts, denoiser = _listed(name_or_path)
+    return parts, denoiser
+
+
+@collection_paused()
+def supported_family(name_or_path: str | Path | ModelSource) -> Family:
+    """What a model's denoiser is in its pipeline; loads no weights.
+
+    Raises:
+        InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
+    """
+    pipeline, _, denoiser = _listed(name_or_path)
+    return FAMILIES[denoiser].in_pipeline(cls.__name__ for cls in pipeline.__mro__)
+
+
+def _listed(name_or_path: str | Path | ModelSource) -> tuple[type, dict[str, str], str]:
+    """The pipeline that a model's index names, the class name of each part, and that of its denoiser."""
     source = ModelSource.of(name_or_path)
     name_or_path = source.name
     folder = index_folder(source)
@@ -69,7 +87,7 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
     if folder is not None and source.variant is not None:
         check_variant(folder, parts, source.variant)
-    return parts, _checked_denoiser(index, where)
+    return pipeline, parts, _checked_denoiser(index, where)
 
 
 def check_local_model(source: ModelSource, images_for: str = "") -> None:
@@ -84,9 +102,10 @@ def check_local_model(source: ModelSource, images_for: str = "") -> None:
     """
     folder = None if source.single_file is not None else model_folder(source.name)
     if folder is not None:
-        denoiser = _checked_denoiser(_index_of(source.name, folder), str(folder / INDEX))
+        index = _index_of(source.name, folder)
+        denoiser = _checked_denoiser(index, str(folder / INDEX))
         if images_for:
-            _check_images(denoiser, source.name, images_for)
+            _check_images(FAMILIES[denoiser].in_pipeline([index["_class_name"]]), source.name, images_for)
 
 
 def _index_of(name: str, folder: Path) -> dict[str, Any]:
@@ -128,11 +147,11 @@ def check_makes_images(name_or_path: str | Path | ModelSource, command: str) -> 
         InputError: as `load_pipeline`. UnsupportedPipelineError: it makes videos, or is none that sharing knows.
     """
     name = name_or_path.name if isinstance(name_or_path, ModelSource) else str(name_or_path)
-    _check_images(supported_parts(name_or_path)[1], name, command)
+    _check_images(supported_family(name_or_path), name, command)
 
 
-def _check_images(denoiser: str, name: str, command: str) -> None:
-    if FAMILIES[denoiser].makes != "images":
+def _check_images(family: Family, name: str, command: str) -> None:
+    if family.makes != "images":
         raise UnsupportedPipelineError(
             f"{command} works with images, and the model {shortened(name)!r} makes videos: take a model "
             f"that makes images; videos come from `sagediff generate` and SharedSampler"

@@ -52,9 +52,8 @@ def plan(
         from sagediff.cli.telling.group_page import group_page
         from sagediff.cli.telling.run_words import plan_rows, table
         from sagediff.cli.telling.thresholds import around, curve_table
-        from sagediff.denoiser.table import FAMILIES
         from sagediff.pipelines.from_images import begins_from, from_images
-        from sagediff.pipelines.loading import load_for_planning
+        from sagediff.pipelines.loading import load_for_planning, supported_family
         from sagediff.scale.disk_groups import GROUPS
 
     check_lora_files(images)
@@ -64,7 +63,8 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
-    if FAMILIES[denoiser].makes == "images":
+    makes = supported_family(settings.model.source).makes
+    if makes == "images":
         video.check_images()
     pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
@@ -84,12 +84,12 @@ def plan(
         if as_json:
             print_json(figures, indent=2)
         else:
-            print(table([*plan_rows(found, FAMILIES[denoiser].makes), ("groups", f"in {scale.work}")]))
+            print(table([*plan_rows(found, makes), ("groups", f"in {scale.work}")]))
     elif as_json:
         print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
-        print(table([*plan_rows(found, FAMILIES[denoiser].makes), *advice(planned, texts, threshold)]))
+        print(table([*plan_rows(found, makes), *advice(planned, texts, threshold)]))
         if len(texts) > 1:
             print(f"\n{curve_table(curve, threshold, settings.sharing.share_ratio)}")
 
