@@ -11,6 +11,7 @@ import torch
 from tiny.every_pipeline import EVERY
 from tiny.parts import SCHEDULERS, Recipe
 
+from sagediff.denoiser.guiders import guiders_of, is_modular
 from sagediff.denoiser.lookup import denoisers_of
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
@@ -33,14 +34,23 @@ def make_plan(ratio: float) -> SharePlan:
 
 
 def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: bool) -> torch.Tensor:
-    inputs = {"output_type": "latent", "height": 16, "width": 16, **recipe.inputs(prompts, guided)}
-    out = pipe(
-        num_inference_steps=STEPS,
-        generator=make_plan(0.5).generators(0),
-        **inputs,
-    )
-    latents: Any = next(iter(out.values()))
+    given = {"num_inference_steps": STEPS, "generator": make_plan(0.5).generators(0)}
+    inputs = recipe.inputs(prompts, guided)
+    if is_modular(pipe):
+        set_guidance(pipe, guided)
+        latents: Any = pipe(output="latents", **given, **inputs)
+    else:
+        out = pipe(**given, **({"output_type": "latent", "height": 16, "width": 16} | inputs))
+        latents = next(iter(out.values()))
     return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
+
+
+def set_guidance(pipe: Any, guided: bool) -> None:
+    """The guiders of a modular pipeline guide, or leave the conditional prediction as it is."""
+    for name, guider in pipe.components.items():
+        if any(guider is each for each in guiders_of(pipe)):
+            off = 0.0 if guider.use_original_formulation else 1.0
+            setattr(pipe, name, guider.new(guidance_scale=4.0 if guided else off, enabled=True))
 
 
 @contextmanager

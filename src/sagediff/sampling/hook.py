@@ -24,6 +24,7 @@ from sagediff.denoiser.attention import check_attention
 from sagediff.denoiser.caches import CacheRows
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
+from sagediff.denoiser.guiders import as_called
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
@@ -70,7 +71,7 @@ class DenoiserHook(ModelHook):
         # image to image
         self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
-        self.family: Family = family_of(inner)
+        self.family: Family = as_called(family_of(inner), pipe)
         self._run = run
         self._records = records
         self._gathering = Gathering(self.family, condition)

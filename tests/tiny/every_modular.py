@@ -1,0 +1,183 @@
+"""Tiny modular pipelines: their denoising blocks alone, with the transformers of the other pipelines' recipes.
+
+They have neither text encoders nor autoencoders, and take embeddings; `guided` is what their guider says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import Flux3Transformer2DModel
+
+import tiny
+from tiny import families, more_families
+from tiny.parts import TOKENS, WIDTH, Recipe, embeddings, masked_inputs, masks, padded, plain_inputs
+
+
+def modular(pipeline: Any, scheduler: Any, **components: Any) -> Any:
+    """A modular pipeline of the denoising blocks."""
+    blocks = getattr(diffusers, pipeline.default_blocks_name)()
+    for name in set(blocks.sub_blocks) - {"denoise"}:
+        del blocks.sub_blocks[name]
+    pipe = pipeline(blocks)
+    pipe.update_components(scheduler=scheduler, **components)
+    return pipe
+
+
+def _of(pipeline: Any, recipe: Recipe, **more: Any) -> Any:
+    """A modular pipeline with the denoisers of another recipe."""
+
+    def build(scheduler: Any) -> Any:
+        other = recipe.build(scheduler)
+        parts = {name: getattr(other, name, None) for name in ("unet", "transformer", "transformer_2")}
+        return modular(
+            pipeline, scheduler, **{name: part for name, part in parts.items() if part is not None}, **more
+        )
+
+    return build
+
+
+def _embedded(recipe: Recipe, *without: str, **more: Any) -> Any:
+    """The other recipe's inputs, without its guidance scale: the guider has that."""
+
+    def inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+        given = recipe.inputs(prompts, guided)
+        left_out = {"guidance_scale", "true_cfg_scale", *without}
+        return {name: value for name, value in given.items() if name not in left_out} | more
+
+    return inputs
+
+
+# -- FLUX.3 ----------------------------------------------------------------------------------------
+
+
+def _flux3_transformer(flow_map: bool) -> Flux3Transformer2DModel:
+    return Flux3Transformer2DModel(
+        in_channels=16,
+        cond_in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        timestep_channels=8,
+        axes_dims_rope=(4, 4, 4, 4),
+        flow_map=flow_map,
+    ).eval()
+
+
+def _flux3(scheduler: Any) -> Any:
+    return modular(diffusers.Flux3ModularPipeline, scheduler, transformer=_flux3_transformer(False))
+
+
+def _flux3_distilled(scheduler: Any) -> Any:
+    return modular(diffusers.Flux3DistilledModularPipeline, scheduler, transformer=_flux3_transformer(True))
+
+
+def _flux3_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    inputs = {"prompt_embeds": embeddings(prompts, TOKENS), "height": 32, "width": 32}
+    negative = {"negative_prompt_embeds": embeddings([-1] * len(prompts), TOKENS)}
+    return inputs | (negative if guided else {})
+
+
+# -- those of known classes --------------------------------------------------------------------------
+
+
+def _pooled(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    inputs = {
+        "prompt_embeds": embeddings(prompts, TOKENS),
+        "pooled_prompt_embeds": embeddings(prompts),
+        "height": 16,
+        "width": 16,
+    }
+    negative = [-1] * len(prompts)
+    more = {
+        "negative_prompt_embeds": embeddings(negative, TOKENS),
+        "negative_pooled_prompt_embeds": embeddings(negative),
+    }
+    return inputs | (more if guided else {})
+
+
+def _ltx_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Asks for negative embeddings, guided or not."""
+    inputs = masked_inputs(prompts, True, height=64, width=64, num_frames=9)
+    del inputs["guidance_scale"]
+    return inputs
+
+
+MODULAR: dict[str, Recipe] = {
+    "StableDiffusionXLModularPipeline": Recipe(
+        _of(diffusers.StableDiffusionXLModularPipeline, tiny.RECIPES["sdxl"]),
+        _pooled,
+        tiny.RECIPES["sdxl"].counted,
+        ("euler",),
+    ),
+    "StableDiffusion3ModularPipeline": Recipe(
+        _of(diffusers.StableDiffusion3ModularPipeline, tiny.RECIPES["sd3"]),
+        _pooled,
+        tiny.RECIPES["sd3"].counted,
+    ),
+    "FluxModularPipeline": Recipe(
+        _of(diffusers.FluxModularPipeline, tiny.RECIPES["flux"]),
+        lambda prompts, guided: _pooled(prompts, False),
+        tiny.RECIPES["flux"].counted,
+        rows=(1, None),
+    ),
+    "FluxKontextModularPipeline": Recipe(
+        _of(diffusers.FluxKontextModularPipeline, tiny.RECIPES["flux"]),
+        lambda prompts, guided: _pooled(prompts, False) | {"max_area": 256},
+        tiny.RECIPES["flux"].counted,
+        rows=(1, None),
+    ),
+    "Flux2ModularPipeline": Recipe(
+        _of(diffusers.Flux2ModularPipeline, families.RECIPES["flux2"]),
+        lambda prompts, guided: families.RECIPES["flux2"].inputs(prompts, guided),
+        families.RECIPES["flux2"].counted,
+        rows=(1, None),
+    ),
+    "Flux2KleinModularPipeline": Recipe(
+        _of(diffusers.Flux2KleinModularPipeline, families.RECIPES["flux2-klein"]),
+        lambda prompts, guided: _flux3_inputs(prompts, False),
+        families.RECIPES["flux2-klein"].counted,
+        rows=(1, None),
+    ),
+    "Flux2KleinBaseModularPipeline": Recipe(
+        _of(diffusers.Flux2KleinBaseModularPipeline, families.RECIPES["flux2-klein"]),
+        _flux3_inputs,
+        families.RECIPES["flux2-klein"].counted,
+    ),
+    "Flux3ModularPipeline": Recipe(_flux3, _flux3_inputs, lambda transformer: transformer.x_embedder),
+    "Flux3DistilledModularPipeline": Recipe(
+        _flux3_distilled, _flux3_inputs, lambda transformer: transformer.x_embedder, rows=(1, None)
+    ),
+    "QwenImageModularPipeline": Recipe(
+        _of(diffusers.QwenImageModularPipeline, more_families.RECIPES["qwen-image"]),
+        _embedded(more_families.RECIPES["qwen-image"]),
+        more_families.RECIPES["qwen-image"].counted,
+    ),
+    "ZImageModularPipeline": Recipe(
+        _of(diffusers.ZImageModularPipeline, more_families.RECIPES["z-image"]),
+        _embedded(more_families.RECIPES["z-image"]),
+        more_families.RECIPES["z-image"].counted,
+    ),
+    "WanModularPipeline": Recipe(
+        _of(diffusers.WanModularPipeline, more_families.RECIPES["wan"]),
+        _embedded(more_families.RECIPES["wan"]),
+        more_families.RECIPES["wan"].counted,
+        ("unipc_flow",),
+    ),
+    "Wan22ModularPipeline": Recipe(
+        _of(diffusers.Wan22ModularPipeline, more_families.RECIPES["wan2.2"]),
+        _embedded(more_families.RECIPES["wan2.2"]),
+        more_families.RECIPES["wan2.2"].counted,
+        ("unipc_flow",),
+    ),
+    "LTXModularPipeline": Recipe(
+        _of(diffusers.LTXModularPipeline, more_families.RECIPES["ltx"]),
+        _ltx_inputs,
+        more_families.RECIPES["ltx"].counted,
+    ),
+}
