@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from tiny import RECIPES, SCHEDULERS, tiny
+from tiny.every_pipeline import EVERY, pipe_of
 from tiny.parts import TOKENS, WIDTH, embeddings
 from tiny.prompted import t5
 
@@ -46,28 +47,29 @@ def test_rows_name_real_arguments_and_every_row_is_tested() -> None:
         assert family.arguments[family.sample] == "row"
     page = (Path(__file__).parent.parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
     assert [name for name in FAMILIES if f"| `{name}` |" not in page] == []
-    assert [name for name in RECIPES if f"`{type(tiny(name).pipe).__name__}`" not in page] == []
-    tested = {type(denoiser).__name__ for name in RECIPES for denoiser in tiny(name).denoisers}
-    assert tested == set(FAMILIES)
+    pipes = [*(tiny(name).pipe for name in RECIPES), *map(pipe_of, EVERY)]
+    assert [name for name in {type(pipe).__name__ for pipe in pipes} if f"`{name}`" not in page] == []
+    assert {type(denoiser).__name__ for pipe in pipes for denoiser in denoisers_of(pipe)} == set(FAMILIES)
 
 
 def test_the_half_precision_is_that_of_the_pipelines_own_example() -> None:
     told: dict[str, set[str]] = {}
-    for name in RECIPES:
-        case = tiny(name)
-        module = sys.modules[type(case.pipe).__module__]
-        if type(case.pipe).__name__ == "KandinskyV22Pipeline":  # its example is at the pipeline of both parts
+    for pipe in [*(tiny(name).pipe for name in RECIPES), *map(pipe_of, EVERY)]:
+        module = sys.modules[type(pipe).__module__]
+        if type(pipe).__name__ == "KandinskyV22Pipeline":  # its example is at the pipeline of both parts
             module = diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_combined
         example = str(getattr(module, "EXAMPLE_DOC_STRING", "") or module.TEXT2IMAGE_EXAMPLE_DOC_STRING)
+        typed = example.replace("torch_dtype", "dtype")
         denoiser = re.findall(r"(?:unet|transformer)\.to\(torch\.(\w+)\)", example)
-        pipeline = re.findall(r"Pipeline\w*\.from_pretrained\([^)]*?torch_dtype=torch\.(\w+)", example)
-        vae = re.findall(r"Autoencoder\w+\.from_pretrained\([^)]*?torch_dtype=torch\.(\w+)", example)
+        pipeline = re.findall(r"Pipeline\w*\.from_pretrained\([^)]*?\bdtype=torch\.(\w+)", typed)
+        vae = re.findall(r"(?:Autoencoder\w+\.from_pretrained\([^)]*?|vae\.to\()\bdtype=torch\.(\w+)", typed)
         dtype = (denoiser or pipeline)[-1]
         if not vae and denoiser:
             vae = pipeline
-        family = family_of(case.denoiser)
+        module_of = denoisers_of(pipe)[0]
+        family = family_of(module_of)
         assert (family.dtype, family.vae_dtype or family.dtype) == (dtype, vae[-1] if vae else dtype)
-        told.setdefault(type(case.denoiser).__name__, set()).add(dtype)
+        told.setdefault(type(module_of).__name__, set()).add(dtype)
     assert told.keys() == FAMILIES.keys() and all(len(dtypes) == 1 for dtypes in told.values())
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny.every_pipeline import EVERY
-from tiny.parts import SCHEDULERS, Recipe
+from tiny.every_pipeline import EVERY, pipe_of
+from tiny.parts import Recipe
 
 from sagediff.denoiser.guiders import guiders_of, is_modular
 from sagediff.denoiser.lookup import denoisers_of
@@ -74,10 +74,8 @@ def rows_counted(pipe: Any, recipe: Recipe) -> Iterator[list[int]]:
 @pytest.mark.parametrize(("name", "guided"), CASES)
 def test_sharing_is_exact_and_costs_what_is_planned(name: str, guided: bool) -> None:
     recipe = EVERY[name]
-    torch.manual_seed(0)
-    pipe = recipe.build(SCHEDULERS[recipe.schedulers[0]]())
+    pipe = pipe_of(name)
     assert type(pipe).__name__ == name.partition(",")[0]
-    pipe.set_progress_bar_config(disable=True)
     expected = final_latents(pipe, recipe, EQUAL, guided)
     for ratio, prompts in ((0.0, EQUAL), (0.5, EQUAL), (0.5, DIFFERENT)):
         plan = make_plan(ratio)

@@ -10,11 +10,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import Flux3Transformer2DModel
+from diffusers import Flux3Transformer2DModel, WanTransformer3DModel
 
 import tiny
 from tiny import families, more_families
-from tiny.parts import TOKENS, WIDTH, Recipe, embeddings, masked_inputs, masks, padded, plain_inputs
+from tiny.every_image import IMAGES
+from tiny.parts import TOKENS, WIDTH, Recipe, embeddings, masked_inputs, masks
 
 
 def modular(pipeline: Any, scheduler: Any, **components: Any) -> Any:
@@ -101,11 +102,46 @@ def _pooled(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return inputs | (more if guided else {})
 
 
+def _wan_transformer() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=WIDTH,
+        freq_dim=8,
+        ffn_dim=16,
+        num_layers=1,
+        rope_max_seq_len=8,
+    ).eval()
+
+
+def _wan(scheduler: Any) -> Any:
+    return modular(diffusers.WanModularPipeline, scheduler, transformer=_wan_transformer())
+
+
+def _wan_two(scheduler: Any) -> Any:
+    transformers = {"transformer": _wan_transformer(), "transformer_2": _wan_transformer()}
+    return modular(diffusers.Wan22ModularPipeline, scheduler, **transformers)
+
+
+def _wan_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Asks for negative embeddings, guided or not."""
+    return _embedded(more_families.RECIPES["wan"], height=16, width=16)(prompts, True)
+
+
 def _ltx_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     """Asks for negative embeddings, guided or not."""
     inputs = masked_inputs(prompts, True, height=64, width=64, num_frames=9)
     del inputs["guidance_scale"]
     return inputs
+
+
+def _qwen21_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """No token of a prompt is that of an image."""
+    none = torch.zeros_like(masks(prompts))
+    inputs = _embedded(IMAGES["QwenImage21Pipeline"])(prompts, guided) | {"image_pad_mask": none}
+    return inputs | ({"negative_image_pad_mask": none} if guided else {})
 
 
 MODULAR: dict[str, Recipe] = {
@@ -149,14 +185,36 @@ MODULAR: dict[str, Recipe] = {
         _flux3_inputs,
         families.RECIPES["flux2-klein"].counted,
     ),
-    "Flux3ModularPipeline": Recipe(_flux3, _flux3_inputs, lambda transformer: transformer.x_embedder),
+    "Flux3ModularPipeline": Recipe(_flux3, _flux3_inputs, lambda transformer: transformer.x_embedders["image"]),
     "Flux3DistilledModularPipeline": Recipe(
-        _flux3_distilled, _flux3_inputs, lambda transformer: transformer.x_embedder, rows=(1, None)
+        _flux3_distilled, _flux3_inputs, lambda transformer: transformer.x_embedders["image"], rows=(1, None)
     ),
     "QwenImageModularPipeline": Recipe(
         _of(diffusers.QwenImageModularPipeline, more_families.RECIPES["qwen-image"]),
         _embedded(more_families.RECIPES["qwen-image"]),
         more_families.RECIPES["qwen-image"].counted,
+    ),
+    "QwenImage21ModularPipeline": Recipe(
+        _of(diffusers.QwenImage21ModularPipeline, IMAGES["QwenImage21Pipeline"]),
+        _qwen21_inputs,
+        IMAGES["QwenImage21Pipeline"].counted,
+    ),
+    "QwenImage21TurboModularPipeline": Recipe(
+        _of(diffusers.QwenImage21TurboModularPipeline, IMAGES["QwenImage21Pipeline"]),
+        lambda prompts, guided: _qwen21_inputs(prompts, False),
+        IMAGES["QwenImage21Pipeline"].counted,
+        rows=(1, None),
+    ),
+    "Krea2ModularPipeline": Recipe(
+        _of(diffusers.Krea2ModularPipeline, IMAGES["Krea2Pipeline"]),
+        _embedded(IMAGES["Krea2Pipeline"], height=32, width=32),
+        IMAGES["Krea2Pipeline"].counted,
+    ),
+    "Krea2TurboModularPipeline": Recipe(
+        _of(diffusers.Krea2TurboModularPipeline, IMAGES["Krea2Pipeline"]),
+        lambda prompts, guided: _embedded(IMAGES["Krea2Pipeline"], height=32, width=32)(prompts, False),
+        IMAGES["Krea2Pipeline"].counted,
+        rows=(1, None),
     ),
     "ZImageModularPipeline": Recipe(
         _of(diffusers.ZImageModularPipeline, more_families.RECIPES["z-image"]),
@@ -164,14 +222,14 @@ MODULAR: dict[str, Recipe] = {
         more_families.RECIPES["z-image"].counted,
     ),
     "WanModularPipeline": Recipe(
-        _of(diffusers.WanModularPipeline, more_families.RECIPES["wan"]),
-        _embedded(more_families.RECIPES["wan"]),
+        _wan,
+        _wan_inputs,
         more_families.RECIPES["wan"].counted,
         ("unipc_flow",),
     ),
     "Wan22ModularPipeline": Recipe(
-        _of(diffusers.Wan22ModularPipeline, more_families.RECIPES["wan2.2"]),
-        _embedded(more_families.RECIPES["wan2.2"]),
+        _wan_two,
+        _wan_inputs,
         more_families.RECIPES["wan2.2"].counted,
         ("unipc_flow",),
     ),

@@ -5,12 +5,29 @@ The families of `tiny.RECIPES` are tested in depth; each pipeline here by the pr
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import torch
+
 from tiny import families, more_families
+from tiny.every_image import IMAGES
 from tiny.every_modular import MODULAR
-from tiny.parts import Recipe
+from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
+    **IMAGES,
     **MODULAR,
 }
+
+
+@cache
+def pipe_of(name: str) -> Any:
+    """The pipeline of a recipe, built once for all tests of a process: they leave it as it was."""
+    torch.manual_seed(0)
+    recipe = EVERY[name]
+    pipe = recipe.build(SCHEDULERS[recipe.schedulers[0]]())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

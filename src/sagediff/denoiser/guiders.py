@@ -7,6 +7,9 @@ there is told by the run, whatever the table says of the class in pipelines of t
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +18,7 @@ from sagediff.denoiser.family import Family
 
 def is_modular(pipe: Any) -> bool:
     """Whether a pipeline is made of blocks, diffusers' `ModularPipeline`."""
-    return any(cls.__name__ == "ModularPipeline" for cls in type(pipe).__mro__)
+    return hasattr(pipe, "default_blocks_name")
 
 
 def guiders_of(pipe: Any) -> list[Any]:
@@ -30,3 +33,57 @@ def as_called(family: Family, pipe: Any) -> Family:
     if family.guidance == "two calls" or not guiders_of(pipe):
         return family
     return replace(family, guidance="two calls", first="conditional")
+
+
+def conditions_at(pipe: Any, num_steps: int, guidance_scale: float | None = None) -> tuple[int, ...] | None:
+    """How many conditions the guiders will run at each step, asked of them before; None without guiders.
+
+    Args:
+        guidance_scale: that they are to have; None for their own.
+    """
+    guiders = [copy.copy(guider) for guider in guiders_of(pipe)]
+    if not guiders:
+        return None
+    for guider in guiders:
+        _guide(guider, guidance_scale)
+    return tuple(max(_conditions(guider, step, num_steps) for guider in guiders) for step in range(num_steps))
+
+
+def _conditions(guider: Any, step: int, num_steps: int) -> int:
+    guider.set_state(step=step, num_inference_steps=num_steps, timestep=None)
+    return int(guider.num_conditions)
+
+
+def guidance_scale_of(pipe: Any) -> float | None:
+    """The guidance scale of a modular pipeline's guiders; None where they have no single one, or there are none."""
+    scales = [getattr(guider, "guidance_scale", None) for guider in guiders_of(pipe)]
+    return float(scales[0]) if scales and isinstance(scales[0], int | float) else None
+
+
+def guides(pipe: Any) -> bool:
+    """Whether the guiders guide, as they are."""
+    return any(guider.get_state()["enabled"] for guider in guiders_of(pipe))
+
+
+@contextmanager
+def guiding(pipe: Any, guidance_scale: float | None) -> Iterator[None]:
+    """Inside the context the guiders have that guidance scale, and guide; then they are as they were."""
+    guiders = guiders_of(pipe) if guidance_scale is not None else []
+    found = [
+        (guider, getattr(guider, "guidance_scale", None), guider.get_state()["enabled"]) for guider in guiders
+    ]
+    try:
+        for guider in guiders:
+            _guide(guider, guidance_scale)
+        yield
+    finally:
+        for guider, scale, enabled in found:
+            guider.enable() if enabled else guider.disable()
+            if scale is not None:
+                guider.guidance_scale = scale
+
+
+def _guide(guider: Any, guidance_scale: float | None) -> None:
+    if guidance_scale is not None and hasattr(guider, "guidance_scale"):
+        guider.guidance_scale = guidance_scale
+        guider.enable()

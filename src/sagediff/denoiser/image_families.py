@@ -34,13 +34,6 @@ IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
-    "Flux3Transformer2DModel": declared(  # FLUX.3; exists only as a modular pipeline
-        "hidden_states timestep target_timestep image_cond_hidden_states",
-        "encoder_hidden_states",
-        neither="txt_ids img_ids image_cond_ids",
-        dtype="bfloat16",
-        **GUIDED_IN_TWO_CALLS,
-    ),
     "PixArtTransformer2DModel": declared(  # PixArt-alpha and -Sigma
         "hidden_states timestep added_cond_kwargs.resolution added_cond_kwargs.aspect_ratio",
         "encoder_hidden_states",

@@ -71,6 +71,14 @@ def forget_managed_states(value: Any) -> None:
         value._state_cache.clear()
 
 
+# -- modular pipelines -----------------------------------------------------------------------------
+
+
+def blocks_of(pipe: Any) -> Any:
+    """The blocks of a modular pipeline themselves; its public `blocks` is a copy of them, made anew each time."""
+    return pipe._blocks
+
+
 # -- what a pipeline does with prompts -------------------------------------------------------------
 
 

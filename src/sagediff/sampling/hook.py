@@ -27,6 +27,7 @@ from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.guiders import as_called
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.denoiser.modular_call import call_parameters
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.sampling.gathering import Gathering, has_rows
@@ -69,7 +70,7 @@ class DenoiserHook(ModelHook):
         self._inner = inner
         self._class_name = type(inner).__name__
         # image to image
-        self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
+        self._may_skip = "strength" in call_parameters(pipe)
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = as_called(family_of(inner), pipe)
         self._run = run

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sagediff.denoiser.guiders import conditions_at
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.json_input import read_object
@@ -154,6 +155,9 @@ def cost_basis(
         if scale is not None and not math.isfinite(scale):
             raise InputError(f"{name} must be a finite number, got {scale}")
     family = FAMILIES.get(denoiser_class)
+    conditions = conditions_at(pipe, num_inference_steps, guidance_scale)
+    if conditions is not None:  # guiders say it, whatever the class does in other pipelines
+        return CostBasis(max(conditions), calls_taken(pipe, num_inference_steps, strength))
     if family is not None and family.scale == "true_cfg_scale":
         scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
         guided = has_negative and scale > family.unguided_scale and has_negative_rows(pipe)

@@ -14,6 +14,7 @@ from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.lora_adapters import LoraAdapters
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.private_names import lacks_ftfy, unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError

@@ -1,0 +1,113 @@
+"""Modular pipelines behind the call of the others: prompts and options in, `.images` or `.frames` out.
+
+A `ModularPipeline` takes whatever its blocks ask for, as keywords that no signature names; its guidance scale is its
+guiders'; and it returns all that it made on the way.  `with_plain_call` gives it a signature, and one output.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from sagediff.denoiser.guiders import guidance_scale_of, guides, guiding, is_modular
+from sagediff.denoiser.private_names import blocks_of
+
+_OUTPUTS = {"videos": "frames", "images": "images"}  # a block's output, and what other pipelines call it
+_SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+
+
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by name; those of a modular one are what its blocks take."""
+    if is_modular(pipe) and not isinstance(pipe, ModularCall):
+        return _parameters(pipe)
+    return inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
+
+
+def with_plain_call(pipe: Any) -> Any:
+    """A modular pipeline with a call like that of other pipelines; any other pipeline as it is.
+
+    Everything but the call is the pipeline's own: what is set or read goes to it.
+    """
+    if not is_modular(pipe) or isinstance(pipe, ModularCall):
+        return pipe
+    kind = type(pipe)
+
+    def call(self: Any, **given: Any) -> Any:
+        return self.run(**given)
+
+    call.__signature__ = inspect.Signature([_SELF, *_parameters(pipe).values()])  # type: ignore[attr-defined]
+    own = type(kind.__name__, (ModularCall,), {"__call__": call, "__module__": kind.__module__})
+    return own(pipe)
+
+
+class ModularCall:
+    """What `with_plain_call` makes; each has a class of its own, named as the pipeline's, whose call has a signature."""
+
+    def __init__(self, pipe: Any) -> None:
+        object.__setattr__(self, "modular", pipe)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "modular" or (name.startswith("__") and name.endswith("__")):  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.modular, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self.modular), name, None), property):  # sizes that the pipeline works out
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.modular, name, value)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        self.modular.to(*args, **kwargs)
+        return self
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Of every block that has a bar, however deep: the pipeline's own method reaches the first level."""
+        for block in _all_blocks(blocks_of(self.modular)):
+            if hasattr(block, "set_progress_bar_config"):
+                block.set_progress_bar_config(**config)
+
+    def run(self, guidance_scale: float | None = None, **given: Any) -> SimpleNamespace:
+        """The call.
+
+        Args:
+            guidance_scale: of the guiders, for this call; of the model, where it is an input of that.
+            given: what the blocks take.
+        """
+        taken = {parameter.name for parameter in blocks_of(self.modular).inputs}
+        scale = guidance_scale
+        if guidance_scale is not None and "guidance_scale" in taken:
+            given["guidance_scale"], scale = guidance_scale, None
+        output = _output(self.modular)
+        with guiding(self.modular, scale):
+            made = self.modular(output=output, **given)
+        return SimpleNamespace(**{_OUTPUTS[output]: made})
+
+
+def _output(pipe: Any) -> str:
+    names = {output.name for output in blocks_of(pipe).outputs}
+    return next((name for name in _OUTPUTS if name in names), "images")
+
+
+def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    found = {
+        taken.name: _parameter(taken.name, taken.default)
+        for taken in blocks_of(pipe).inputs
+        if taken.name is not None
+    }
+    scale = guidance_scale_of(pipe)
+    if scale is not None and "guidance_scale" not in found:
+        found["guidance_scale"] = _parameter("guidance_scale", scale if guides(pipe) else 1.0)
+    return found
+
+
+def _parameter(name: str, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+
+
+def _all_blocks(block: Any) -> Iterator[Any]:
+    yield block
+    for inner in getattr(block, "sub_blocks", {}).values():
+        yield from _all_blocks(inner)
