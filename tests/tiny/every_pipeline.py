@@ -13,12 +13,14 @@ import torch
 from tiny import families, more_families
 from tiny.every_image import IMAGES
 from tiny.every_modular import MODULAR
+from tiny.every_unet import UNETS
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
+    **UNETS,
     **MODULAR,
 }
 

@@ -1,8 +1,8 @@
-"""What the guiders of a modular pipeline tell of its denoiser calls.
+"""What the guiders of a pipeline tell of its denoiser calls.
 
-diffusers' modular pipelines have no guidance of their own: a component, the guider, says at every step which conditions
-are run, and the loop calls the denoiser once for each of them, the conditional one first.  So how a denoiser is guided
-there is told by the run, whatever the table says of the class in pipelines of the other kind.
+diffusers' modular pipelines, and a few others, have no guidance of their own: a component, the guider, says at every
+step which conditions are run, and the loop calls the denoiser once for each of them, the conditional one first.  So how
+a denoiser is guided there is told by the run, whatever the table says of its class in other pipelines.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 from sagediff.denoiser.family import Family
 
+_GUIDERS = ("guider", "guider_2", "audio_guider")
+
 
 def is_modular(pipe: Any) -> bool:
     """Whether a pipeline is made of blocks, diffusers' `ModularPipeline`."""
@@ -22,10 +24,9 @@ def is_modular(pipe: Any) -> bool:
 
 
 def guiders_of(pipe: Any) -> list[Any]:
-    """The guiders among a modular pipeline's components, in the order in which it names them; none of another one."""
-    if not is_modular(pipe):
-        return []
-    return [part for part in pipe.components.values() if hasattr(part, "prepare_inputs_from_block_state")]
+    """The guiders of a pipeline: modular ones have some, and a few others (HunyuanImage)."""
+    parts = [getattr(pipe, name, None) for name in _GUIDERS]
+    return [part for part in parts if hasattr(part, "prepare_inputs_from_block_state")]
 
 
 def as_called(family: Family, pipe: Any) -> Family:

@@ -8,6 +8,7 @@ import torch
 
 from sagediff.denoiser.family import Family, GuidanceKind, Role
 from sagediff.denoiser.private_names import unwrapped
+from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import UnsupportedPipelineError
 
@@ -19,8 +20,9 @@ def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
     a `transformer_2` that takes over from it on the way.
 
     Raises:
-        UnsupportedPipelineError: it has none.
+        UnsupportedPipelineError: it has none, or is of a class that cannot share (`refused.py`).
     """
+    check_pipeline_class(*(cls.__name__ for cls in type(pipe).__mro__))
     found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
     modules = [module for module in found if isinstance(module, torch.nn.Module)]
     if isinstance(found[0], torch.nn.Module):

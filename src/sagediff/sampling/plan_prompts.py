@@ -142,7 +142,7 @@ def cost_basis(
     """What plans for a pipeline are costed by; the arguments are those of `plan_prompts`.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range, or a guidance scale for a pipeline that takes none.
     """
     if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
@@ -155,7 +155,12 @@ def cost_basis(
         if scale is not None and not math.isfinite(scale):
             raise InputError(f"{name} must be a finite number, got {scale}")
     family = FAMILIES.get(denoiser_class)
-    conditions = conditions_at(pipe, num_inference_steps, guidance_scale)
+    if not takes_guidance(pipe) and guidance_scale != 1.0:
+        raise InputError(
+            f"{type(pipe).__name__} takes no guidance scale, its guider has it: set that (pipe.guider), and leave "
+            f"the scale out"
+        )
+    conditions = conditions_at(pipe, num_inference_steps, guidance_scale if takes_guidance(pipe) else None)
     if conditions is not None:  # guiders say it, whatever the class does in other pipelines
         return CostBasis(max(conditions), calls_taken(pipe, num_inference_steps, strength))
     if family is not None and family.scale == "true_cfg_scale":
@@ -169,11 +174,17 @@ def cost_basis(
 
 def has_negative_rows(pipe: Any) -> bool:
     """Whether a pipeline guides by negative rows at all; if not, its guidance scale is an input of the model."""
-    if getattr(getattr(pipe, "config", None), "is_distilled", False):  # FLUX.2 Klein ignores its scale then
-        return False
     if not callable(pipe):  # only what planning needs of a pipeline: no call to ask
         return True
     return any(name.startswith("negative_") for name in inspect.signature(type(pipe).__call__).parameters)
+
+
+def takes_guidance(pipe: Any) -> bool:
+    """Whether a pipeline is told how to guide by numbers of its call, as all are but those with a guider."""
+    if not callable(pipe):
+        return True
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return not hasattr(pipe, "guider") or "guidance_scale" in parameters or "true_cfg_scale" in parameters
 
 
 def default_guidance(pipe_class: type) -> float:

@@ -129,6 +129,7 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
+        pipe = with_plain_call(pipe)
         check_prompts_per_call(pipe)
         if lacks_ftfy(pipe):
             raise InputError(f"{type(pipe).__name__} needs the package ftfy: pip install 'sagediff[video]'")
