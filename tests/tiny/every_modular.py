@@ -28,6 +28,14 @@ def modular(pipeline: Any, scheduler: Any, **components: Any) -> Any:
     return pipe
 
 
+def whole(pipeline: Any, other: Any) -> Any:
+    """A modular pipeline of all its blocks, with the components of another pipeline."""
+    pipe = pipeline()
+    held = {name: part for name, part in other.components.items() if part is not None}
+    pipe.update_components(**{name: part for name, part in held.items() if name in pipe.component_names})
+    return pipe
+
+
 def _of(pipeline: Any, recipe: Recipe, **more: Any) -> Any:
     """A modular pipeline with the denoisers of another recipe."""
 
@@ -185,7 +193,9 @@ MODULAR: dict[str, Recipe] = {
         _flux3_inputs,
         families.RECIPES["flux2-klein"].counted,
     ),
-    "Flux3ModularPipeline": Recipe(_flux3, _flux3_inputs, lambda transformer: transformer.x_embedders["image"]),
+    "Flux3ModularPipeline": Recipe(
+        _flux3, _flux3_inputs, lambda transformer: transformer.x_embedders["image"]
+    ),
     "Flux3DistilledModularPipeline": Recipe(
         _flux3_distilled, _flux3_inputs, lambda transformer: transformer.x_embedders["image"], rows=(1, None)
     ),

@@ -13,6 +13,7 @@ from typing import Any
 
 from sagediff.denoiser.guiders import guidance_scale_of, guides, guiding, is_modular
 from sagediff.denoiser.private_names import blocks_of
+from sagediff.errors import InputError
 
 _OUTPUTS = {"videos": "frames", "images": "images"}  # a block's output, and what other pipelines call it
 _SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
@@ -43,7 +44,8 @@ def with_plain_call(pipe: Any) -> Any:
 
 
 class ModularCall:
-    """What `with_plain_call` makes; each has a class of its own, named as the pipeline's, whose call has a signature."""
+    """What `with_plain_call` makes; each is of a class of its own, named as the pipeline's, with a call that has a
+    signature."""
 
     def __init__(self, pipe: Any) -> None:
         object.__setattr__(self, "modular", pipe)
@@ -75,14 +77,25 @@ class ModularCall:
         Args:
             guidance_scale: of the guiders, for this call; of the model, where it is an input of that.
             given: what the blocks take.
+
+        Raises:
+            InputError: no guidance, for blocks that cannot do without.
         """
         taken = {parameter.name for parameter in blocks_of(self.modular).inputs}
         scale = guidance_scale
         if guidance_scale is not None and "guidance_scale" in taken:
             given["guidance_scale"], scale = guidance_scale, None
         output = _output(self.modular)
-        with guiding(self.modular, scale):
-            made = self.modular(output=output, **given)
+        try:
+            with guiding(self.modular, scale):
+                made = self.modular(output=output, **given)
+        except ValueError as error:
+            if not str(error).startswith("Required input 'negative_"):
+                raise
+            raise InputError(
+                f"{type(self.modular).__name__} cannot run without guidance: its blocks ask for negative embeddings, "
+                f"and make them only where its guider guides; take another guidance scale than {guidance_scale}"
+            ) from error
         return SimpleNamespace(**{_OUTPUTS[output]: made})
 
 
