@@ -246,7 +246,7 @@ def _qwen21(scheduler: Any) -> Any:
 def _qwen21_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     inputs = with_masks(prompts, guided, true_cfg_scale=4.0 if guided else 1.0)
     del inputs["guidance_scale"]
-    return inputs | {"height": 64, "width": 64, "use_kv_cache": False}
+    return inputs | {"height": 64, "width": 64}
 
 
 def _bria(scheduler: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tiny import families, more_families
+from tiny import every_broadcast, families, more_families
 from tiny.every_image import IMAGES
 from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
@@ -21,6 +21,7 @@ EVERY: dict[str, Recipe] = {
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
     **UNETS,
+    **every_broadcast.RECIPES,
     **MODULAR,
 }
 

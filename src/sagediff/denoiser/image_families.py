@@ -18,6 +18,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
     "SD3Transformer2DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states pooled_projections",
+        neither="skip_layers",
         **GUIDED_IN_ONE_CALL,
     ),
     "FluxTransformer2DModel": declared(

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from sagediff.errors import UnsupportedPipelineError
 
-REFUSED: Mapping[str, str] = {}
+REFUSED: Mapping[str, str] = {
+    "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
+    "for each prompt; take Flux2KleinPipeline, which does without",
+}
 """Samplers of texts that cannot share steps, and why: each a clause that goes on from "cannot share steps:"."""
 
 MODULAR_REFUSED: Mapping[str, str] = {

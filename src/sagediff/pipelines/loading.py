@@ -9,6 +9,7 @@ from typing import Any
 
 from sagediff.collector import collection_paused
 from sagediff.denoiser.modular_call import with_plain_call
+from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.denoiser.table import FAMILIES
@@ -111,7 +112,7 @@ def _checked_denoiser(index: Mapping[str, Any], where: str) -> str:
         raise InputError(f"{where} names no pipeline, under `_class_name`")
     check_pipeline_class(known)
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
-    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
+    denoiser = next((parts[key] for key in places_of([known]) if key in parts), "")
     if denoiser not in FAMILIES:
         raise UnsupportedPipelineError(
             f"this model is none of those that sagediff knows: {known} has "

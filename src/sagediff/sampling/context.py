@@ -9,7 +9,6 @@ from typing import Any
 
 from sagediff.denoiser.attention import attention_kept
 from sagediff.denoiser.condition import GroupCondition, mean_condition
-from sagediff.denoiser.guiders import as_called
 from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
@@ -90,7 +89,7 @@ def shared_sampling(
         raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
     check_noise_source(scheduler)
     run = SharedRun(plan, steps_to_record(plan, record))
-    family = as_called(family_of(modules[0]), pipe)
+    family = family_of(modules[0], pipe)
     records = RecordReplay(run, replay or {}, family)
     noise = MemberNoise(scheduler, plan, fresh_noise, fresh_noise_rows, member_noise, handover_noise)
     hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]

@@ -24,7 +24,6 @@ from sagediff.denoiser.attention import check_attention
 from sagediff.denoiser.caches import CacheRows
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
-from sagediff.denoiser.guiders import as_called
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
 from sagediff.denoiser.modular_call import call_parameters
@@ -72,7 +71,7 @@ class DenoiserHook(ModelHook):
         # image to image
         self._may_skip = "strength" in call_parameters(pipe)
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
-        self.family: Family = as_called(family_of(inner), pipe)
+        self.family: Family = family_of(inner, pipe)
         self._run = run
         self._records = records
         self._gathering = Gathering(self.family, condition)
@@ -88,7 +87,7 @@ class DenoiserHook(ModelHook):
                 "context"
             )
         forward = cast("Callable[..., Any]", self.fn_ref.original_forward)
-        named = dict(zip(self._parameters, args, strict=False)) | kwargs
+        named = self.family.named(self._parameters, args, kwargs)
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
         if self._run.solver_call == 0:
@@ -103,7 +102,7 @@ class DenoiserHook(ModelHook):
 
         output: Any
         if layout.is_whole and rows <= self._micro_batches.size(rows) and self._micro_batches.is_known:
-            output = forward(*args, **kwargs)
+            output = forward(**named) if self.family.omitted else forward(*args, **kwargs)
         else:
             batches = partial(self._run_batches, forward, named, tensors, layout.sources)
             output, kept = self._run_rows(len(layout.sources), batches)
@@ -147,7 +146,7 @@ class DenoiserHook(ModelHook):
                 f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
             )
         for name, tensor in tensors.items():
-            if not has_rows(self.family, name, tensor):
+            if not has_rows(self.family, name, tensor, call.rows):
                 continue
             role = self.family.role(name)
             if tensor.ndim == 0 or len(tensor) != call.rows:

@@ -88,7 +88,7 @@ def predicted_for_members(
     """
     check_levels_known(pipe.scheduler)
     plan = SharePlan.from_groups(groups, num_steps, 1.0, shared_guidance, unguided_steps)
-    family = family_of(denoisers_of(pipe)[0])
+    family = family_of(denoisers_of(pipe)[0], pipe)
     scale = default_of(type(pipe), family.scale) if guidance_scale is None else guidance_scale
     with _probed(pipe, plan, frozenset(steps), 1 + scale - family.unguided_scale) as probe:
         with suppress(StoppedError):  # after the last step looked at
@@ -195,7 +195,7 @@ def _probed(pipe: Any, plan: SharePlan, steps: frozenset[int], guidance: float) 
         probe = _Probe(pipe, run, steps, guidance)
         hooked = [vars(module)["forward"] for module in modules]
         for module, sharing, alone in zip(modules, hooked, own, strict=True):
-            module.forward = _around(module, probe, sharing, alone)
+            module.forward = _around(pipe, module, probe, sharing, alone)
         try:
             yield probe
         finally:
@@ -204,17 +204,21 @@ def _probed(pipe: Any, plan: SharePlan, steps: frozenset[int], guidance: float) 
 
 
 def _around(
-    module: torch.nn.Module, probe: _Probe, sharing: Callable[..., Any], alone: Callable[..., Any]
+    pipe: Any,
+    module: torch.nn.Module,
+    probe: _Probe,
+    sharing: Callable[..., Any],
+    alone: Callable[..., Any],
 ) -> Callable[..., Any]:
     """The denoiser's forward with the probe behind it."""
     inner = unwrapped(module)
-    family, name = family_of(inner), type(inner).__name__
+    family, name = family_of(inner, pipe), type(inner).__name__
     parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
     gathering = Gathering(family, mean_condition)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = sharing(*args, **kwargs)
-        named = dict(zip(parameters, args, strict=False)) | kwargs
+        named = family.named(parameters, args, kwargs)
         tensors = family.tensors(named, name)
         call = probe.run.latest_call
         assert call is not None

@@ -142,7 +142,7 @@ class SharedSampler:
             )
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
-        family = family_of(denoiser)
+        family = family_of(denoiser, pipe)
         self.makes, self.fps = family.makes, family.fps
         self.images = ImageKeywords.of(pipe)
         self.loras = LoraAdapters(pipe)

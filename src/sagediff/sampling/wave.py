@@ -74,7 +74,7 @@ def run_wave(
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
     if type(pipe).__name__ in _NEGATIVE_EACH and "negative_prompt" not in given:
         options.setdefault("negative_prompt", [""] * len(task.requests))
-    makes_videos = family_of(denoiser_of(pipe)).makes == "videos"
+    makes_videos = family_of(denoiser_of(pipe), pipe).makes == "videos"
     with (
         decoding_in_parts(pipe),
         decoded_rows(pipe) as decoded,

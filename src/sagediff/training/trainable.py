@@ -65,7 +65,7 @@ class TrainableDenoiser:
         self._inputs = inputs or (lambda prompts, guided: {"prompt": prompts})
         self._pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
-        self.family: Family = family_of(self.module)
+        self.family: Family = family_of(self.module, pipe)
         check_trainable(*(cls.__name__ for cls in type(self.module).__mro__))
         self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
         self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
@@ -124,10 +124,10 @@ class TrainableDenoiser:
     ) -> dict[str, Tensor]:
         """The group condition of some rows, each (1, ...)."""
         rows = {k: v[list(members)] for k, v in conditions.items()}
-        roles = self.family.arguments
+        roles = {k: self.family.role(k) for k in rows}
         merged = strategy(
-            {k: v for k, v in rows.items() if roles[k] == "condition"},
-            {k: v for k, v in rows.items() if roles[k] == "mask"},
+            {k: v for k, v in rows.items() if roles[k] in ("condition", "discrete")},
+            {k: v for k, v in rows.items() if roles[k] in ("mask", "length")},
             self.family.words(rows),
         )
         return merged | {k: v[:1] for k, v in rows.items() if roles[k] == "row"}
