@@ -110,18 +110,22 @@ def _pooled(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return inputs | (more if guided else {})
 
 
-def _wan_transformer() -> WanTransformer3DModel:
+def _wan_transformer(channels: int = 16, **more: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=16,
+        in_channels=channels,
         out_channels=16,
         text_dim=WIDTH,
         freq_dim=8,
         ffn_dim=16,
         num_layers=1,
         rope_max_seq_len=8,
+        **more,
     ).eval()
+
+
+_FROM_IMAGE = 16 + 4 + 16  # channels: the video's, a mask's, the image's
 
 
 def _wan(scheduler: Any) -> Any:
@@ -136,6 +140,37 @@ def _wan_two(scheduler: Any) -> Any:
 def _wan_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     """Asks for negative embeddings, guided or not."""
     return _embedded(more_families.RECIPES["wan"], height=16, width=16)(prompts, True)
+
+
+def _wan_from_image(scheduler: Any) -> Any:
+    """As Wan 2.1: the image is read by an encoder too."""
+    transformer = _wan_transformer(_FROM_IMAGE, image_dim=WIDTH, added_kv_proj_dim=24)
+    return modular(diffusers.WanImage2VideoModularPipeline, scheduler, transformer=transformer)
+
+
+def _wan_two_from_image(scheduler: Any) -> Any:
+    names = ("transformer", "transformer_2")
+    transformers = {name: _wan_transformer(_FROM_IMAGE) for name in names}
+    return modular(diffusers.Wan22Image2VideoModularPipeline, scheduler, **transformers)
+
+
+def _wan_image_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    image = torch.linspace(-1, 1, 20 * 2 * 2 * 2).reshape(1, 20, 2, 2, 2)
+    return _wan_inputs(prompts, guided) | {"image_condition_latents": image}
+
+
+def _wan_encoded_image_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    return _wan_image_inputs(prompts, guided) | {"image_embeds": embeddings([9] * len(prompts), TOKENS)}
+
+
+def _qwen_edit_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    image = torch.linspace(-1, 1, 4 * 4 * 4).reshape(1, 4, 1, 4, 4)
+    return _embedded(more_families.RECIPES["qwen-image"])(prompts, guided) | {"image_latents": image}
+
+
+def _qwen_edit_plus_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    inputs = _qwen_edit_inputs(prompts, guided)
+    return inputs | {"image_latents": [inputs["image_latents"], -inputs["image_latents"]]}
 
 
 def _ltx_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
@@ -204,6 +239,16 @@ MODULAR: dict[str, Recipe] = {
         _embedded(more_families.RECIPES["qwen-image"]),
         more_families.RECIPES["qwen-image"].counted,
     ),
+    "QwenImageEditModularPipeline": Recipe(
+        _of(diffusers.QwenImageEditModularPipeline, more_families.RECIPES["qwen-image"]),
+        _qwen_edit_inputs,
+        more_families.RECIPES["qwen-image"].counted,
+    ),
+    "QwenImageEditPlusModularPipeline": Recipe(
+        _of(diffusers.QwenImageEditPlusModularPipeline, more_families.RECIPES["qwen-image"]),
+        _qwen_edit_plus_inputs,
+        more_families.RECIPES["qwen-image"].counted,
+    ),
     "QwenImage21ModularPipeline": Recipe(
         _of(diffusers.QwenImage21ModularPipeline, IMAGES["QwenImage21Pipeline"]),
         _qwen21_inputs,
@@ -242,6 +287,12 @@ MODULAR: dict[str, Recipe] = {
         _wan_inputs,
         more_families.RECIPES["wan2.2"].counted,
         ("unipc_flow",),
+    ),
+    "WanImage2VideoModularPipeline": Recipe(
+        _wan_from_image, _wan_encoded_image_inputs, more_families.RECIPES["wan"].counted, ("unipc_flow",)
+    ),
+    "Wan22Image2VideoModularPipeline": Recipe(
+        _wan_two_from_image, _wan_image_inputs, more_families.RECIPES["wan"].counted, ("unipc_flow",)
     ),
     "LTXModularPipeline": Recipe(
         _of(diffusers.LTXModularPipeline, more_families.RECIPES["ltx"]),
