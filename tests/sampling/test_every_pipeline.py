@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,13 +35,14 @@ def make_plan(ratio: float) -> SharePlan:
 
 
 def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: bool) -> torch.Tensor:
-    given = {"num_inference_steps": STEPS, "generator": make_plan(0.5).generators(0)}
-    inputs = recipe.inputs(prompts, guided)
+    inputs: dict[str, Any] = {"num_inference_steps": STEPS, "generator": make_plan(0.5).generators(0)}
     if is_modular(pipe):
         set_guidance(pipe, guided)
-        latents: Any = pipe(output="latents", **given, **inputs)
+        latents: Any = pipe(output="latents", **inputs, **recipe.inputs(prompts, guided))
     else:
-        out = pipe(**given, **({"output_type": "latent", "height": 16, "width": 16} | inputs))
+        taken = inspect.signature(pipe.__call__).parameters
+        inputs |= {side: 16 for side in ("height", "width") if side in taken}  # edits have their image's
+        out = pipe(**(inputs | {"output_type": "latent"} | recipe.inputs(prompts, guided)))
         latents = next(iter(out.values()))
     return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKL
-from tiny.every_image import read
+from diffusers import AdaptiveProjectedMixGuidance
+from tiny.every_image import read, vae
 from tiny.every_pipeline import EVERY, pipe_of
 from tiny.parts import SCHEDULERS, embeddings
 
@@ -21,17 +21,6 @@ PROMPTS = ["1", "2", "3"]
 
 def numbers(texts: list[str]) -> torch.Tensor:
     return embeddings([int(text) for text in texts])
-
-
-def vae(channels: int) -> Any:
-    return AutoencoderKL(
-        block_out_channels=(4,) * 4,
-        norm_num_groups=4,
-        latent_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        shift_factor=0.0,
-    ).eval()
 
 
 def built(name: str) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from tiny import every_broadcast, families, more_families
+from tiny.every_edit import EDITS
+from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
 from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
@@ -22,6 +24,8 @@ EVERY: dict[str, Recipe] = {
     **IMAGES,
     **UNETS,
     **every_broadcast.RECIPES,
+    **EDITS,
+    **TRANSFORMER_EDITS,
     **MODULAR,
 }
 

@@ -14,6 +14,11 @@ from sagediff.errors import UnsupportedPipelineError
 REFUSED: Mapping[str, str] = {
     "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
     "for each prompt; take Flux2KleinPipeline, which does without",
+    "CogView4ControlPipeline": "it draws the latents of its control image without the prompts' generators",
+    "LEditsPPPipelineStableDiffusion": "it edits one image by several concepts together, not by prompts of their own",
+    "LEditsPPPipelineStableDiffusionXL": "it edits one image by several concepts together, not by prompts of their own",
+    "QwenImageEditPlusPipeline": "diffusers runs it for one prompt per call only",
+    "QwenImageLayeredPipeline": "diffusers mixes up its layers where a call has several prompts",
 }
 """Samplers of texts that cannot share steps, and why: each a clause that goes on from "cannot share steps:"."""
 
