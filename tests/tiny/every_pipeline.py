@@ -16,12 +16,16 @@ from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
 from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
+from tiny.every_video import VIDEOS
+from tiny.every_video_from import VIDEOS_FROM
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **IMAGES,
+    **VIDEOS,
+    **VIDEOS_FROM,
     **UNETS,
     **every_broadcast.RECIPES,
     **EDITS,

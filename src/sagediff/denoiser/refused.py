@@ -11,7 +11,17 @@ from collections.abc import Iterable, Mapping
 
 from sagediff.errors import UnsupportedPipelineError
 
+_ONE_PROMPT = "it takes one prompt per call"
+
 REFUSED: Mapping[str, str] = {
+    "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
+    "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "MotifVideoImage2VideoPipeline": _ONE_PROMPT,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": "each frame has a solver of its own",
+    "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",
+    "WanVACEPipeline": _ONE_PROMPT,
     "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
     "for each prompt; take Flux2KleinPipeline, which does without",
     "CogView4ControlPipeline": "it draws the latents of its control image without the prompts' generators",
