@@ -16,6 +16,11 @@ from sagediff.denoiser.private_names import blocks_of
 from sagediff.errors import InputError
 
 _OUTPUTS = {"videos": "frames", "images": "images"}  # a block's output, and what other pipelines call it
+_ENCODED_EACH = (
+    "Flux3ModularPipeline",
+    "Flux3DistilledModularPipeline",
+)  # their text encoder takes one prompt
+_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 _SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
 
 
@@ -79,16 +84,18 @@ class ModularCall:
             given: what the blocks take.
 
         Raises:
-            InputError: no guidance, for blocks that cannot do without.
+            InputError: no guidance, for blocks that cannot do without; or prompts that cannot run in one call.
         """
         taken = {parameter.name for parameter in blocks_of(self.modular).inputs}
         scale = guidance_scale
         if guidance_scale is not None and "guidance_scale" in taken:
             given["guidance_scale"], scale = guidance_scale, None
-        output = _output(self.modular)
+        output, pipe = _output(self.modular), self.modular
         try:
             with guiding(self.modular, scale):
-                made = self.modular(output=output, **given)
+                if type(pipe).__name__ in _ENCODED_EACH and isinstance(given.get("prompt"), list):
+                    pipe, given = _encoded_each(pipe, given)
+                made = pipe(output=output, **given)
         except ValueError as error:
             if not str(error).startswith("Required input 'negative_"):
                 raise
@@ -97,6 +104,42 @@ class ModularCall:
                 f"and make them only where its guider guides; take another guidance scale than {guidance_scale}"
             ) from error
         return SimpleNamespace(**{_OUTPUTS[output]: made})
+
+
+def _encoded_each(pipe: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The pipeline without its text encoder, and what it takes: the embeddings of each prompt, made one by one.
+
+    Raises:
+        InputError: embeddings of different length, which no mask could tell apart from padding.
+    """
+    import torch
+
+    blocks = pipe.blocks
+    encoder = type(pipe)(blocks.sub_blocks.pop("text_encoder"))
+    blocks.sub_blocks.pop("prompt_upsampler", None)
+    rest = type(pipe)(blocks)
+    for part in (encoder, rest):
+        for name, component in pipe.components.items():
+            setattr(part, name, component)
+    prompts, negative = given["prompt"], given.get("negative_prompt")
+    taken = {parameter.name for parameter in blocks_of(encoder).inputs}
+    own = {name: value for name, value in given.items() if name in taken - {"prompt", "negative_prompt"}}
+    left = {name: value for name, value in given.items() if name not in taken}
+    found: dict[str, list[Any]] = {name: [] for name in _EMBEDDINGS}
+    for number, prompt in enumerate(prompts):
+        text = negative[number] if isinstance(negative, list) else negative
+        state = encoder(prompt=prompt, **own, **({} if text is None else {"negative_prompt": text}))
+        for name, rows in found.items():
+            rows += [] if state.get(name) is None else [state.get(name)]
+    for name, rows in found.items():
+        lengths = sorted({row.shape[1] for row in rows})
+        if len(lengths) > 1:
+            raise InputError(
+                f"{type(pipe).__name__} pads each prompt to a length of its own and reads the padding, so prompts of "
+                f"{' and '.join(map(str, lengths))} tokens (`{name}`) cannot run in one call: sample those of each "
+                f"length apart"
+            )
+    return rest, left | {name: torch.cat(rows) for name, rows in found.items() if rows}
 
 
 def _output(pipe: Any) -> str:

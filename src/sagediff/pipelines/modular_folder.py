@@ -53,8 +53,13 @@ def download(name: str, revision: str | None, options: Mapping[str, Any]) -> Pat
     import diffusers
     from huggingface_hub import snapshot_download
 
-    if "ModularPipeline" not in str(hub_index(name, revision).get("_class_name")):
+    try:
         return Path(diffusers.DiffusionPipeline.download(name, revision=revision, **options))
+    except OSError as error:
+        try:
+            diffusers.ModularPipeline.load_config(name, revision=revision)
+        except OSError:
+            raise error from None
     return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOADED))
 
 
