@@ -106,6 +106,8 @@ def test_a_row_that_contradicts_itself_is_refused(changes: dict[str, Any], words
         ("SanaTransformer2DModel", "guidance"),
         ("CogVideoXTransformer3DModel", "timestep_cond"),
         ("HunyuanDiT2DModel", "controlnet_block_samples"),
+        ("LTXVideoTransformer3DModel", "video_coords"),
+        ("ChromaTransformer2DModel", "controlnet_block_samples"),
     ],
 )
 def test_what_no_test_covers_is_not_in_the_table(name: str, argument: str) -> None:

@@ -239,10 +239,10 @@ def test_arguments_outside_the_table_are_refused() -> None:
     case.pipe._guidance_scale = 1.0
     case.pipe.scheduler.set_timesteps(STEPS)
     for extra in (
-        {"down_intrablock_additional_residuals": [torch.zeros(4, 16, 4, 4)]},  # T2I-Adapter
         {"attention_mask": torch.zeros(4, 16)},
         {"cross_attention_kwargs": {"x": torch.zeros(4)}},
-        {"cross_attention_kwargs": {"ip_adapter_masks": [torch.zeros(4)]}},
+        {"cross_attention_kwargs": {"gligen": {"boxes": torch.zeros(4, 1, 4)}}},
+        {"cross_attention_kwargs": {"x": [torch.zeros(4)]}},
         {"down_block_additional_residuals": [[torch.zeros(4)]]},
     ):
         with (

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tiny import every_broadcast, families, more_families
+from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_image import IMAGES
@@ -28,6 +29,7 @@ EVERY: dict[str, Recipe] = {
     **VIDEOS_FROM,
     **UNETS,
     **every_broadcast.RECIPES,
+    **CONTROLLED,
     **EDITS,
     **TRANSFORMER_EDITS,
     **MODULAR,
