@@ -14,6 +14,7 @@ from tiny import every_broadcast, families, more_families
 from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
+from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
 from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
@@ -24,6 +25,7 @@ from tiny.parts import SCHEDULERS, Recipe
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
+    **GUIDANCE,
     **IMAGES,
     **VIDEOS,
     **VIDEOS_FROM,

@@ -8,13 +8,17 @@ a denoiser is guided there is told by the run, whatever the table says of its cl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sagediff.denoiser.family import Family
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, Part
+from sagediff.denoiser.private_names import condition_of
 
+_PARTS = {"pred_cond": CONDITIONAL, "pred_uncond": NEGATIVE}  # others keep their own names
 _GUIDERS = ("guider", "guider_2", "audio_guider")
 
 
@@ -64,6 +68,42 @@ def guidance_scale_of(pipe: Any) -> float | None:
 def guides(pipe: Any) -> bool:
     """Whether the guiders guide, as they are."""
     return any(guider.get_state()["enabled"] for guider in guiders_of(pipe))
+
+
+@contextmanager
+def guiders_told(pipe: Any, tell: Callable[[tuple[Part, ...]], None]) -> Iterator[None]:
+    """Inside the context it is told, before the denoiser is called for a step, which parts of guidance its calls are
+    for, in their order; then the guiders are as they were found.
+
+    A guider is told of each step (`set_state`), prepares one batch for each of its conditions, and the loop calls the
+    denoiser once for each.  Where there are two for one step (LTX-2's, of video and audio) the denoiser is called for
+    what either wants.
+    """
+    told: list[Part] = []
+
+    def around(guider: Any, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        batches = method(*args, **kwargs)
+        named = [condition_of(guider, batch) for batch in batches]
+        told.extend(part for part in (_PARTS.get(name, name) for name in named) if part not in told)
+        tell(tuple(told))
+        return batches
+
+    def begun(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        told.clear()
+        return method(*args, **kwargs)
+
+    changed: list[tuple[Any, str]] = []
+    try:
+        for guider in guiders_of(pipe):
+            for name in ("prepare_inputs", "prepare_inputs_from_block_state"):
+                setattr(guider, name, partial(around, guider, getattr(guider, name)))
+                changed.append((guider, name))
+            guider.set_state = partial(begun, guider.set_state)
+            changed.append((guider, "set_state"))
+        yield
+    finally:
+        for guider, name in changed:
+            vars(guider).pop(name, None)
 
 
 @contextmanager

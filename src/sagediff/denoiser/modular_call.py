@@ -20,6 +20,7 @@ _ENCODED_EACH = (
     "Flux3ModularPipeline",
     "Flux3DistilledModularPipeline",
 )  # their text encoder takes one prompt
+_ENCODING = ("prompt_upsampler", "text_encoder")  # blocks of that encoding
 _EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
 _SELF = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
 
@@ -114,17 +115,13 @@ def _encoded_each(pipe: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]
     """
     import torch
 
-    blocks = pipe.blocks
-    encoder = type(pipe)(blocks.sub_blocks.pop("text_encoder"))
-    blocks.sub_blocks.pop("prompt_upsampler", None)
-    rest = type(pipe)(blocks)
+    encoder, rest = (type(pipe)(_some_blocks(pipe, encoding)) for encoding in (True, False))
     for part in (encoder, rest):
         for name, component in pipe.components.items():
             setattr(part, name, component)
     prompts, negative = given["prompt"], given.get("negative_prompt")
-    taken = {parameter.name for parameter in blocks_of(encoder).inputs}
-    own = {name: value for name, value in given.items() if name in taken - {"prompt", "negative_prompt"}}
-    left = {name: value for name, value in given.items() if name not in taken}
+    taken, left = ({parameter.name for parameter in blocks_of(part).inputs} for part in (encoder, rest))
+    own = {name: given[name] for name in taken & given.keys() - {"prompt", "negative_prompt"}}
     found: dict[str, list[Any]] = {name: [] for name in _EMBEDDINGS}
     for number, prompt in enumerate(prompts):
         text = negative[number] if isinstance(negative, list) else negative
@@ -139,7 +136,17 @@ def _encoded_each(pipe: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]
                 f"{' and '.join(map(str, lengths))} tokens (`{name}`) cannot run in one call: sample those of each "
                 f"length apart"
             )
-    return rest, left | {name: torch.cat(rows) for name, rows in found.items() if rows}
+    made = {name: torch.cat(rows) for name, rows in found.items() if rows}
+    return rest, {name: given[name] for name in left & given.keys()} | made
+
+
+def _some_blocks(pipe: Any, encoding: bool) -> Any:
+    """The blocks that make a prompt's embeddings, or all others."""
+    blocks = pipe.blocks
+    for name in list(blocks.sub_blocks):
+        if (name in _ENCODING) != encoding:
+            del blocks.sub_blocks[name]
+    return blocks
 
 
 def _output(pipe: Any) -> str:

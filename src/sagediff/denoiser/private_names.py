@@ -79,6 +79,11 @@ def blocks_of(pipe: Any) -> Any:
     return pipe._blocks
 
 
+def condition_of(guider: Any, batch: Any) -> str:
+    """Which prediction a guider will make of one of the batches that it prepared, such as "pred_cond"."""
+    return str(getattr(batch, guider._identifier_key))
+
+
 # -- what a pipeline does with prompts -------------------------------------------------------------
 
 

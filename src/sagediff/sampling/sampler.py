@@ -420,7 +420,10 @@ class SharedSampler:
     def _per_prompt(self, kwargs: Mapping[str, Any], count: int) -> PerPrompt:
         if taken := sorted(_OWN & set(kwargs)):
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
-        check_perturbed_attention(self.pipe, kwargs)
+        leaves_out = any(
+            each.shared_guidance == 1.0 or each.unguided > 0 for each in (self.sharing, self.guided)
+        )
+        check_perturbed_attention(self.pipe, kwargs, leaves_out)
         return PerPrompt(self.pipe, kwargs, count)
 
 
