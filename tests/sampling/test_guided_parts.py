@@ -9,10 +9,12 @@ import torch
 from tiny.every_pipeline import EVERY, pipe_of
 
 from sagediff.denoiser.guidance import UNGUIDED, Guiding
+from sagediff.denoiser.lookup import denoiser_of
 from sagediff.errors import UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.layout import batches_of, in_order
+from sagediff.sampling.plan_prompts import cost_basis
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.sampler import SharedSampler
 
@@ -142,3 +144,24 @@ def test_calls_that_were_not_told_are_refused() -> None:
     run.tell_parts(("negative", "conditional"))
     with pytest.raises(UnsupportedPipelineError, match="needs the conditional one first"):
         enter(run)
+
+
+# -- planned ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "keywords", "rows"),
+    [
+        ("PixArtSigmaPAGPipeline", 4.0, {}, 3),
+        ("PixArtSigmaPAGPipeline", 1.0, {}, 2),
+        ("PixArtSigmaPAGPipeline", 4.0, {"pag_scale": 0.0}, 2),
+        ("StableDiffusionInstructPix2PixPipeline", 4.0, {}, 3),
+        ("StableDiffusionInstructPix2PixPipeline", 1.0, {}, 1),
+        ("StableDiffusion3Pipeline, skip layers at some steps", 4.0, {}, 2),
+        ("StableDiffusion3Pipeline, skip layers at some steps", 4.0, {"skip_guidance_layers": [1]}, 3),
+    ],
+)
+def test_plans_count_all_parts(name: str, scale: float, keywords: dict[str, Any], rows: int) -> None:
+    pipe = pipe_of(name)
+    denoiser = type(denoiser_of(pipe)).__name__
+    assert cost_basis(pipe, denoiser, STEPS, scale, keywords=keywords).rows_per_prompt == rows

@@ -7,9 +7,9 @@ declared for a pipeline class (or a base of it) where the denoiser's family does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sagediff.errors import UnsupportedPipelineError
 
@@ -35,6 +35,7 @@ class Way:
         flags: attributes of the pipeline that are true where it guides so, and in no other of its ways.
         whole: the denoiser's attention tells the parts by their place in the batch, so that all of them must run, and
             equally long.
+        keyword: of the pipeline's call, without which it does not guide so; for plans.
         unlike: parts whose latents come with other values beside them than the other parts' (no image to edit).
 
     Raises:
@@ -44,6 +45,7 @@ class Way:
     calls: tuple[tuple[Part, ...], ...]
     flags: frozenset[str] = frozenset()
     whole: bool = False
+    keyword: str | None = None
     unlike: frozenset[Part] = frozenset()
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ WAYS: dict[str, tuple[Way, ...]] = {  # by pipeline class, or a base of it
     "StableDiffusion3Pipeline": (  # skip-layer guidance, at some of the steps
         UNGUIDED,
         _GUIDED,
-        Way(((NEGATIVE, CONDITIONAL), (PERTURBED,))),
+        Way(((NEGATIVE, CONDITIONAL), (PERTURBED,)), keyword="skip_guidance_layers"),
     ),
     **dict.fromkeys(
         (
@@ -119,6 +121,29 @@ def ways_of(pipeline_class: type, family: Family) -> tuple[Way, ...]:
         if cls.__name__ in WAYS:
             return WAYS[cls.__name__]
     return family.ways
+
+
+def planned_rows(
+    ways: Sequence[Way], guided: bool, is_on: Callable[[str], bool], keywords: Mapping[str, Any]
+) -> int:
+    """Most denoiser rows per prompt of a solver call that a run will have.
+
+    Args:
+        guided: whether it will have negative rows.
+        is_on: whether an attribute of the pipeline will be true.
+        keywords: of its call.
+    """
+    flags = {flag for way in ways for flag in way.flags if is_on(flag)}
+    rows = [
+        (way.keyword is not None, way.rows_per_prompt)
+        for way in ways
+        if way.flags == flags
+        and any(NEGATIVE in call for call in way.calls) == guided
+        and (way.keyword is None or keywords.get(way.keyword) is not None)
+    ]
+    if any(by_keyword for by_keyword, _ in rows):
+        return max(count for _, count in rows)
+    return min((count for _, count in rows), default=2 if guided else 1)
 
 
 class Guiding:
