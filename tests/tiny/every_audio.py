@@ -32,10 +32,8 @@ from tiny.parts import (
     Recipe,
     count_words,
     embeddings,
-    louder,
     masks,
     padded,
-    plain_inputs,
 )
 
 

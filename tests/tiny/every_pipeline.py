@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from tiny import every_broadcast, families, more_families
+from tiny.every_audio import AUDIO
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
-from tiny.every_audio import AUDIO
 from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS

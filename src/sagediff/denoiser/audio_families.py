@@ -1,4 +1,4 @@
-"""Rows of the table (`table.py`): denoisers of sound.  Commands do not make sound; `shared_sampling` shares its steps."""
+"""Rows of the table (`table.py`): denoisers of audio. Commands make none; `shared_sampling` shares their steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
 from sagediff.denoiser.family import Family
 
+NO_AUDIO = "audio comes from its pipeline, called inside sagediff.shared_sampling"
 _ONE_CALL: dict[str, Any] = {"makes": "audio", **GUIDED_IN_ONE_CALL}
 
 AUDIO_FAMILIES: dict[str, Family] = {
