@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sagediff.denoiser import arguments as values
 from sagediff.denoiser.arguments import WORDS
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, UNGUIDED, Way
 
 if TYPE_CHECKING:  # the table is read before torch is imported, to refuse a model at once
     from torch import Tensor
@@ -82,11 +83,7 @@ class Family:
     vae_dtype: Literal["float32"] | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance == "two calls" and self.first == "negative":
-            # a negative call that is left out takes the output of the conditional one, which must be there
-            raise ValueError(
-                "two calls with the negative one first cannot be shared: what stands in for it is missing"
-            )
+        assert self.ways  # a way that cannot be shared raises
         if set(self.masks) != {name for name, role in self.arguments.items() if role in ("mask", "length")}:
             raise ValueError("`masks` must say of every mask and length which condition it belongs to")
         padded = {*" ".join(self.masks.values()).split(), *self.zero_padded}
@@ -126,6 +123,12 @@ class Family:
         """The argument that a tensor is a part of, or the tensor's own name."""
         whole = name.rpartition(".")[0]
         return whole if whole in self.parts else name
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How its pipelines guide, where `guidance.WAYS` has nothing else for one."""
+        parts = (NEGATIVE, CONDITIONAL) if self.first == "negative" else (CONDITIONAL, NEGATIVE)
+        return UNGUIDED, Way((parts,) if self.guidance == "batched" else tuple((part,) for part in parts))
 
     def role(self, name: str) -> Role:
         """The role of a tensor that `tensors` gave."""

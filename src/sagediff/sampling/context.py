@@ -98,5 +98,5 @@ def shared_sampling(
             stack.enter_context(attention_kept(unwrapped(module)))
             stack.enter_context(hook_installed(module, hook))
         stack.enter_context(start_seen(pipe, noise))
-        stack.enter_context(wrapped_scheduler(scheduler, run, family.guidance, noise))
+        stack.enter_context(wrapped_scheduler(scheduler, run, noise))
         yield run
