@@ -40,7 +40,9 @@ def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: boo
     inputs |= recipe.inputs(prompts, guided)
     out = pipe(generator=make_plan(0.5).generators(0), **inputs)
     latents: Any = next(iter(out.values()))
-    return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
+    if isinstance(latents, list):  # one for each prompt, or all of them for each section of a video
+        return torch.stack(latents) if len(latents) == len(prompts) else torch.as_tensor(latents[-1])
+    return torch.as_tensor(latents)
 
 
 @contextmanager

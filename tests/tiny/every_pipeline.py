@@ -20,6 +20,7 @@ from tiny.every_image import IMAGES
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
 from tiny.every_video_from import VIDEOS_FROM
+from tiny.every_video_further import VIDEOS_FURTHER
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
@@ -30,6 +31,7 @@ EVERY: dict[str, Recipe] = {
     **AUDIO,
     **VIDEOS,
     **VIDEOS_FROM,
+    **VIDEOS_FURTHER,
     **UNETS,
     **every_broadcast.RECIPES,
     **CONTROLLED,
