@@ -51,8 +51,9 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
-    # refused before gigabytes of weights are read
-    check_media(job, supported_family(job.settings.model.source))
+    check_media(
+        job, supported_family(job.settings.model.source)
+    )  # refused before gigabytes of weights are read
     check_lora_files(job.images)
     content = run_content(job.settings)
     if job.output.resume:

@@ -47,13 +47,15 @@ def plan(
     with importing():
         from rich.console import Console
 
+        from sagediff.cli.media import check_makes
         from sagediff.cli.planning import advice, messages, plan_images
         from sagediff.cli.row_loras import check_lora_files
         from sagediff.cli.telling.group_page import group_page
         from sagediff.cli.telling.run_words import plan_rows, table
         from sagediff.cli.telling.thresholds import around, curve_table
+        from sagediff.denoiser.table import FAMILIES
         from sagediff.pipelines.from_images import begins_from, from_images
-        from sagediff.pipelines.loading import load_for_planning, supported_family
+        from sagediff.pipelines.loading import load_for_planning
         from sagediff.scale.disk_groups import GROUPS
 
     check_lora_files(images)
@@ -63,8 +65,9 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
-    makes = supported_family(settings.model.source).makes
-    if makes == "images":
+    family = FAMILIES[denoiser].in_pipeline(cls.__name__ for cls in type(pipe).__mro__)
+    check_makes(family)
+    if family.makes == "images":
         video.check_images()
     pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
@@ -84,12 +87,12 @@ def plan(
         if as_json:
             print_json(figures, indent=2)
         else:
-            print(table([*plan_rows(found, makes), ("groups", f"in {scale.work}")]))
+            print(table([*plan_rows(found, family.makes), ("groups", f"in {scale.work}")]))
     elif as_json:
         print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
-        print(table([*plan_rows(found, makes), *advice(planned, texts, threshold)]))
+        print(table([*plan_rows(found, family.makes), *advice(planned, texts, threshold)]))
         if len(texts) > 1:
             print(f"\n{curve_table(curve, threshold, settings.sharing.share_ratio)}")
 
