@@ -10,11 +10,12 @@ from diffusers import (
     IFPipeline,
     KandinskyCombinedPipeline,
     KandinskyPipeline,
+    KandinskyPriorPipeline,
     KandinskyV22CombinedPipeline,
+    KandinskyV22PriorPipeline,
     LatentConsistencyModelPipeline,
     LDMTextToImagePipeline,
     PriorTransformer,
-    UnCLIPScheduler,
     UNet2DConditionModel,
     VQModel,
 )
@@ -28,7 +29,7 @@ from transformers import (
 
 from tiny import more_families
 from tiny.every_image import filled, read, texts, vae
-from tiny.parts import NO_TEXT, TOKENS, WIDTH, Recipe, embeddings, plain_inputs
+from tiny.parts import NO_TEXT, SCHEDULERS, TOKENS, WIDTH, Recipe, embeddings, plain_inputs
 from tiny.prompted import clip, t5
 
 
@@ -111,7 +112,7 @@ def prior_parts() -> dict[str, Any]:
         "tokenizer": text["tokenizer"],
         "image_encoder": CLIPVisionModelWithProjection(vision).eval(),
         "image_processor": CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=sight),
-        "scheduler": UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
+        "scheduler": SCHEDULERS["unclip"](),
     }
 
 
@@ -198,6 +199,25 @@ def _ldm_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     }
 
 
+def _prior_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Without negative prompts: it would draw noise for them from the prompts' generators."""
+    return {
+        "prompt": [str(prompt) for prompt in prompts],
+        "guidance_scale": 4.0 if guided else 1.0,
+        "output_type": "pt",
+    }
+
+
+def _prior(pipeline: Any) -> Recipe:
+    return Recipe(
+        lambda scheduler: pipeline(**prior_parts() | {"scheduler": scheduler}),
+        _prior_inputs,
+        lambda prior: prior.proj_in,
+        ("unclip",),
+        words=("encoder_hidden_states",),
+    )
+
+
 UNETS: dict[str, Recipe] = {
     "IFPipeline": Recipe(
         _if,
@@ -215,6 +235,8 @@ UNETS: dict[str, Recipe] = {
         ("ddpm_learned",),
     ),
     "KolorsPipeline": Recipe(_kolors, _kolors_inputs, lambda unet: unet.conv_in, ("euler",)),
+    "KandinskyPriorPipeline": _prior(KandinskyPriorPipeline),
+    "KandinskyV22PriorPipeline": _prior(KandinskyV22PriorPipeline),
     "KandinskyPipeline": Recipe(
         _kandinsky21, _kandinsky21_inputs, lambda unet: unet.conv_in, ("ddpm_learned",), rows=(None, 2)
     ),

@@ -19,6 +19,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     SCMScheduler,
+    UnCLIPScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -42,6 +43,7 @@ SCHEDULERS: dict[str, Any] = {
     "heun": lambda: HeunDiscreteScheduler(**_BETAS),
     "lcm": lambda: LCMScheduler(**_BETAS, clip_sample=False),
     "scm": SCMScheduler,
+    "unclip": lambda: UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample"),
     "unipc": lambda: UniPCMultistepScheduler(**_BETAS),
     "unipc_flow": lambda: UniPCMultistepScheduler(**_FLOW),
     "pndm": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),

@@ -69,6 +69,13 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
     ),
+    "Flux3Transformer2DModel": declared(  # FLUX.3; exists only as a modular pipeline
+        "hidden_states timestep target_timestep image_cond_hidden_states",
+        "encoder_hidden_states",
+        neither="txt_ids img_ids image_cond_ids",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
     "HunyuanImageTransformer2DModel": declared(
         "hidden_states timestep timestep_r guidance",
         "encoder_hidden_states encoder_hidden_states_2",
@@ -76,6 +83,14 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
             "encoder_attention_mask": "encoder_hidden_states",
             "encoder_attention_mask_2": "encoder_hidden_states_2",
         },
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "Ideogram4Transformer2DModel": declared(  # one for the conditional call, one for the negative
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        discrete="position_ids segment_ids indicator",  # they differ with the prompt's length
+        text_first=True,
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
@@ -166,6 +181,13 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         "encoder_hidden_states",
         masks={"attention_mask": "encoder_hidden_states"},
         dtype="bfloat16",
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "PriorTransformer": declared(  # Kandinsky's: an image's embedding from texts
+        "hidden_states timestep",
+        "proj_embedding encoder_hidden_states",
+        masks={"attention_mask": "encoder_hidden_states"},
+        predictions={"predicted_image_embedding": "hidden_states"},
         **GUIDED_IN_ONE_CALL,
     ),
     "QwenImage21Transformer2DModel": declared(
