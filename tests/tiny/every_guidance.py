@@ -104,6 +104,7 @@ GUIDANCE: dict[str, Recipe] = {
     "StableDiffusionPipeline, guidance switched off by a callback": _with(
         "sd", callback_on_step_end=_switched_off, callback_on_step_end_tensor_inputs=["prompt_embeds"]
     ),
+    "StableDiffusionXLPipeline, ends early": _with("sdxl", denoising_end=0.7),
     "Lumina2Pipeline, truncated": _with("lumina2", cfg_trunc_ratio=0.5),
     "ZImagePipeline, truncated": _with("z-image", cfg_truncation=0.5),
 }
