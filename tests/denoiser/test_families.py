@@ -106,8 +106,6 @@ def test_a_row_that_contradicts_itself_is_refused(changes: dict[str, Any], words
     [
         ("SanaTransformer2DModel", "guidance"),
         ("CogVideoXTransformer3DModel", "timestep_cond"),
-        ("HunyuanDiT2DModel", "controlnet_block_samples"),
-        ("LTXVideoTransformer3DModel", "video_coords"),
         ("ChromaTransformer2DModel", "controlnet_block_samples"),
     ],
 )
