@@ -21,7 +21,11 @@ def check_loop(pipe: Any) -> None:
         )
 
 
-def calls_before_end(pipe: Any) -> int | None:
-    """Solver calls that a run takes which is told to end early (SDXL's `denoising_end`); None: it takes all."""
+def last_timestep(pipe: Any) -> float | None:
+    """The timestep below which a run that is told to end early takes no more (SDXL's `denoising_end`); None: it takes
+    all."""
     end = getattr(pipe, "denoising_end", None)
-    return int(pipe.num_timesteps) if isinstance(end, float) and 0 < end < 1 else None
+    if not isinstance(end, float) or not 0 < end < 1:
+        return None
+    count = pipe.scheduler.config.num_train_timesteps
+    return float(round(count - end * count))

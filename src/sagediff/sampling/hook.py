@@ -26,7 +26,7 @@ from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.guidance import CONDITIONAL, Guiding, ways_of
 from sagediff.denoiser.lookup import Family, family_of
-from sagediff.denoiser.loops import calls_before_end, check_loop
+from sagediff.denoiser.loops import check_loop, last_timestep
 from sagediff.denoiser.micro_batch import MicroBatches
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
@@ -101,7 +101,7 @@ class DenoiserHook(ModelHook):
             self._guided(),
             self._scheduler,
             self._may_skip,
-            calls_before_end(self._pipe),
+            last_timestep(self._pipe),
         )
         if call.begins_run:
             check_attention(self._pipe, self._inner, call.way)

@@ -143,7 +143,7 @@ class SharedRun:
         guided: bool | None,
         scheduler: Any,
         may_skip: bool = False,
-        end: int | None = None,
+        last_timestep: float | None = None,
     ) -> DenoiserCall:
         """A denoiser call with so many rows is about to run.
 
@@ -151,7 +151,7 @@ class SharedRun:
             guiding: tells the parts of the pipeline's calls, unless they were told for this run (`tell_parts`).
             guided: whether the pipeline says that it guides without a classifier; None when it does not say.
             may_skip: whether the pipeline may leave out first steps (`first_call`).
-            end: how many of the solver's calls the pipeline takes, where it ends early; None: all.
+            last_timestep: below which the pipeline takes no more, where it ends early; None: it takes all.
 
         Raises:
             PlanError: the scheduler's steps are not the plan's, or it ends before prompts part that should.
@@ -164,8 +164,11 @@ class SharedRun:
             self.plan = self.plan.recost(calls_per_step=calls)
             steps = tuple(step for step, count in enumerate(calls) for _ in range(count))
             self._schedule = Schedule(steps, timesteps_of(scheduler, first), first)
-            self._end = len(steps) if end is None else min(end, len(steps))
-            self._check_parts_before_end()
+            if last_timestep is None:
+                self._end = len(steps)
+            else:
+                self._end = sum(each >= last_timestep for each in self._schedule.timesteps)
+                self._check_parts_before_end()
         if self.solver_call >= len(self._schedule.steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
         if not self._calls and self._schedule.begins_step(self.solver_call):
@@ -197,9 +200,9 @@ class SharedRun:
         ]
         if late:
             raise PlanError(
-                f"the pipeline ends after {taken} of {self.plan.num_steps} steps (denoising_end), before prompts "
-                f"{late} part at step {self.plan.branch_steps[late[0]]}: they would all be the image of their group; plan a "
-                f"smaller share_ratio"
+                f"the pipeline ends after {taken} of {self.plan.num_steps} steps (denoising_end), before prompts {late} "
+                f"part at step {self.plan.branch_steps[late[0]]}: all would get the image of their group; plan a smaller "
+                f"share_ratio"
             )
 
     def tell_parts(self, parts: tuple[Part, ...] | None) -> None:
