@@ -200,9 +200,9 @@ class SharedRun:
         ]
         if late:
             raise PlanError(
-                f"the pipeline ends after {taken} of {self.plan.num_steps} steps (denoising_end), before prompts {late} "
-                f"part at step {self.plan.branch_steps[late[0]]}: all would get the image of their group; plan a smaller "
-                f"share_ratio"
+                f"the pipeline ends after {taken} of {self.plan.num_steps} steps (denoising_end), before prompts "
+                f"{late} part at step {self.plan.branch_steps[late[0]]}: all would get the image of their group; "
+                f"plan a smaller share_ratio"
             )
 
     def tell_parts(self, parts: tuple[Part, ...] | None) -> None:
