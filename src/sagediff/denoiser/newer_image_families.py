@@ -45,14 +45,6 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
-    "CosmosTransformer3DModel": declared(
-        "hidden_states timestep condition_mask",
-        "encoder_hidden_states",
-        neither="padding_mask",  # one for all
-        unguided_scale=0.0,
-        dtype="bfloat16",
-        **GUIDED_IN_TWO_CALLS,
-    ),
     "ErnieImageTransformer2DModel": declared(
         "hidden_states timestep",
         "text_bth",
