@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.collector import collection_paused
-from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.audio_families import NO_AUDIO
 from sagediff.denoiser.family import Family
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
