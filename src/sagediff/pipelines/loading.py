@@ -9,6 +9,8 @@ from typing import Any
 
 from sagediff.collector import collection_paused
 from sagediff.denoiser.modular_call import with_plain_call
+from sagediff.denoiser.audio_families import NO_AUDIO
+from sagediff.denoiser.family import Family
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
@@ -41,7 +43,6 @@ def load_for_planning(
     return with_plain_call(pipe), denoiser
 
 
-@collection_paused()
 def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, str], str]:
     """The class name of each part that a model's index lists, and that of its denoiser; loads no weights.
 
@@ -49,7 +50,6 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
     source = ModelSource.of(name_or_path)
-    name_or_path = source.name
     folder = index_folder(source)
     if folder is not None:
         index, where = _index_of(name_or_path, folder), str(index_file(folder))
@@ -70,10 +70,49 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
             f"cannot load the model {str(name_or_path)!r}: its {INDEX} names no pipeline of diffusers "
             f"{diffusers.__version__}"
         )
+    index, where = _supported_index(source, folder)
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
     if folder is not None and source.variant is not None:
         check_variant(folder, parts, source.variant)
     return parts, _checked_denoiser(index, where)
+
+
+def supported_family(name_or_path: str | Path | ModelSource) -> Family:
+    """The table's entry of a model's denoiser, as its pipeline calls it; loads no weights.
+
+    Raises:
+        InputError, UnsupportedPipelineError: as `supported_parts`.
+    """
+    source = ModelSource.of(name_or_path)
+    return _family(*_supported_index(source, index_folder(source)))
+
+
+@collection_paused()
+def _supported_index(source: ModelSource, folder: Path | None) -> tuple[dict[str, Any], str]:
+    """A model's index, of a pipeline of diffusers that sharing knows; and where it is, for messages."""
+    if folder is not None:
+        index, where = _index_of(source.name, folder), str(folder / INDEX)
+        _checked_denoiser(index, where)  # before a library is imported
+    import diffusers
+
+    if folder is None:
+        where = f"{INDEX} of {source.name}"
+        try:
+            index = dict(diffusers.DiffusionPipeline.load_config(source.name, revision=source.revision))
+        except Exception as error:  # whatever the hub's client raises
+            raise _cannot_load(source.name, error) from error
+    known = index.get("_class_name")
+    pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+        raise InputError(
+            f"cannot load the model {str(source.name)!r}: its {INDEX} names no pipeline of diffusers "
+            f"{diffusers.__version__}"
+        )
+    return index, where
+
+
+def _family(index: Mapping[str, Any], where: str) -> Family:
+    return FAMILIES[_checked_denoiser(index, where)].in_pipeline([str(index["_class_name"])])
 
 
 def check_local_model(source: ModelSource, images_for: str = "") -> None:
@@ -89,8 +128,9 @@ def check_local_model(source: ModelSource, images_for: str = "") -> None:
     folder = None if source.single_file is not None else model_folder(source.name)
     if folder is not None:
         denoiser = _checked_denoiser(_index_of(source.name, folder), str(index_file(folder)))
+        family = _family(_index_of(source.name, folder), str(folder / INDEX))
         if images_for:
-            _check_images(denoiser, source.name, images_for)
+            _check_images(family, source.name, images_for)
 
 
 def _index_of(name: str, folder: Path) -> dict[str, Any]:
@@ -132,14 +172,17 @@ def check_makes_images(name_or_path: str | Path | ModelSource, command: str) -> 
         InputError: as `load_pipeline`. UnsupportedPipelineError: it makes videos, or is none that sharing knows.
     """
     name = name_or_path.name if isinstance(name_or_path, ModelSource) else str(name_or_path)
-    _check_images(supported_parts(name_or_path)[1], name, command)
+    _check_images(supported_family(name_or_path), name, command)
 
 
-def _check_images(denoiser: str, name: str, command: str) -> None:
-    if FAMILIES[denoiser].makes != "images":
+def _check_images(family: Family, name: str, command: str) -> None:
+    if family.makes != "images":
+        where = (
+            "videos come from `sagediff generate` and SharedSampler" if family.makes == "videos" else NO_AUDIO
+        )
         raise UnsupportedPipelineError(
-            f"{command} works with images, and the model {shortened(name)!r} makes videos: take a model "
-            f"that makes images; videos come from `sagediff generate` and SharedSampler"
+            f"{command} works with images, and the model {shortened(name)!r} makes {family.makes}: take a model "
+            f"that makes images; {where}"
         )
 
 

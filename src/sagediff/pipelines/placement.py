@@ -11,7 +11,7 @@ from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.from_images import Begins, from_images
-from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
+from sagediff.pipelines.loading import load_source, quiet_libraries, supported_family, supported_parts
 from sagediff.pipelines.lora_weights import merge_loras
 from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.quantized import quantization
@@ -52,7 +52,7 @@ def dtype_for(name: str | ModelSource, device: str) -> Any:
 
     if torch.device(device).type == "cpu":
         return torch.float32
-    family = FAMILIES[supported_parts(name)[1]]
+    family = supported_family(name)
     if family.dtype == "bfloat16" and not computes_in_bfloat16(device):
         return torch.float32
     dtype = getattr(torch, family.dtype)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.denoiser.attention import check_perturbed_attention
+from sagediff.denoiser.audio_families import NO_AUDIO
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.lora_adapters import LoraAdapters
@@ -143,6 +144,10 @@ class SharedSampler:
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
         family = family_of(denoiser, pipe)
+        if family.makes == "audio":
+            raise UnsupportedPipelineError(
+                f"SharedSampler makes images and videos, and {type(pipe).__name__} makes audio: {NO_AUDIO}"
+            )
         self.makes, self.fps = family.makes, family.fps
         self.images = ImageKeywords.of(pipe)
         self.loras = LoraAdapters(pipe)
@@ -216,7 +221,7 @@ class SharedSampler:
         check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
         check_sizes(self.pipe, requests)
-        check_frames(self.pipe, keywords.get("num_frames"))
+        check_frames(self.pipe, keywords.get("num_frames", keywords.get("frames")))
         again = repeats(requests, plan.groups, read)
         for sharing in {self.sharing_of(request) for request in requests}:
             noise = sharing.noise(plan, again)
