@@ -78,6 +78,14 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
+    "Ideogram4Transformer2DModel": declared(  # one for the conditional call, one for the negative
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        discrete="position_ids segment_ids indicator",  # they differ with the prompt's length
+        text_first=True,
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
     "JoyImageEditTransformer3DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states",
