@@ -15,6 +15,7 @@ from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
+from tiny.every_guided_edit import GUIDED_EDITS
 from tiny.every_image import IMAGES
 from tiny.every_kandinsky import KANDINSKY
 from tiny.every_unet import UNETS
@@ -35,6 +36,7 @@ EVERY: dict[str, Recipe] = {
     **CONTROLLED,
     **EDITS,
     **TRANSFORMER_EDITS,
+    **GUIDED_EDITS,
 }
 
 
