@@ -12,8 +12,8 @@ from diffusers.pipelines.pag.pipeline_pag_kolors import KolorsPAGPipeline
 import tiny
 from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS, HALF, configured, image, mask, turned
-from tiny.every_image import filled
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
+from tiny.every_image import filled
 from tiny.parts import Recipe
 
 
@@ -43,7 +43,9 @@ def _adapter() -> Any:
 
 
 GUIDED_EDITS: dict[str, Recipe] = {
-    "KolorsPAGPipeline": _perturbed(KolorsPAGPipeline, turned(KolorsPipeline, tiny.RECIPES["sdxl"], lambda prompts: {})),
+    "KolorsPAGPipeline": _perturbed(
+        KolorsPAGPipeline, turned(KolorsPipeline, tiny.RECIPES["sdxl"], lambda prompts: {})
+    ),
     "StableDiffusionPAGImg2ImgPipeline": _perturbed(
         diffusers.StableDiffusionPAGImg2ImgPipeline, EDITS["StableDiffusionImg2ImgPipeline"]
     ),
@@ -54,7 +56,8 @@ GUIDED_EDITS: dict[str, Recipe] = {
         diffusers.StableDiffusionControlNetPAGPipeline, EDITS["StableDiffusionControlNetPipeline"]
     ),
     "StableDiffusionControlNetPAGInpaintPipeline": _perturbed(
-        diffusers.StableDiffusionControlNetPAGInpaintPipeline, EDITS["StableDiffusionControlNetInpaintPipeline"]
+        diffusers.StableDiffusionControlNetPAGInpaintPipeline,
+        EDITS["StableDiffusionControlNetInpaintPipeline"],
     ),
     "StableDiffusionXLPAGImg2ImgPipeline": _perturbed(
         diffusers.StableDiffusionXLPAGImg2ImgPipeline, EDITS["StableDiffusionXLImg2ImgPipeline"]

@@ -82,7 +82,7 @@ class Family:
     pipelines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
-    makes: Literal["images", "videos"] = "images"
+    makes: Literal["images", "videos", "audio"] = "images"
     fps: float = 16.0
     dtype: Literal["float16", "bfloat16"] = "float16"
     vae_dtype: Literal["float32"] | None = None
