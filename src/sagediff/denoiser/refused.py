@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from sagediff.errors import UnsupportedPipelineError
 
 _ONE_PROMPT = "it takes one prompt per call"
+_FRAMES = "its motion U-Net reads a prompt once for every frame, and has no row in the table of denoisers"
+_SOUND = "it denoises video and sound together, and its denoiser has no row in the table"
 
 _CHUNKS = (
     "it makes a video chunk by chunk, each of which goes on from the one before, which the members of a group no "
@@ -19,6 +21,22 @@ _CHUNKS = (
 )
 
 REFUSED: Mapping[str, str] = {
+    "AnimateDiffControlNetPipeline": _FRAMES,
+    "AnimateDiffPAGPipeline": _FRAMES,
+    "AnimateDiffPipeline": _FRAMES,
+    "AnimateDiffSDXLPipeline": _FRAMES,
+    "AnimateDiffSparseControlNetPipeline": _FRAMES,
+    "AnimateDiffVideoToVideoControlNetPipeline": _FRAMES,
+    "AnimateDiffVideoToVideoPipeline": _FRAMES,
+    "Kandinsky6TI2VAPipeline": _SOUND,
+    "LTX2ConditionPipeline": _SOUND,
+    "LTX2DFRPipeline": _SOUND,
+    "LTX2DFRTemporalRefinePipeline": _SOUND,
+    "LTX2HDRPipeline": _SOUND,
+    "LTX2ImageToVideoPipeline": _SOUND,
+    "LTX2InContextPipeline": _SOUND,
+    "LTX2Pipeline": _SOUND,
+    "ZImageOmniPipeline": "its images are lists within lists, without a row for each prompt",
     "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
     "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
     "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
