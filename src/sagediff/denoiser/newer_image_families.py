@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sagediff.denoiser.convention import AS_SCHEDULED, OF_ONE, Convention
 from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
 from sagediff.denoiser.family import Family
 
@@ -13,12 +14,14 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         vae_dtype="float32",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "CogView3PlusTransformer2DModel": declared(
         "hidden_states timestep original_size target_size crop_coords",
         "encoder_hidden_states",
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "HunyuanImageTransformer2DModel": declared(
         "hidden_states timestep timestep_r guidance",
@@ -29,6 +32,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         },
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "JoyImageEditTransformer3DModel": declared(
         "hidden_states timestep",
@@ -36,6 +40,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         zero_padded=frozenset({"encoder_hidden_states"}),  # its pipeline keeps the mask to itself
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "JoyImageEditPlusTransformer3DModel": declared(
         "hidden_states timestep shape_list",
@@ -44,6 +49,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         lists=frozenset({"shape_list"}),
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "Kandinsky3UNet": declared(
         "sample timestep",
@@ -51,6 +57,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         unguided_scale=0.0,
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "Kandinsky5Transformer3DModel": declared(
         "hidden_states timestep",
@@ -58,6 +65,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         neither="visual_rope_pos text_rope_pos",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "Krea2Transformer2DModel": declared(
         "hidden_states timestep",
@@ -67,6 +75,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         unguided_scale=0.0,
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "LongCatImageTransformer2DModel": declared(
         "hidden_states timestep",
@@ -74,6 +83,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         neither="txt_ids img_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "LuminaNextDiT2DModel": declared(
         "hidden_states timestep",
@@ -83,6 +93,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         guidance="batched",
         first="conditional",
+        convention=Convention("1 - t / T", negated=True, with_variance=True),
     ),
     "NucleusMoEImageTransformer2DModel": declared(
         "hidden_states timestep img_shapes",
@@ -91,6 +102,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         lists=frozenset({"img_shapes"}),
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=Convention("t / T", negated=True),
     ),
     "OvisImageTransformer2DModel": declared(
         "hidden_states timestep",
@@ -99,6 +111,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         neither="txt_ids img_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "QwenImage21Transformer2DModel": declared(
         "hidden_states timestep img_shapes img_mask",
@@ -108,5 +121,6 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=Convention("t / T", text_first=True),
     ),
 }

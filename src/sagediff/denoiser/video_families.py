@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sagediff.denoiser.convention import AS_SCHEDULED
 from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
 from sagediff.denoiser.family import Family
 
@@ -14,6 +15,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         vae_dtype="float32",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "LTXVideoTransformer3DModel": declared(
         "hidden_states timestep",
@@ -22,5 +24,6 @@ VIDEO_FAMILIES: dict[str, Family] = {
         makes="videos",
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
 }
