@@ -32,7 +32,11 @@ def target_modules(module: nn.Module, layers: str) -> list[str]:
 
     First and last layers, and embeddings of time and text, stay as they are: they set the scale of everything.
     """
-    layered = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    layered = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear | nn.Conv2d) and getattr(part, "groups", 1) == 1
+    }  # an adapter cannot be put on a convolution that keeps channels apart
     attention = [name for name in layered if _ATTENTION.search(name)]
     with_attention = {name.split(".")[0] for name in attention}
     blocks = {

@@ -102,8 +102,8 @@ class ForwardProcess:
         if learned:
             raise UnsupportedPipelineError(
                 f"{type(scheduler).__name__} takes the variance of its steps from the denoiser (variance_type "
-                f"{config.variance_type!r}), which is not trained and would drift; take a solver that does not, such as "
-                "DDIM or DPM-Solver++"
+                f"{config.variance_type!r}), which is not trained and would drift; take a solver that does not, such "
+                "as DDIM or DPM-Solver++"
             )
         falls = torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])  # Heun's method tells each twice
         cumulative = None if cumulative is None else torch.as_tensor(cumulative).float()

@@ -47,7 +47,8 @@ class LatentLayout:
         """
         pipe, shape = denoiser.pipe, denoiser.sample_shape
         numbers = torch.Size(shape).numel()
-        places, digits = torch.arange(numbers), []
+        places = torch.arange(numbers)
+        digits: list[Tensor] = []
         while numbers > _BASE ** len(digits):
             digits.append(places // _BASE ** len(digits) % _BASE)
         probes = torch.stack(
@@ -80,8 +81,8 @@ class LatentLayout:
             raw = encoded.latent if hasattr(encoded, "latent") else encoded.latents
         if tuple(raw.shape[1:]) != self.raw_shape:
             raise UnsupportedPipelineError(
-                f"{type(vae).__name__} encodes images of {tuple(images.shape[2:])} pixels to {tuple(raw.shape[1:])}, and "
-                f"the pipeline decodes {self.raw_shape}; take another --resolution"
+                f"{type(vae).__name__} encodes images of {tuple(images.shape[2:])} pixels to {tuple(raw.shape[1:])}, "
+                f"and the pipeline decodes {self.raw_shape}; take another --resolution"
             )
         values = (raw.flatten(1).float() - self.offset.to(raw.device)) / self.factor.to(raw.device)
         latents = torch.empty_like(values)

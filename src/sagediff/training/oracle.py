@@ -8,7 +8,9 @@ wrong prediction it leads elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +22,39 @@ from sagediff.training.forward_process import rows_of
 from sagediff.training.trainable import TrainableDenoiser
 
 _STEPS = 6
-_TOLERANCE = (
+_END = (
     0.1  # a last step may leave some noise (DDIM 3 %), a wrong convention leaves about as much as there was
 )
+_STRENGTH = 0.3  # a wrong prediction multiplies it
 
 
-def oracle_error(denoiser: TrainableDenoiser, guided: bool = False, steps: int = _STEPS) -> float:
-    """How far from x0 the pipeline's loop ends, relative to x0 (root mean square)."""
+@dataclass(frozen=True)
+class OracleRun:
+    """Where a loop led by the oracle went.
+
+    Attributes:
+        end: how far from x0 it ended, relative to x0 (root mean square).
+        noise_change: how much the noise in its states, told by x0 and the noise level, changed on the way, relative to
+            the noise at the start. 0 for solvers without noise of their own.
+        noise_strength: how much the size of that noise changed. 0 for all solvers, but for the chance in few numbers.
+        numbers: how many the noise has.
+        changed: arguments of the denoiser, beside latents and time, that were not the same at each step.
+    """
+
+    end: float
+    noise_change: float
+    noise_strength: float
+    numbers: int
+    changed: tuple[str, ...] = ()
+
+    @property
+    def as_declared(self) -> bool:
+        chance = 4 / math.sqrt(self.numbers)
+        return self.end <= _END and self.noise_strength <= _STRENGTH + chance
+
+
+def run_oracle(denoiser: TrainableDenoiser, guided: bool = False, steps: int = _STEPS) -> OracleRun:
+    """Run the pipeline's loop with the oracle in the denoiser's place."""
     family, process, convention = denoiser.family, denoiser.process, denoiser.convention
     generator = torch.Generator().manual_seed(0)
     clean = (
@@ -44,9 +72,26 @@ def oracle_error(denoiser: TrainableDenoiser, guided: bool = False, steps: int =
         state, x0 = sample.cpu().double(), clean.double().expand(len(sample), *clean.shape[1:])
         alpha, sigma = (rows_of(level, state) for level in process.levels(timestep))
         noise = (state - alpha * x0) / sigma
+        noises.append(noise[:1])
+        if not times or not torch.equal(
+            told, times[-1]
+        ):  # not a step's second call, whose conditions are others
+            times.append(told)
+            others = {name: tensor for name, tensor in tensors.items() if name not in own}
+            before.setdefault("first", others)
+            changed.update(
+                name
+                for name, tensor in others.items()
+                if not torch.equal(tensor, before["first"].get(name, tensor))
+            )
         return denoiser.answer(process.target(x0, noise, timestep).to(sample), named)
 
     ends: list[Tensor] = []
+    noises: list[Tensor] = []
+    own = (family.sample, convention.time_argument)
+    times: list[Tensor] = []
+    before: dict[str, dict[str, Tensor]] = {}
+    changed: set[str] = set()
 
     def note(state: Tensor) -> Tensor:
         ends[:] = [state]
@@ -54,8 +99,18 @@ def oracle_error(denoiser: TrainableDenoiser, guided: bool = False, steps: int =
 
     with stepping(denoiser.pipe.scheduler, note):
         denoiser.run(["an image"], answer, guided, steps, generator=torch.Generator().manual_seed(1))
-    end = ends[0].reshape(clean.shape).cpu().float()
-    return float((end - clean).square().mean().sqrt() / clean.square().mean().sqrt())
+    first, end = noises[0], ends[0].reshape(clean.shape).cpu().float()
+    return OracleRun(
+        float(_size(end - clean) / _size(clean)),
+        max(float(_size(noise - first) / _size(first)) for noise in noises),
+        max(abs(float(_size(noise) / _size(first)) - 1) for noise in noises),
+        clean.numel(),
+        tuple(sorted(changed)),
+    )
+
+
+def _size(tensor: Tensor) -> Tensor:
+    return tensor.square().mean().sqrt()
 
 
 def prove(denoiser: TrainableDenoiser, steps: int = _STEPS) -> None:
@@ -64,10 +119,16 @@ def prove(denoiser: TrainableDenoiser, steps: int = _STEPS) -> None:
     Raises:
         UnsupportedPipelineError: it does not.
     """
-    error = oracle_error(denoiser, steps=steps)
-    if not error <= _TOLERANCE:
+    run = run_oracle(denoiser, steps=steps)
+    names = f"{type(denoiser.pipe).__name__} with {type(denoiser.pipe.scheduler).__name__}"
+    if run.changed:
         raise UnsupportedPipelineError(
-            f"{type(denoiser.pipe).__name__} with {type(denoiser.pipe.scheduler).__name__} does not come out where a "
-            f"perfect {type(denoiser.module).__name__} would lead it (off by {error:.0%}), as its loop tells time or "
-            "reads predictions in another way than is declared for that class; it can be sampled, but not trained"
+            f"{names} gives its {type(denoiser.module).__name__} another `{run.changed[0]}` at each step, which "
+            "training does not know how to draw; it can be sampled, but not trained"
+        )
+    if not run.as_declared:
+        raise UnsupportedPipelineError(
+            f"{names} does not come out where a perfect {type(denoiser.module).__name__} would lead it (its end off by "
+            f"{run.end:.0%}, its noise by {run.noise_strength:.0%}), as its loop tells time or reads predictions in "
+            "another way than is declared for that class; it can be sampled, but not trained"
         )

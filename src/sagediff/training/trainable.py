@@ -124,8 +124,8 @@ class TrainableDenoiser:
                 f"{type(self.pipe).__name__} takes no prompts, so that captions cannot be trained with it"
             )
         given |= {"num_inference_steps": steps, "output_type": "latent", **self.size, **options}
-        # In one batch, whether there are negative rows decides where the conditional ones are. The first of two calls is
-        # the same with and without, and its scale may be an input of the model, which keeps its default.
+        # In one batch, whether there are negative rows decides where the conditional ones are. The first of two calls
+        # is the same with and without, and its scale may be an input of the model, which keeps its default.
         if self.family.scale in self._call and (guided or self.family.guidance == "batched"):
             given[self.family.scale] = self.family.unguided_scale + (2.0 if guided else 0.0)
         with torch.no_grad(), suppress(Left), answering(self.module, answer):
@@ -221,11 +221,13 @@ class TrainableDenoiser:
         return self._per_prompt(calls[1], slice(0, 1))
 
     def padded(self, rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The same conditions, all with as many tokens as the longest has.
+        """The same conditions, all with as many tokens as the longest has, and with the same masks: pipelines leave one
+        out where there are words only.
 
         Raises:
             UnsupportedPipelineError: they differ in length, and nothing tells the words from the padding.
         """
+        rows = self._with_masks(rows)
         most: dict[str, int] = {}
         for part in rows:
             for name, tensor in part.items():
@@ -247,6 +249,26 @@ class TrainableDenoiser:
             )
         return [
             {name: _longer(tensor, most[name]) if name in differ else tensor for name, tensor in part.items()}
+            for part in rows
+        ]
+
+    def _with_masks(self, rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """With masks that show every token, where others have one that does not."""
+        masks = {
+            name: tensor
+            for part in rows
+            for name, tensor in part.items()
+            if name in self.family.masks and tensor.ndim == 2
+        }
+        return [
+            {
+                name: part[self.family.masks[name]].new_ones(
+                    part[self.family.masks[name]].shape[:2], dtype=like.dtype
+                )
+                for name, like in masks.items()
+                if name not in part and self.family.masks[name] in part
+            }
+            | part
             for part in rows
         ]
 
