@@ -19,6 +19,7 @@ from tiny.prompted import t5
 
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
+from sagediff.denoiser.guidance import Way
 from sagediff.denoiser.lookup import FAMILIES, Family, denoisers_of, family_of
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
@@ -53,23 +54,33 @@ def test_rows_name_real_arguments_and_every_row_is_tested() -> None:
 
 def test_the_half_precision_is_that_of_the_pipelines_own_example() -> None:
     told: dict[str, set[str]] = {}
+    whole: set[str] = set()  # whose autoencoders stay in float32
     for pipe in [*(tiny(name).pipe for name in RECIPES), *map(pipe_of, EVERY)]:
         module = sys.modules[type(pipe).__module__]
         if type(pipe).__name__ == "KandinskyV22Pipeline":  # its example is at the pipeline of both parts
             module = diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2_combined
-        example = str(getattr(module, "EXAMPLE_DOC_STRING", "") or module.TEXT2IMAGE_EXAMPLE_DOC_STRING)
+        names = ("EXAMPLE_DOC_STRING", "TEXT2IMAGE_EXAMPLE_DOC_STRING")
+        example = "".join(str(getattr(module, name, "")) for name in names)
         typed = example.replace("torch_dtype", "dtype")
         denoiser = re.findall(r"(?:unet|transformer)\.to\(torch\.(\w+)\)", example)
+        denoiser += re.findall(r"Transformer3DModel\.from_pretrained\([^)]*?\bdtype=torch\.(\w+)", typed)
         pipeline = re.findall(r"Pipeline\w*\.from_pretrained\([^)]*?\bdtype=torch\.(\w+)", typed)
-        vae = re.findall(r"(?:Autoencoder\w+\.from_pretrained\([^)]*?|vae\.to\()\bdtype=torch\.(\w+)", typed)
+        vae = re.findall(
+            r"(?:Autoencoder\w+\.from_pretrained\([^)]*?\bdtype=|vae\.to\((?:dtype=)?)torch\.(\w+)", typed
+        )
+        if not denoiser and not pipeline:
+            continue  # it shows no half precision; another pipeline of the denoiser does
         dtype = (denoiser or pipeline)[-1]
         if not vae and denoiser:
-            vae = pipeline
+            vae = pipeline[-1:]
         module_of = denoisers_of(pipe)[0]
-        family = family_of(module_of)
-        assert (family.dtype, family.vae_dtype or family.dtype) == (dtype, vae[-1] if vae else dtype)
         told.setdefault(type(module_of).__name__, set()).add(dtype)
-    assert told.keys() == FAMILIES.keys() and all(len(dtypes) == 1 for dtypes in told.values())
+        if "float32" in vae:
+            whole.add(type(module_of).__name__)
+    assert told.keys() == FAMILIES.keys()
+    assert {name for name, family in FAMILIES.items() if family.vae_dtype == "float32"} == whole
+    for name, dtypes in told.items():  # where its pipelines differ, the one that holds large activations
+        assert FAMILIES[name].dtype == ("bfloat16" if len(dtypes) > 1 else dtypes.pop()), name
 
 
 @pytest.mark.parametrize(
@@ -93,8 +104,8 @@ def test_a_row_that_contradicts_itself_is_refused(changes: dict[str, Any], words
     "name, argument",
     [
         ("SanaTransformer2DModel", "guidance"),
-        ("LTXVideoTransformer3DModel", "video_coords"),
-        ("HunyuanDiT2DModel", "controlnet_block_samples"),
+        ("CogVideoXTransformer3DModel", "timestep_cond"),
+        ("ChromaTransformer2DModel", "controlnet_block_samples"),
     ],
 )
 def test_what_no_test_covers_is_not_in_the_table(name: str, argument: str) -> None:
@@ -109,20 +120,9 @@ def test_what_no_test_covers_is_not_in_the_table(name: str, argument: str) -> No
 def test_layout_where_the_conditional_rows_come_first() -> None:
     plan = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5)
     off = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5, shared_guidance=1.0)
-    call = DenoiserCall(1, 0, 0, 3, rows=6, negative_first=False)
+    call = DenoiserCall(1, 0, 0, 3, Way((("conditional", "negative"),)))
     assert Layout.of(plan, call) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
     assert Layout.of(off, call) == Layout(((0, 2), (1,), (4,)), (0, 1, 0, 0, 2, 0))
-
-
-@pytest.mark.parametrize(
-    "family, truncated", [("lumina2", {"cfg_trunc_ratio": 0.5}), ("z-image", {"cfg_truncation": 0.5})]
-)
-def test_guidance_that_stops_on_the_way_is_refused(family: str, truncated: dict[str, float]) -> None:
-    case = tiny(family)
-    plan = make_plan()
-    words = r"guidance changed on the way: 2 .* at first, 1 at step"
-    with pytest.raises(UnsupportedPipelineError, match=words), shared_sampling(case.pipe, plan):
-        case(PROMPTS, STEPS, plan.generators(0), **truncated)
 
 
 @pytest.mark.parametrize("family", ["pixart-sigma", "chroma", "wan"])

@@ -40,7 +40,7 @@ def plans(draw: st.DrawFn) -> SharePlan:
         ratio,
         shared_guidance=draw(st.sampled_from([None, 1.0, 2.5])),
         unguided_steps=draw(st.integers(0, steps)),
-        rows_per_prompt=draw(st.sampled_from([1, 2])),
+        rows_per_prompt=draw(st.sampled_from([1, 2, 3])),
     )
     if draw(st.booleans()):
         plan = plan.recost(calls_per_step=draw(st.lists(st.integers(1, 4), min_size=steps, max_size=steps)))
@@ -54,6 +54,12 @@ def plans(draw: st.DrawFn) -> SharePlan:
         first = st.one_of(st.none(), st.integers(0, steps))
         starts = {i: start for group in groups for start in [draw(first)] for i in group}
         plan = plan.with_guidance([starts[i] for i in range(plan.num_prompts)])
+    elif draw(st.booleans()):
+        calls = len(plan.rows_of_calls())
+        rows = draw(st.lists(st.integers(1, 4), min_size=calls, max_size=calls))
+        for call, count in enumerate(rows):
+            plan = plan.recost_from(call, count)
+        assert plan.rows_of_calls() == tuple(rows)
     return plan
 
 
@@ -61,6 +67,8 @@ def rows_by_counting(plan: SharePlan, step: int) -> int:
     """Rows of a step by the definition: once a node, its negative row only where that is run."""
     nodes = plan.partition(step).tolist()
     replayed = plan.replayed_steps or [0] * len(nodes)
+    counts = plan.calls_per_step or (1,) * plan.num_steps
+    rows = plan.rows_of_calls()[sum(counts[:step]) :][: counts[step]]
     total = 0
     for node in set(nodes):
         if replayed[nodes.index(node)] > step:
@@ -69,8 +77,8 @@ def rows_by_counting(plan: SharePlan, step: int) -> int:
         starts = plan.guided_from or [plan.unguided_steps] * len(nodes)
         start = starts[nodes.index(node)]
         guided = start is not None and step >= start and (alone or plan.shared_guidance != 1.0)
-        total += plan.rows_per_prompt if guided else 1
-    return total * (1 if plan.calls_per_step is None else plan.calls_per_step[step])
+        total += sum(rows) if guided else len(rows)
+    return total
 
 
 # -- partitions
@@ -356,7 +364,7 @@ def test_groups_that_do_not_cover_the_prompts_once_are_refused(groups: Any, word
         ({"unguided_steps": 0.5}, "unguided_steps"),
         ({"shared_guidance": -1.0}, "shared_guidance"),
         ({"shared_guidance": float("inf")}, "shared_guidance"),
-        ({"rows_per_prompt": 3}, "rows_per_prompt"),
+        ({"rows_per_prompt": 9}, "rows_per_prompt"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:

@@ -314,16 +314,3 @@ def test_compiled_in_place_is_refused() -> None:
     ):
         pass
     assert traces(case) == before
-
-
-def test_masks_of_an_ip_adapter_are_refused() -> None:
-    case = tiny("sd")
-    ip_adapter(case)
-    plan = make_plan(0.4)
-    masks = {"cross_attention_kwargs": {"ip_adapter_masks": [torch.ones(1, 1, 8, 8)]}}
-    with (
-        pytest.raises(UnsupportedPipelineError, match="ip_adapter_masks"),
-        shared_sampling(case.pipe, plan) as run,
-    ):
-        case(DIFFERENT, STEPS, plan.generators(0), **ip_inputs(DIFFERENT), **masks)
-    assert run.evaluations == 0

@@ -156,28 +156,6 @@ def test_conditions_written_to_unseen_are_merged_anew() -> None:
 # -- rows per prompt -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize("guided", [False, True])
-def test_perturbed_attention_is_refused_unless_it_is_off(guided: bool, micro_batch: int | None) -> None:
-    case, plan = tiny("pixart-sigma"), make_plan(0.0)
-    names = ("vae", "transformer", "scheduler", "text_encoder", "tokenizer")
-    parts = {name: getattr(case.pipe, name) for name in names}
-    case.pipe = diffusers.PixArtSigmaPAGPipeline(**parts, pag_applied_layers=["blocks.0.attn1"])
-    case.pipe.set_progress_bar_config(disable=True)
-
-    def run(scale: float) -> torch.Tensor:
-        return case(PROMPTS, STEPS, plan.generators(0), guided, pag_scale=scale, height=64, width=64)
-
-    with (
-        pytest.raises(UnsupportedPipelineError, match="pag_scale=0"),
-        shared_sampling(case.pipe, plan, micro_batch_size=micro_batch),
-    ):
-        run(3.0)
-    expected = run(0.0)  # with the attention of before: the pipeline puts it back at the end of its call only
-    with shared_sampling(case.pipe, plan, micro_batch_size=micro_batch):
-        torch.testing.assert_close(run(0.0), expected, rtol=0, atol=TOLERANCE)
-
-
 @pytest.mark.parametrize("family", ["pixart-sigma", "auraflow"])
 @pytest.mark.parametrize("ratio", [0.0, 0.4])
 @pytest.mark.parametrize("equal_noise", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,12 +34,11 @@ def make_plan(ratio: float) -> SharePlan:
 
 
 def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: bool) -> torch.Tensor:
-    inputs = {"output_type": "latent", "height": 16, "width": 16, **recipe.inputs(prompts, guided)}
-    out = pipe(
-        num_inference_steps=STEPS,
-        generator=make_plan(0.5).generators(0),
-        **inputs,
-    )
+    inputs = {"num_inference_steps": STEPS, "output_type": "latent"}
+    taken = inspect.signature(pipe.__call__).parameters
+    inputs |= {side: 16 for side in ("height", "width") if side in taken}  # edits have their image's
+    inputs |= recipe.inputs(prompts, guided)
+    out = pipe(generator=make_plan(0.5).generators(0), **inputs)
     latents: Any = next(iter(out.values()))
     return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
 

@@ -15,6 +15,7 @@ from tiny import SCHEDULERS, embeddings, tiny
 
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
+from sagediff.denoiser.guidance import Way
 from sagediff.denoiser.private_names import REGISTRY
 from sagediff.errors import InputError, PlanError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
@@ -239,10 +240,10 @@ def test_arguments_outside_the_table_are_refused() -> None:
     case.pipe._guidance_scale = 1.0
     case.pipe.scheduler.set_timesteps(STEPS)
     for extra in (
-        {"down_intrablock_additional_residuals": [torch.zeros(4, 16, 4, 4)]},  # T2I-Adapter
         {"attention_mask": torch.zeros(4, 16)},
         {"cross_attention_kwargs": {"x": torch.zeros(4)}},
-        {"cross_attention_kwargs": {"ip_adapter_masks": [torch.zeros(4)]}},
+        {"cross_attention_kwargs": {"gligen": {"boxes": torch.zeros(4, 1, 4)}}},
+        {"cross_attention_kwargs": {"x": [torch.zeros(4)]}},
         {"down_block_additional_residuals": [[torch.zeros(4)]]},
     ):
         with (
@@ -289,8 +290,9 @@ def test_fresh_noise_refuses_unknown_solvers() -> None:
 def test_layout_of_every_kind_of_call() -> None:
     plan = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5)
     off = SharePlan.from_groups([[0, 2], [1]], num_steps=2, share_ratio=0.5, shared_guidance=1.0)
-    one, both = DenoiserCall(1, 0, 0, 3, rows=3), DenoiserCall(1, 0, 0, 3, rows=6)
-    second, later = replace(one, is_second=True), replace(both, step=1, solver_call=1)
+    two_calls, batched = Way((("conditional",), ("negative",))), Way((("negative", "conditional"),))
+    one, both = DenoiserCall(1, 0, 0, 3, two_calls), DenoiserCall(1, 0, 0, 3, batched)
+    second, later = replace(one, number=1), replace(both, step=1, solver_call=1)
     assert Layout.of(plan, one) == Layout(((0, 2), (1,)), (0, 1, 0))
     assert Layout.of(plan, both) == Layout(((0, 2), (1,), (3, 5), (4,)), (0, 1, 0, 2, 3, 2))
     assert Layout.of(off, both) == Layout(((1,), (3, 5), (4,)), (1, 0, 1, 1, 2, 1))

@@ -308,7 +308,7 @@ def test_files_that_hold_no_trajectory_are_refused(tmp_path: Path) -> None:
         {"outputs": ()},
         {"calls": (1,)},
         {"timesteps": (1.0,)},
-        {"rows_per_prompt": 3},
+        {"rows_per_prompt": 9},
         {"outputs": (torch.zeros(3, 4), torch.zeros(3, 4))},
         {"outputs": (torch.zeros(1, 4), torch.zeros(1, 5))},
         {"outputs": (torch.zeros(1, 4), torch.zeros(1, 4).half())},

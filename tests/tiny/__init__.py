@@ -90,7 +90,7 @@ def _flux_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return _inputs(prompts, guided) | {"guidance_scale": 3.5, "true_cfg_scale": 4.0 if guided else 1.0}
 
 
-def _vae(channels: int = 4) -> AutoencoderKL:
+def vae(channels: int = 4) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         norm_num_groups=4,
@@ -118,7 +118,7 @@ def _unet(**extra: Any) -> UNet2DConditionModel:
 
 def _sd(scheduler: Any) -> Any:
     return StableDiffusionPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=None,
         tokenizer=None,
         unet=_unet(),
@@ -136,7 +136,7 @@ def _sdxl(scheduler: Any) -> Any:
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=None,
         text_encoder_2=None,
         tokenizer=None,
@@ -164,7 +164,7 @@ def _sd3(scheduler: Any) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=scheduler,
-        vae=_vae(),
+        vae=vae(),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
@@ -188,7 +188,7 @@ def _flux(scheduler: Any) -> Any:
     ).eval()
     return FluxPipeline(
         scheduler=scheduler,
-        vae=_vae(),
+        vae=vae(),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,

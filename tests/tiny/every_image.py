@@ -77,6 +77,18 @@ def filled(model: Any) -> Any:
     return model
 
 
+def vae(channels: int, blocks: int = 4) -> Any:
+    """An autoencoder of so many channels; a latent stands for 2 ** (blocks - 1) pixels per side."""
+    return AutoencoderKL(
+        block_out_channels=(4,) * blocks,
+        norm_num_groups=4,
+        latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        shift_factor=0.0,
+    ).eval()
+
+
 def _negative(prompts: Sequence[int]) -> list[int]:
     return [_NEGATIVE] * len(prompts)
 
@@ -246,7 +258,7 @@ def _qwen21(scheduler: Any) -> Any:
 def _qwen21_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     inputs = with_masks(prompts, guided, true_cfg_scale=4.0 if guided else 1.0)
     del inputs["guidance_scale"]
-    return inputs | {"height": 64, "width": 64, "use_kv_cache": False}
+    return inputs | {"height": 64, "width": 64}
 
 
 def _bria(scheduler: Any) -> Any:
@@ -259,13 +271,7 @@ def _bria(scheduler: Any) -> Any:
         joint_attention_dim=WIDTH,
         axes_dims_rope=[4, 2, 2],
     )
-    vae = AutoencoderKL(
-        block_out_channels=(4, 4),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    return BriaPipeline(scheduler=scheduler, vae=vae, transformer=transformer.eval(), **NO_TEXT)
+    return BriaPipeline(scheduler=scheduler, vae=vae(4, blocks=2), transformer=transformer.eval(), **NO_TEXT)
 
 
 # -- CogView 3, JoyImage ------------------------------------------------------------------------------

@@ -10,14 +10,29 @@ from typing import Any
 
 import torch
 
-from tiny import families, more_families
+from tiny import every_broadcast, families, more_families
+from tiny.every_control import CONTROLLED
+from tiny.every_edit import EDITS
+from tiny.every_edit_transformers import TRANSFORMER_EDITS
+from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
+from tiny.every_unet import UNETS
+from tiny.every_video import VIDEOS
+from tiny.every_video_from import VIDEOS_FROM
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
     "SanaPipeline": families.RECIPES["sana"],
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
+    **GUIDANCE,
     **IMAGES,
+    **VIDEOS,
+    **VIDEOS_FROM,
+    **UNETS,
+    **every_broadcast.RECIPES,
+    **CONTROLLED,
+    **EDITS,
+    **TRANSFORMER_EDITS,
 }
 
 

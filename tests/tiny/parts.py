@@ -16,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -38,6 +39,7 @@ SCHEDULERS: dict[str, Any] = {
     "euler": lambda: EulerDiscreteScheduler(**_BETAS),
     "euler_a": lambda: EulerAncestralDiscreteScheduler(**_BETAS),
     "heun": lambda: HeunDiscreteScheduler(**_BETAS),
+    "lcm": lambda: LCMScheduler(**_BETAS, clip_sample=False),
     "unipc": lambda: UniPCMultistepScheduler(**_BETAS),
     "unipc_flow": lambda: UniPCMultistepScheduler(**_FLOW),
     "pndm": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),

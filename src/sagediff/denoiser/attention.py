@@ -7,40 +7,49 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from sagediff.denoiser.guidance import Way
 from sagediff.errors import UnsupportedPipelineError
 
 # Beginnings of diffusers' names for attention processors that cut the batch into parts of their own
 _ACROSS_ROWS = {
     "PAG": "perturbed-attention guidance (PAG) runs further rows, which its attention tells by their place in the "
-    "batch; set pag_scale=0, or take the pipeline without PAG",
+    "batch, and this pipeline does not say that it has them; take diffusers' PAG pipeline, or other processors",
     "CrossFrame": "cross-frame attention reads the first row of the batch for all others; take another processor",
 }
 
 
-def check_attention(pipe: Any, denoiser: Any) -> None:
+def check_attention(pipe: Any, denoiser: Any, way: Way) -> None:
     """No attention of the denoiser tells rows by their place in the batch, which sharing and micro-batches change.
+
+    Args:
+        way: in which the pipeline guides; one that is `whole` keeps each part in its place.
 
     Raises:
         UnsupportedPipelineError: one does.
     """
     names = {type(processor).__name__ for processor in getattr(denoiser, "attn_processors", {}).values()}
-    if getattr(pipe, "do_perturbed_attention_guidance", False):
-        names.add("PAG")
     for beginning, why in _ACROSS_ROWS.items():
-        if any(name.startswith(beginning) for name in names):
+        if not (way.whole and beginning == "PAG") and any(name.startswith(beginning) for name in names):
             raise UnsupportedPipelineError(f"{type(pipe).__name__} cannot share steps: {why}")
 
 
-def check_perturbed_attention(pipe: Any, keywords: Mapping[str, Any]) -> None:
-    """A call with those keywords is not guided by perturbed attention; known before anything runs.
+def check_perturbed_attention(pipe: Any, keywords: Mapping[str, Any], leaves_out_guidance: bool) -> None:
+    """A call with those keywords is not guided by perturbed attention where guidance is left out in some steps; known
+    before anything runs.
 
     Raises:
         UnsupportedPipelineError: it is.
     """
+    if not leaves_out_guidance:
+        return
     parameter = inspect.signature(type(pipe).__call__).parameters.get("pag_scale")
     scale = keywords.get("pag_scale", getattr(parameter, "default", None))
     if parameter is not None and isinstance(scale, int | float) and scale > 0:
-        raise UnsupportedPipelineError(f"{type(pipe).__name__} cannot share steps: {_ACROSS_ROWS['PAG']}")
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} cannot share steps without guidance: perturbed-attention guidance (PAG) tells its "
+            f"parts by their place in the batch, so none can be left out; set shared_guidance=None and unguided=0, or "
+            f"pag_scale=0"
+        )
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from diffusers.hooks.hooks import ModelHook
 from torch import Tensor
 
 from sagediff.denoiser.call import DenoiserCall
+from sagediff.denoiser.guidance import Part
 from sagediff.denoiser.micro_batch import MicroBatches
 from sagediff.denoiser.private_names import (
     class_of_states,
@@ -31,6 +32,8 @@ from sagediff.errors import UnsupportedPipelineError
 
 Sources = tuple[tuple[int, ...], ...]
 """For every row run, the rows of the call that it stands for (`hook.Layout.sources`)."""
+Owners = list[frozenset[tuple[Part, int]]]
+"""The same as parts and prompts: the place of a part in the batch changes where guidance does."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class CacheRows:
         self._module = module
         self._micro_batches = micro_batches
         self._run = -1
-        self._sources: dict[bool, Sources] = {}  # the latest, of first and second calls
+        self._owners: dict[int, Owners] = {}  # the latest, by the number of the call for its step
         self.begin()
 
     def begin(self, run: int = -1) -> None:
@@ -101,7 +104,7 @@ class CacheRows:
             UnsupportedPipelineError: as the class.
         """
         self._run = run
-        self._sources = {}
+        self._owners = {}
         self._hooks = list(stateful_hooks(self._module))
         for hook in self._hooks:
             self._check(hook)
@@ -129,18 +132,18 @@ class CacheRows:
             self.begin(call.run)
         if not self._hooks:
             return
-        before = self._sources.get(call.is_second)
-        self._sources[call.is_second] = sources
-        if call.is_second and sources and any(_has_one_state(hook) for hook in self._hooks):
+        before = self._owners.get(call.number)
+        owners = self._owners[call.number] = [frozenset(map(call.owner, rows)) for rows in sources]
+        if call.number and sources and any(_has_one_state(hook) for hook in self._hooks):
             raise UnsupportedPipelineError(
                 "the cache on the denoiser keeps one memory for both of a step's calls (PyramidAttentionBroadcast and "
                 "FasterCache do), which cannot be told apart while prompts share: leave guidance by a second call "
                 "out, or take FirstBlockCache, MagCache or TaylorSeer"
             )
-        if before is None or before == sources:
+        if before is None or before == owners:
             return
-        place = {row: number for number, rows in enumerate(before) for row in rows}
-        places = [place.get(rows[0]) for rows in sources]
+        place = {owner: number for number, each in enumerate(before) for owner in each}
+        places = [place.get(call.owner(rows[0])) for rows in sources]
         for state in self._states():
             memory = MEMORIES[type(state).__name__]
             if None not in places:

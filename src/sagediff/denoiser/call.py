@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sagediff.denoiser.guidance import CONDITIONAL, Part, Way
+
 
 @dataclass(frozen=True)
 class DenoiserCall:
@@ -15,28 +17,42 @@ class DenoiserCall:
         step: the plan's step, from 0.
         solver_call: number of the solver's call that it serves, from 0; some solvers make two or more a step.
         prompts: prompts of the plan.
-        rows: rows that the pipeline gives: one per prompt, or two with the negative ones in the same call.
-        is_second: it is the negative call of a step with two.
-        negative_first: of two rows per prompt the negative one is in the first half.
+        way: in which the pipeline guides, as far as this call.
+        number: of the call in that way, from 0; some pipelines make two or more for one call of the solver.
     """
 
     run: int
     step: int
     solver_call: int
     prompts: int
-    rows: int
-    is_second: bool = False
-    negative_first: bool = True
+    way: Way
+    number: int = 0
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Its parts, one after another in the batch; each has a row per prompt."""
+        return self.way.calls[self.number]
+
+    @property
+    def rows(self) -> int:
+        """Rows that the pipeline gives."""
+        return self.prompts * len(self.parts)
 
     @property
     def begins_run(self) -> bool:
-        """Whether it is the run's first call, or that one's second."""
+        """Whether it serves the run's first solver call."""
         return self.solver_call == 0
 
-    def halves(self) -> Iterator[tuple[int, bool]]:
-        """The first row of each half of the call, with whether its rows are negative; one half if it has no other."""
-        if self.rows == self.prompts:
-            yield 0, self.is_second
-        else:
-            yield 0, self.negative_first
-            yield self.prompts, not self.negative_first
+    def first_rows(self) -> Iterator[tuple[int, Part]]:
+        """The first row of each part, with the part."""
+        for number, part in enumerate(self.parts):
+            yield number * self.prompts, part
+
+    def place(self, part: Part) -> int:
+        """Of a part among all those of its solver call: 0 for the conditional one, then the others in their order."""
+        parts = [each for call in self.way.calls[: self.number + 1] for each in call]
+        return sorted(parts, key=lambda each: each != CONDITIONAL).index(part)
+
+    def owner(self, row: int) -> tuple[Part, int]:
+        """Part and prompt of a row."""
+        return self.parts[row // self.prompts], row % self.prompts

@@ -12,14 +12,32 @@ GUIDED_IN_TWO_CALLS: dict[str, Any] = {"guidance": "two calls", "first": "condit
 
 
 def declared(
-    rows: str, conditions: str, *, masks: Mapping[str, str] | None = None, neither: str = "", **more: Any
+    rows: str,
+    conditions: str,
+    *,
+    discrete: str = "",
+    masks: Mapping[str, str] | None = None,
+    lengths: Mapping[str, str] | None = None,
+    neither: str = "",
+    several: str = "",
+    omitted: str = "",
+    **more: Any,
 ) -> Family:
     """A `Family` from names with spaces between them; the first row is the noisy latents."""
-    masks = masks or {}
+    masks, lengths = masks or {}, lengths or {}
     roles: dict[str, Role] = {
         **dict.fromkeys(rows.split(), "row"),
         **dict.fromkeys(conditions.split(), "condition"),
+        **dict.fromkeys(discrete.split(), "discrete"),
         **dict.fromkeys(masks, "mask"),
+        **dict.fromkeys(lengths, "length"),
         **dict.fromkeys(neither.split(), "neither"),
     }
-    return Family(sample=rows.split()[0], arguments=roles, masks=masks, **more)
+    return Family(
+        sample=rows.split()[0],
+        arguments=roles,
+        masks={**masks, **lengths},
+        several=frozenset(several.split()),
+        omitted=frozenset(omitted.split()),
+        **more,
+    )

@@ -1,25 +1,27 @@
 """What a denoiser's call looks like, as data: `Family`, one row of the table in `table.py`.
 
-A family turns the arguments of a call into one tensor each with a row per sample, and back.  Lists of tensors
-are padded into one on the way; which tokens are words and which are padding is told with them.  It knows no
-model and no pipeline.
+A family turns the arguments of a call into one tensor each with a row per sample, and back (`arguments.py`).  It knows
+no model and no pipeline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from sagediff.denoiser import arguments as values
+from sagediff.denoiser.arguments import WORDS
 from sagediff.denoiser.convention import Convention
-from sagediff.errors import UnsupportedPipelineError
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, UNGUIDED, Way
 
 if TYPE_CHECKING:  # the table is read before torch is imported, to refuse a model at once
     from torch import Tensor
 
-Role: TypeAlias = Literal["row", "condition", "mask", "neither"]
+Role: TypeAlias = Literal["row", "condition", "discrete", "mask", "length", "neither"]
 GuidanceKind: TypeAlias = Literal["batched", "two calls"]
-_WORDS = " (words)"  # ends the name of the mask that comes with a padded list
+MERGED: tuple[Role, ...] = ("condition", "discrete", "mask", "length")  # over the members of a group
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,26 @@ class Family:
 
     Attributes:
         sample: the argument that holds the noisy latents; its first size is the number of rows.
-        arguments: role of every tensor argument, nested ones with a dot.
+        arguments: role of every tensor argument, nested ones with a dot. One that has a single entry for all rows is
+            left as it is: the model broadcasts it.
         guidance: "batched": one call with the negative and the conditional rows; "two calls": one call for
             each, in the same step.
         first: which of both comes first in the batch, or in the step.
-        masks: for every mask the condition whose tokens it marks, entry i the token i; it may be longer than
-            the condition. 1 or True shows a token (or 0, in a mask that hides by a negative number).
+        masks: for every mask, and every length, the condition whose tokens it tells, or several with spaces between.
+            Entry i of a mask is the token i; it may be longer than the condition. 1 or True shows a token (or 0, in a
+            mask that hides by a negative number). A length is the number of words, which come first.
         zero_padded: conditions that come without a mask, padded with tokens that are all zero.
         lists: arguments that are a list with one entry per row. Tensors of a condition may differ in their number
             of tokens; entries that hold no tensor (sizes) must be equal.
-        parts: arguments that may be a list or tuple of tensors, each with a row per sample (ControlNet's residuals, one
-            tensor per block); the part i is named with a dot, `name.i`, and has the role of the whole.
+        parts: arguments that may be a list, tuple or dictionary of tensors, each with a row per sample (ControlNet's
+            residuals, one tensor per block); the part i is named with a dot, `name.i`, and has the role of the whole.
+        axes: the axis of the rows, where it is not the first.
+        token_axes: the axis of the tokens, counted with the rows first, where it is not the second.
+        several: arguments with several entries per row, side by side (one per frame).
+        omitted: arguments that the denoiser is called without: memories from one call to the next, which save work
+            and change nothing, and whose rows would be those of another step.
+        pipelines: by the name of a pipeline's class, what differs where that calls the denoiser: fields of this class.
+            `arguments` and `masks` are added to those of the family.
         scale: the pipeline's argument for the scale of classifier-free guidance.
         unguided_scale: the value of that argument at which the prediction is the conditional one: 1 where
             pipelines compute u + s (c - u), 0 where c + s (c - u).
@@ -61,6 +72,11 @@ class Family:
     zero_padded: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     parts: frozenset[str] = frozenset()
+    axes: Mapping[str, int] = field(default_factory=dict)
+    token_axes: Mapping[str, int] = field(default_factory=dict)
+    several: frozenset[str] = frozenset()
+    omitted: frozenset[str] = frozenset()
+    pipelines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
     makes: Literal["images", "videos"] = "images"
@@ -70,15 +86,11 @@ class Family:
     convention: Convention | None = None
 
     def __post_init__(self) -> None:
-        if self.guidance == "two calls" and self.first == "negative":
-            # a negative call that is left out takes the output of the conditional one, which must be there
-            raise ValueError(
-                "two calls with the negative one first cannot be shared: what stands in for it is missing"
-            )
-        if set(self.masks) != {name for name, role in self.arguments.items() if role == "mask"}:
-            raise ValueError("`masks` must say of every mask which condition it belongs to")
-        padded = [*self.masks.values(), *self.zero_padded]
-        if wrong := [name for name in padded if self.arguments.get(name) != "condition"]:
+        assert self.ways  # a way that cannot be shared raises
+        if set(self.masks) != {name for name, role in self.arguments.items() if role in ("mask", "length")}:
+            raise ValueError("`masks` must say of every mask and length which condition it belongs to")
+        padded = {*" ".join(self.masks.values()).split(), *self.zero_padded}
+        if wrong := sorted(n for n in padded if self.arguments.get(n) not in ("condition", "discrete")):
             raise ValueError(f"padding is declared for {', '.join(wrong)}, which is no condition")
         if wrong := [name for name in self.lists if self.arguments.get(name) not in ("row", "condition")]:
             raise ValueError(f"{', '.join(wrong)}: only rows and conditions can be lists")
@@ -86,128 +98,73 @@ class Family:
             raise ValueError(
                 f"{', '.join(sorted(self.parts))}: parts need a role, and are no lists with an entry per row"
             )
+        placed = {*self.axes, *self.token_axes, *self.several}
+        if wrong := sorted(placed - set(self.arguments) | placed & {self.sample, *self.lists}):
+            raise ValueError(
+                f"{', '.join(wrong)}: axes are those of arguments other than the sample and lists"
+            )
+        if wrong := sorted(self.several & padded):
+            raise ValueError(f"{', '.join(wrong)}: what has several entries per row cannot be padded")
+        if wrong := sorted(self.omitted & set(self.arguments)):
+            raise ValueError(f"{', '.join(wrong)}: what is omitted has no role")
+        for name in self.pipelines:
+            self.in_pipeline([name])
+
+    def in_pipeline(self, names: Iterable[str]) -> Family:
+        """The family as a pipeline calls it, by the names of its class and bases: the first that differs counts."""
+        changes = next((self.pipelines[name] for name in names if name in self.pipelines), None)
+        if changes is None:
+            return self
+        added = {
+            name: {**getattr(self, name), **changes[name]}
+            for name in ("arguments", "masks")
+            if name in changes
+        }
+        return dataclasses.replace(self, **{**changes, **added, "pipelines": {}})
+
+    def whole(self, name: str) -> str:
+        """The argument that a tensor is a part of, or the tensor's own name."""
+        whole = name.rpartition(".")[0]
+        return whole if whole in self.parts else name
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How its pipelines guide, where `guidance.WAYS` has nothing else for one."""
+        parts = (NEGATIVE, CONDITIONAL) if self.first == "negative" else (CONDITIONAL, NEGATIVE)
+        return UNGUIDED, Way((parts,) if self.guidance == "batched" else tuple((part,) for part in parts))
 
     def role(self, name: str) -> Role:
         """The role of a tensor that `tensors` gave."""
-        if name.endswith(_WORDS):
-            return "mask"
-        whole = name.rpartition(".")[0]
-        return self.arguments[whole if whole in self.parts else name]
+        return "mask" if name.endswith(WORDS) else self.arguments[self.whole(name)]
 
     # -- arguments to tensors, and back ------------------------------------------------------------
 
+    def named(
+        self, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A call's arguments by name, without what is omitted.
+
+        Args:
+            parameters: the names of the positional ones.
+        """
+        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        return given | {name: None for name in self.omitted if name in given}
+
     def tensors(self, arguments: Mapping[str, Any], class_name: str) -> dict[str, Tensor]:
-        """Every tensor among the arguments by its (dotted) name; lists as one padded tensor.
+        """Every tensor among the arguments by its (dotted) name, with its rows first; lists as one padded tensor.
 
         With the list of a condition comes a mask of its words, named after it.
 
         Raises:
-            UnsupportedPipelineError: a tensor that the table does not name, or a list that cannot be one tensor.
+            UnsupportedPipelineError: a tensor or an object that the table does not name, or a list that cannot be one
+                tensor.
         """
-        found: dict[str, Tensor] = {}
-        for name, value in arguments.items():
-            self._collect(name, value, class_name, found)
-        return found
+        return values.tensors_of(self, arguments, class_name)
 
-    def _collect(self, name: str, value: Any, class_name: str, found: dict[str, Tensor]) -> None:
-        if _is_tensor(value):
-            if name not in self.arguments or name in self.lists:
-                raise _unknown_argument(name, class_name)
-            found[name] = value
-        elif isinstance(value, Mapping):
-            for key, entry in value.items():
-                self._collect(f"{name}.{key}", entry, class_name, found)
-        elif name in self.lists and isinstance(value, list | tuple) and not _holds_tensor(value):
-            if any(entry != value[0] for entry in value):
-                raise UnsupportedPipelineError(
-                    f"the pipeline gives its {class_name} unlike entries in `{name}`; sharing needs them equal for "
-                    f"all prompts"
-                )
-        elif _holds_tensor(value):
-            if name in self.lists and all(map(_is_tensor, value)):
-                self._pack(name, value, class_name, found)
-            elif name in self.parts and all(map(_is_tensor, value)):
-                found |= {f"{name}.{number}": entry for number, entry in enumerate(value)}
-            elif self.arguments.get(name) != "neither":  # T2I-Adapter's features
-                raise _unknown_argument(name, class_name)
-
-    def _pack(self, name: str, rows: Sequence[Tensor], class_name: str, found: dict[str, Tensor]) -> None:
-        import torch
-
-        is_condition = self.arguments[name] == "condition"
-        shapes = {tuple(row.shape[1:] if is_condition else row.shape) for row in rows}
-        if len(shapes) > 1:
-            raise UnsupportedPipelineError(
-                f"the pipeline gives its {class_name} a list `{name}` of unlike shapes, "
-                f"{' and '.join(map(str, sorted(shapes)))}; sharing needs rows of one size"
-            )
-        if not is_condition:
-            found[name] = torch.stack(list(rows))
-            return
-        found[name] = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)  # (n, most tokens, ...)
-        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-        places = torch.arange(found[name].shape[1], device=lengths.device)
-        found[name + _WORDS] = places < lengths[:, None]  # (n, most tokens)
-
-    def put(
-        self, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str = ""
-    ) -> dict[str, Any]:
+    def put(self, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The arguments with those tensors (as `tensors` names them) put in; nothing of the caller's is changed."""
-        replaced: dict[str, Any] = {}
-        rows_run = len(tensors[self.sample])
-        for name, value in arguments.items():
-            path = f"{prefix}{name}"
-            if path in tensors and path in self.lists:
-                words = tensors.get(path + _WORDS)
-                rows = tensors[path].unbind(0)
-                replaced[name] = (
-                    list(rows)
-                    if words is None
-                    else [row[kept] for row, kept in zip(rows, words, strict=True)]
-                )
-            elif path in tensors:
-                replaced[name] = tensors[path]
-            elif path in self.lists and isinstance(value, list | tuple):  # all entries are equal
-                replaced[name] = value[:1] * rows_run
-            elif path in self.parts and isinstance(value, list | tuple):
-                replaced[name] = type(value)(tensors[f"{path}.{number}"] for number in range(len(value)))
-            elif isinstance(value, dict):
-                replaced[name] = self.put(value, tensors, f"{path}.")
-            else:
-                replaced[name] = value
-        return replaced
+        return values.put(self, arguments, tensors)
 
     def words(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Which tokens of a condition are words, not padding: (n, tokens) of bool, for conditions that tell."""
-        found = {
-            name: (tensors[name] != 0).flatten(2).any(dim=2) for name in self.zero_padded if name in tensors
-        }
-        masks = dict(self.masks) | {name + _WORDS: name for name in self.lists}
-        for mask, name in masks.items():
-            if mask in tensors and name in tensors:
-                shown = tensors[mask].flatten(1)[:, : tensors[name].shape[1]]
-                additive = shown.is_floating_point() and bool((shown < 0).any())
-                found[name] = (shown >= 0 if additive else shown > 0).to(tensors[name].device)
-        return found
-
-
-def _is_tensor(value: Any) -> bool:
-    from torch import Tensor
-
-    return isinstance(value, Tensor)
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_tensor(entry) for entry in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_tensor(entry) for entry in value)
-    return _is_tensor(value)
-
-
-def _unknown_argument(name: str, class_name: str) -> UnsupportedPipelineError:
-    return UnsupportedPipelineError(
-        f"the pipeline gives its {class_name} the argument `{name}`, and the table "
-        f"sagediff.denoiser.lookup.FAMILIES does not say whether that is a row, a condition, a mask or neither; "
-        f"run without the feature that passes it, or add it to the table"
-    )
+        return values.words_of(self, tensors)

@@ -8,25 +8,43 @@ from sagediff.denoiser.family import Family
 
 IMAGE_FAMILIES: dict[str, Family] = {
     "UNet2DConditionModel": declared(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
-        "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids",
+        "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids "
+        "down_intrablock_additional_residuals",  # T2I-Adapter's: it has read the image alone
         "encoder_hidden_states added_cond_kwargs.text_embeds "
         "added_cond_kwargs.image_embeds "  # Kandinsky's; a list with one for each IP-Adapter
         "down_block_additional_residuals mid_block_additional_residual",  # ControlNet's: it has read each prompt
         masks={"encoder_attention_mask": "encoder_hidden_states"},
-        parts=frozenset({"added_cond_kwargs.image_embeds", "down_block_additional_residuals"}),
+        neither="cross_attention_kwargs.ip_adapter_masks",  # one for all prompts, of each IP-Adapter
+        parts=frozenset(
+            {
+                "added_cond_kwargs.image_embeds",
+                "down_block_additional_residuals",
+                "down_intrablock_additional_residuals",
+            }
+        ),
         **GUIDED_IN_ONE_CALL,
         convention=WITH_VARIANCE,
     ),
     "SD3Transformer2DModel": declared(
         "hidden_states timestep",
-        "encoder_hidden_states pooled_projections",
+        "encoder_hidden_states pooled_projections block_controlnet_hidden_states",
+        neither="skip_layers",
+        parts=frozenset({"block_controlnet_hidden_states"}),
         **GUIDED_IN_ONE_CALL,
         convention=AS_SCHEDULED,
     ),
     "FluxTransformer2DModel": declared(
         "hidden_states timestep guidance",
-        "encoder_hidden_states pooled_projections",
+        "encoder_hidden_states pooled_projections controlnet_block_samples controlnet_single_block_samples "
+        "joint_attention_kwargs.ip_adapter_image_embeds",
         neither="txt_ids img_ids",
+        parts=frozenset(
+            {
+                "controlnet_block_samples",
+                "controlnet_single_block_samples",
+                "joint_attention_kwargs.ip_adapter_image_embeds",
+            }
+        ),
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
@@ -48,8 +66,9 @@ IMAGE_FAMILIES: dict[str, Family] = {
     ),
     "SanaTransformer2DModel": declared(
         "hidden_states timestep",
-        "encoder_hidden_states",
+        "encoder_hidden_states controlnet_block_samples",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
+        parts=frozenset({"controlnet_block_samples"}),
         dtype="bfloat16",
         vae_dtype="float32",
         **GUIDED_IN_ONE_CALL,
@@ -80,12 +99,13 @@ IMAGE_FAMILIES: dict[str, Family] = {
     ),
     "HunyuanDiT2DModel": declared(
         "hidden_states timestep image_meta_size style",
-        "encoder_hidden_states encoder_hidden_states_t5",
+        "encoder_hidden_states encoder_hidden_states_t5 controlnet_block_samples",
         masks={
             "text_embedding_mask": "encoder_hidden_states",
             "text_embedding_mask_t5": "encoder_hidden_states_t5",
         },
         neither="image_rotary_emb",
+        parts=frozenset({"controlnet_block_samples"}),
         **GUIDED_IN_ONE_CALL,
         convention=WITH_VARIANCE,
     ),
@@ -99,9 +119,10 @@ IMAGE_FAMILIES: dict[str, Family] = {
     ),
     "QwenImageTransformer2DModel": declared(
         "hidden_states timestep guidance img_shapes",
-        "encoder_hidden_states",
+        "encoder_hidden_states controlnet_block_samples",
         masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
         lists=frozenset({"img_shapes"}),
+        parts=frozenset({"controlnet_block_samples"}),
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from sagediff.denoiser.family import Family, GuidanceKind, Role
+from sagediff.denoiser.places import places_of
 from sagediff.denoiser.private_names import unwrapped
+from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import UnsupportedPipelineError
 
@@ -15,15 +17,18 @@ __all__ = ["FAMILIES", "Family", "GuidanceKind", "Role", "denoiser_of", "denoise
 
 
 def denoisers_of(pipe: Any) -> list[torch.nn.Module]:
-    """The modules that a pipeline calls at its steps, one per step: its `unet`, or else its `transformer`, and
-    a `transformer_2` that takes over from it on the way.
+    """The modules that a pipeline calls at its steps: its `unet`, or else its `transformer` and a `transformer_2` that
+    takes over from it on the way; or those that `PLACES` names.
 
     Raises:
-        UnsupportedPipelineError: it has none.
+        UnsupportedPipelineError: it has none, or is of a class that cannot share (`refused.py`).
     """
-    found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    names = [cls.__name__ for cls in type(pipe).__mro__]
+    check_pipeline_class(*names)
+    places = places_of(names)
+    found = [getattr(pipe, name, None) for name in places]
     modules = [module for module in found if isinstance(module, torch.nn.Module)]
-    if isinstance(found[0], torch.nn.Module):
+    if places[0] == "unet" and isinstance(found[0], torch.nn.Module):
         return modules[:1]
     if not modules:
         raise UnsupportedPipelineError(
@@ -42,8 +47,11 @@ def denoiser_of(pipe: Any) -> torch.nn.Module:
     return denoisers_of(pipe)[0]
 
 
-def family_of(denoiser: torch.nn.Module) -> Family:
+def family_of(denoiser: torch.nn.Module, pipe: Any = None) -> Family:
     """The table's entry for a denoiser's class, compiled or not, or for one of its base classes.
+
+    Args:
+        pipe: the pipeline that calls it; some give an argument another role.
 
     Raises:
         UnsupportedPipelineError: none is known.
@@ -51,7 +59,7 @@ def family_of(denoiser: torch.nn.Module) -> Family:
     denoiser = unwrapped(denoiser)
     for cls in type(denoiser).__mro__:
         if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__]
+            return FAMILIES[cls.__name__].in_pipeline(base.__name__ for base in type(pipe).__mro__)
     raise UnsupportedPipelineError(
         f"shared sampling does not know the denoiser class {type(denoiser).__name__}; known are "
         f"{', '.join(sorted(FAMILIES))}. To add it, put a Family under its name into "

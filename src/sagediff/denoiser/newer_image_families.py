@@ -62,7 +62,11 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
     "Kandinsky5Transformer3DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states pooled_projections",
-        neither="visual_rope_pos text_rope_pos",
+        neither="visual_rope_pos text_rope_pos scale_factor",
+        pipelines={
+            "Kandinsky5T2VPipeline": {"makes": "videos", "fps": 24.0},
+            "Kandinsky5I2VPipeline": {"makes": "videos", "fps": 24.0},
+        },
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
         convention=AS_SCHEDULED,
@@ -118,6 +122,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         "encoder_hidden_states",
         masks={"encoder_hidden_states_mask": "encoder_hidden_states"},
         lists=frozenset({"img_shapes"}),
+        omitted="kv_cache kv_cache_mode",  # of the text's keys: saves no more than they take to compute
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,

@@ -240,16 +240,9 @@ def _saved(alone: SharePlan, groups: Groups) -> Floats:
     Args:
         alone: the plan of the same prompts in which nobody shares.
     """
-    calls = alone.calls_per_step or (1,) * alone.num_steps
     members = [len(group) for group in groups if len(group) > 1]
-    rows = [
-        [alone.rows_per_prompt if alone.runs_negative(step, count) else 1 for count in (1, 2)]
-        for step in range(alone.num_steps)
-    ]
-    saved = [
-        sum(count * single - shared for count in members) * each
-        for (single, shared), each in zip(rows, calls, strict=True)
-    ]
+    rows = [[alone.rows_of_node(step, count) for count in (1, 2)] for step in range(alone.num_steps)]
+    saved = [sum(count * single - shared for count in members) for single, shared in rows]
     return np.cumsum([0.0, *saved])
 
 

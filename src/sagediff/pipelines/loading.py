@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.collector import collection_paused
+from sagediff.denoiser.places import places_of
+from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
@@ -98,13 +100,15 @@ def _checked_denoiser(index: Mapping[str, Any], where: str) -> str:
     """The class name of the denoiser that an index lists.
 
     Raises:
-        InputError: an index that no pipeline can have. UnsupportedPipelineError: a denoiser that sharing does not know.
+        InputError: an index that no pipeline can have. UnsupportedPipelineError: a pipeline that cannot share, or a
+            denoiser that sharing does not know.
     """
     known = index.get("_class_name")
     if not isinstance(known, str):
         raise InputError(f"{where} names no pipeline, under `_class_name`")
+    check_pipeline_class(known)
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
-    denoiser = next((parts[key] for key in ("unet", "transformer") if key in parts), "")
+    denoiser = next((parts[key] for key in places_of([known]) if key in parts), "")
     if denoiser not in FAMILIES:
         raise UnsupportedPipelineError(
             f"this model is none of those that sagediff knows: {known} has "

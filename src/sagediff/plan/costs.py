@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,19 @@ if TYPE_CHECKING:
     from sagediff.plan.share_plan import SharePlan
 
 
+MOST_ROWS = 8
+ROWS_PER_PROMPT = range(
+    1, MOST_ROWS + 1
+)  # without guidance, with a negative row, with rows of further guidance
+
+Span: TypeAlias = tuple[int, int]
+"""(first step, the one after the last)"""
+
+
 def first_guided(plan: SharePlan) -> npt.NDArray[np.int64]:
     """For each prompt the first step with guidance, shape (N,); past the last one where it has none."""
     if plan.guided_from is None:
-        start = plan.unguided_steps if plan.rows_per_prompt == 2 else plan.num_steps
+        start = plan.unguided_steps if plan.rows_per_prompt > 1 else plan.num_steps
         return np.full(plan.num_prompts, start, dtype=np.int64)
     starts = [plan.num_steps if start is None else start for start in plan.guided_from]
     return np.asarray(starts, dtype=np.int64)
@@ -28,18 +37,28 @@ def may_guide(plan: SharePlan, members: int) -> bool:
     return not (members > 1 and plan.shared_guidance == 1.0)
 
 
-def rows_of_nodes(plan: SharePlan, step: int, *, replayed_too: bool = False) -> npt.NDArray[np.int64]:
-    """Denoiser rows of one call for each node, shape (nodes,).
+def rows_of_calls(plan: SharePlan, start: int, end: int) -> tuple[int, ...]:
+    """Denoiser rows of a guided prompt in each solver call of the steps from `start` to the one before `end`."""
+    count = calls(plan, start, end)
+    if plan.rows_per_call is None:
+        return (plan.rows_per_prompt,) * count
+    before = calls(plan, 0, start)
+    return plan.rows_per_call[before : before + count]
+
+
+def rows_of_nodes(plan: SharePlan, span: Span, *, replayed_too: bool = False) -> npt.NDArray[np.int64]:
+    """Denoiser rows for each node in steps between which nothing changes but the rows of a call, shape (nodes,).
 
     Args:
         replayed_too: whether a step that is replayed counts as well, and not as 0.
     """
+    step, end = span
     nodes = plan.partition(step)
     members = np.bincount(nodes)
     starts = np.zeros(len(members), dtype=np.int64)
     starts[nodes] = first_guided(plan)
     guided = np.asarray([may_guide(plan, int(n)) for n in members], dtype=bool)
-    rows = np.where((starts <= step) & guided, 2, 1)
+    rows = np.where((starts <= step) & guided, sum(rows_of_calls(plan, step, end)), calls(plan, step, end))
     if replayed_too:
         return rows
     run = np.zeros(len(members), dtype=bool)
@@ -52,11 +71,11 @@ def calls(plan: SharePlan, start: int, end: int) -> int:
     return end - start if plan.calls_per_step is None else sum(plan.calls_per_step[start:end])
 
 
-def spans(plan: SharePlan) -> list[tuple[int, int]]:
-    """(first step, denoiser calls) of the stretches in which a step's rows do not change."""
+def spans(plan: SharePlan) -> list[Span]:
+    """The stretches in which nodes, replay, and what of guidance the plan leaves out do not change."""
     starts = (start for start, _ in plan.levels)
     cuts = sorted({*starts, *(plan.replayed_steps or ()), *first_guided(plan).tolist(), plan.num_steps})
-    return [(start, calls(plan, start, end)) for start, end in pairwise(cuts)]
+    return list(pairwise(cuts))
 
 
 def check_replayed(plan: SharePlan) -> None:
@@ -87,6 +106,24 @@ def check_replayed(plan: SharePlan) -> None:
                 )
 
 
+def check_rows(plan: SharePlan) -> None:
+    """Rows per prompt are in range, and said of each solver call if of any.
+
+    Raises:
+        PlanError: they are not.
+    """
+    if plan.rows_per_prompt not in ROWS_PER_PROMPT:
+        raise PlanError(
+            f"rows_per_prompt must be 1, or 2 to {MOST_ROWS} with guidance, got {plan.rows_per_prompt!r}"
+        )
+    rows, count = plan.rows_per_call, calls(plan, 0, plan.num_steps)
+    if rows is not None and (len(rows) != count or min(rows) < 1 or max(rows) != plan.rows_per_prompt):
+        raise PlanError(
+            f"rows_per_call must hold {count} counts of at least 1, the largest of them {plan.rows_per_prompt}, got "
+            f"{rows!r}"
+        )
+
+
 def check_guided(plan: SharePlan) -> None:
     """Members of a group are guided alike.
 
@@ -103,7 +140,7 @@ def check_guided(plan: SharePlan) -> None:
             f"guided_from must hold a whole number in [0, {plan.num_steps}], or None, for each of the "
             f"{plan.num_prompts} prompts, got {starts!r}"
         )
-    if plan.rows_per_prompt != 2 or plan.unguided_steps:
-        raise PlanError("guided_from goes with 2 rows per prompt, and says what unguided_steps would")
+    if plan.rows_per_prompt < 2 or plan.unguided_steps:
+        raise PlanError("guided_from goes with 2 rows per prompt or more, and says what unguided_steps would")
     if mixed := next((group for group in plan.groups if len({starts[i] for i in group}) > 1), None):
         raise PlanError(f"prompts {mixed} are one group, but are not guided alike")

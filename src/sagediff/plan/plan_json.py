@@ -33,7 +33,7 @@ def plan_fields(text: str) -> dict[str, Any]:
             )
         ratio, calls = data["share_ratio"], data["calls_per_step"]
         replayed = data.get("replayed_steps")  # not in plans that were written before there was replay
-        guided_from = data.get("guided_from")
+        guided_from, rows = data.get("guided_from"), data.get("rows_per_call")
         return {
             "num_steps": data["num_steps"],
             "levels": tuple((_whole(start), tuple(map(_whole, nodes))) for start, nodes in data["levels"]),
@@ -44,6 +44,7 @@ def plan_fields(text: str) -> dict[str, Any]:
             "share_ratio": tuple(map(_ratio, ratio)) if isinstance(ratio, list) else _ratio(ratio),
             "replayed_steps": None if replayed is None else tuple(map(_whole, replayed)),
             "guided_from": None if guided_from is None else tuple(guided_from),
+            "rows_per_call": None if rows is None else tuple(map(_whole, rows)),
         }
     except PlanError:
         raise

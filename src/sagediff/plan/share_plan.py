@@ -20,8 +20,10 @@ from sagediff.plan.costs import (
     calls,
     check_guided,
     check_replayed,
+    check_rows,
     first_guided,
     may_guide,
+    rows_of_calls,
     rows_of_nodes,
     spans,
 )
@@ -53,7 +55,7 @@ class SharePlan:
             the negative rows of such nodes are not run.
         unguided_steps: first steps that run without classifier-free guidance for every node, also those of one
             member: their negative rows are not run (limited-interval guidance, arXiv 2404.07724).
-        rows_per_prompt: 2 with classifier-free guidance, 1 without.
+        rows_per_prompt: 2 with classifier-free guidance, 1 without, more with guidance of further parts.
         calls_per_step: denoiser calls of each step (Heun's method takes two); None for one each.
         share_ratio: what the plan was made with, one number, or one per group in the order they were given; for
             reports. None when it is not known.
@@ -61,6 +63,8 @@ class SharePlan:
             cost no rows; members agree while they are one node. None: nothing is replayed.
         guided_from: with 2 rows per prompt, for each prompt the first step with guidance, None where it has none at
             all; members of a group agree. None: `unguided_steps` for all.
+        rows_per_call: `rows_per_prompt` of each solver call, where the pipeline's guidance stops or begins on the way
+            (truncated guidance, guidance intervals); None where all are alike.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -75,11 +79,10 @@ class SharePlan:
     share_ratio: float | tuple[float, ...] | None = None
     replayed_steps: tuple[int, ...] | None = None
     guided_from: tuple[int | None, ...] | None = None
+    rows_per_call: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_steps(self.num_steps)
-        if self.rows_per_prompt not in (1, 2):
-            raise PlanError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
         if self.shared_guidance is not None and not (
             math.isfinite(self.shared_guidance) and self.shared_guidance >= 0
         ):
@@ -96,6 +99,7 @@ class SharePlan:
             raise PlanError(
                 f"calls_per_step must hold {self.num_steps} counts of at least 1, got {self.calls_per_step!r}"
             )
+        check_rows(self)
         check_levels(self.levels, self.num_steps)
         check_replayed(self)
         check_guided(self)
@@ -226,27 +230,26 @@ class SharePlan:
 
     def step_evaluations(self, step: int) -> int:
         """Denoiser rows that the step runs, guidance rows included."""
-        return calls(self, step, step + 1) * int(rows_of_nodes(self, step).sum())
+        return int(rows_of_nodes(self, (step, step + 1)).sum())
 
     @cached_property
     def evaluations(self) -> int:
         """Denoiser rows of the whole plan."""
-        return sum(int(rows_of_nodes(self, start).sum()) * count for start, count in spans(self))
+        return sum(int(rows_of_nodes(self, span).sum()) for span in spans(self))
 
     @property
     def evaluations_independent(self) -> int:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
         unguided = 0 if self.guided_from is None else self.guided_from.count(None)
-        rows = self.num_prompts * self.rows_per_prompt - unguided
-        return rows * calls(self, 0, self.num_steps)
+        guided = self.num_prompts - unguided
+        return guided * sum(self.rows_of_calls()) + unguided * calls(self, 0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
         """Denoiser rows of independent sampling that leaves guidance out wherever this plan does, prompt by prompt."""
         return sum(
-            int((rows_of_nodes(self, start, replayed_too=True) * np.bincount(self.partition(start))).sum())
-            * count
-            for start, count in spans(self)
+            int((rows_of_nodes(self, span, replayed_too=True) * np.bincount(self.partition(span[0]))).sum())
+            for span in spans(self)
         )
 
     @property
@@ -288,28 +291,54 @@ class SharePlan:
     def prompt_evaluations(self) -> npt.NDArray[np.float64]:
         """Each prompt's part, shape (N,): a node's rows divided evenly over its members. Sums to `evaluations`."""
         total = np.zeros(self.num_prompts)
-        for start, count in spans(self):
-            nodes = self.partition(start)
-            total += (rows_of_nodes(self, start) / np.bincount(nodes))[nodes] * count
+        for span in spans(self):
+            nodes = self.partition(span[0])
+            total += (rows_of_nodes(self, span) / np.bincount(nodes))[nodes]
         return total
+
+    def rows_of_calls(self) -> tuple[int, ...]:
+        """Denoiser rows of a guided prompt in each solver call."""
+        return rows_of_calls(self, 0, self.num_steps)
+
+    def rows_of_node(self, step: int, members: int) -> int:
+        """Denoiser rows that a step takes for a node of so many members, if there is guidance and no replay."""
+        rows = rows_of_calls(self, step, step + 1)
+        return sum(rows) if self.runs_negative(step, members) else len(rows)
 
     def recost(
         self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
     ) -> SharePlan:
         """The same sharing on another cost basis; None leaves a basis as it is. Rows are those of every prompt."""
-        calls = self.calls_per_step if calls_per_step is None else tuple(calls_per_step)
+        if calls_per_step is None:
+            plan = self
+        else:
+            calls = tuple(calls_per_step)
+            kept = self.rows_per_call if calls == self.calls_per_step else None
+            plan = replace(self, calls_per_step=calls, rows_per_call=kept)
         if rows_per_prompt is None:
-            return replace(self, calls_per_step=calls)
-        return replace(self, rows_per_prompt=rows_per_prompt, guided_from=None, calls_per_step=calls)
+            return plan
+        return replace(plan, rows_per_prompt=rows_per_prompt, guided_from=None, rows_per_call=None)
 
-    def with_guidance(self, starts: Sequence[int | None]) -> SharePlan:
-        """The same sharing where each prompt is guided from its step on, or, with None, not at all."""
+    def recost_from(self, solver_call: int, rows_per_prompt: int) -> SharePlan:
+        """The same sharing where solver calls from this one on have so many rows per prompt."""
+        before = self.rows_of_calls()[:solver_call]
+        rows = (*before, *(rows_per_prompt,) * (calls(self, 0, self.num_steps) - solver_call))
+        alike = len(set(rows)) == 1
+        return replace(
+            self, rows_per_prompt=max(rows), guided_from=None, rows_per_call=None if alike else rows
+        )
+
+    def with_guidance(self, starts: Sequence[int | None], rows_per_prompt: int = 2) -> SharePlan:
+        """The same sharing where each prompt is guided from its step on, or, with None, not at all.
+
+        Args:
+            rows_per_prompt: of those that are guided.
+        """
+        guided = replace(self, rows_per_prompt=rows_per_prompt, guided_from=None, rows_per_call=None)
         first = starts[0]
         if len(set(starts)) > 1:
-            return replace(self, rows_per_prompt=2, unguided_steps=0, guided_from=tuple(starts))
-        if first is None:
-            return replace(self, rows_per_prompt=1, guided_from=None)
-        return replace(self, rows_per_prompt=2, unguided_steps=first, guided_from=None)
+            return replace(guided, unguided_steps=0, guided_from=tuple(starts))
+        return replace(guided, rows_per_prompt=1) if first is None else replace(guided, unguided_steps=first)
 
     def subset(self, prompts: Sequence[int]) -> SharePlan:
         """The plan of some whole groups, their prompts renumbered in the order given.
@@ -336,7 +365,11 @@ class SharePlan:
             self, levels=tuple(levels), share_ratio=ratio, replayed_steps=replayed, guided_from=None
         )
         starts = self.guided_from
-        return part_plan if starts is None else part_plan.with_guidance([starts[i] for i in prompts])
+        return (
+            part_plan
+            if starts is None
+            else part_plan.with_guidance([starts[i] for i in prompts], self.rows_per_prompt)
+        )
 
     # -- noise
 

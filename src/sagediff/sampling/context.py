@@ -89,7 +89,7 @@ def shared_sampling(
         raise UnsupportedPipelineError(f"{type(pipe).__name__} has no scheduler whose steps could be counted")
     check_noise_source(scheduler)
     run = SharedRun(plan, steps_to_record(plan, record))
-    family = family_of(modules[0])
+    family = family_of(modules[0], pipe)
     records = RecordReplay(run, replay or {}, family)
     noise = MemberNoise(scheduler, plan, fresh_noise, fresh_noise_rows, member_noise, handover_noise)
     hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]
@@ -98,5 +98,5 @@ def shared_sampling(
             stack.enter_context(attention_kept(unwrapped(module)))
             stack.enter_context(hook_installed(module, hook))
         stack.enter_context(start_seen(pipe, noise))
-        stack.enter_context(wrapped_scheduler(scheduler, run, family.guidance, noise))
+        stack.enter_context(wrapped_scheduler(scheduler, run, noise))
         yield run

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sagediff.denoiser.condition import GroupCondition
+from sagediff.denoiser.family import MERGED
 from sagediff.denoiser.lookup import Family
 
 _KEPT = 2  # sets of conditions: of a step's conditional and of its negative call, where those are two
@@ -52,7 +53,10 @@ class Gathering:
         Args:
             sources: for every row wanted, the rows of the call that it stands for.
         """
-        per_row = {name: tensor for name, tensor in tensors.items() if has_rows(self._family, name, tensor)}
+        rows = len(tensors[self._family.sample])
+        per_row = {
+            name: tensor for name, tensor in tensors.items() if has_rows(self._family, name, tensor, rows)
+        }
         first = sources[0][0]
         if all(members == (first + place,) for place, members in enumerate(sources)):
             return {name: tensor[first : first + len(sources)] for name, tensor in per_row.items()}
@@ -73,15 +77,17 @@ class Gathering:
     ) -> Mapping[tuple[int, ...], Mapping[str, Tensor]]:
         """The conditions and masks of nodes, by their members."""
         roles = {name: self._family.role(name) for name in per_row}
-        made_of = {name: tensor for name, tensor in per_row.items() if roles[name] in ("condition", "mask")}
+        made_of = {name: tensor for name, tensor in per_row.items() if roles[name] in MERGED}
+        if not made_of:  # all of it broadcast
+            return {members: {} for members in nodes}
         known = self._known(made_of)
         missing = [members for members in nodes if members not in known.rows]
         if missing:
             words = self._family.words(per_row)
             for members in missing:
                 conditions, masks = (
-                    _take({n: t for n, t in made_of.items() if roles[n] == role}, members)
-                    for role in ("condition", "mask")
+                    _take({n: t for n, t in made_of.items() if roles[n] in kinds}, members)
+                    for kinds in (("condition", "discrete"), ("mask", "length"))
                 )
                 known.rows[members] = self._condition(conditions, masks, _take(words, members))
         return known.rows
@@ -89,7 +95,7 @@ class Gathering:
     def _known(self, tensors: Mapping[str, Tensor]) -> _Merged:
         """What is kept of such conditions; nothing yet where they are new."""
         # ControlNet's residuals are new at every step, and too large to keep copies of
-        if any(name.rpartition(".")[0] in self._family.parts for name in tensors):
+        if any(self._family.whole(name) != name for name in tensors):
             return _Merged({})
         for kept in self._kept:
             if kept.is_of(tensors):
@@ -99,11 +105,12 @@ class Gathering:
         return self._kept[0]
 
 
-def has_rows(family: Family, name: str, tensor: Tensor) -> bool:
-    """Whether an argument has one row for each row of the call; a timestep may be one value for all of them."""
-    role = family.role(name)
-    is_broadcast = tensor.ndim == 0 or (tensor.ndim == 1 and len(tensor) == 1)
-    return role != "neither" and not (role == "row" and is_broadcast)
+def has_rows(family: Family, name: str, tensor: Tensor, rows: int) -> bool:
+    """Whether an argument has one row for each row of the call, or should: one entry is broadcast to all rows by the
+    model (a timestep, or the embedding of one negative prompt)."""
+    if tensor.ndim == 0:
+        return family.role(name) not in ("neither", "row")
+    return family.role(name) != "neither" and (len(tensor) != 1 or rows == 1)
 
 
 def _take(tensors: Mapping[str, Tensor], members: Sequence[int]) -> dict[str, Tensor]:

@@ -24,12 +24,13 @@ from sagediff.denoiser.attention import check_attention
 from sagediff.denoiser.caches import CacheRows
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
+from sagediff.denoiser.guidance import CONDITIONAL, Guiding, ways_of
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.sampling.gathering import Gathering, has_rows
-from sagediff.sampling.layout import Layout
+from sagediff.sampling.layout import Layout, batches_of, in_order
 from sagediff.sampling.record_replay import RecordReplay
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.shared_guidance import guidance_factor, reguided
@@ -70,13 +71,17 @@ class DenoiserHook(ModelHook):
         # image to image
         self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
-        self.family: Family = family_of(inner)
+        self.family: Family = family_of(inner, pipe)
         self._run = run
         self._records = records
         self._gathering = Gathering(self.family, condition)
         self._micro_batches = micro_batches
         self.caches = CacheRows(inner, micro_batches)
-        self._first: Any = None  # output of the step's first call, for pipelines that make two
+        self._guiding = Guiding(
+            ways_of(type(pipe), self.family), lambda flag: bool(getattr(pipe, flag, False))
+        )
+        self._first: Any = None  # output of the solver call's first denoiser call
+        self._conditional: Tensor | None = None  # the conditional rows of that
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the denoiser's forward; same arguments, same output."""
@@ -86,35 +91,37 @@ class DenoiserHook(ModelHook):
                 "context"
             )
         forward = cast("Callable[..., Any]", self.fn_ref.original_forward)
-        named = dict(zip(self._parameters, args, strict=False)) | kwargs
+        named = self.family.named(self._parameters, args, kwargs)
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
-        if self._run.solver_call == 0:
-            check_attention(self._pipe, self._inner)
-        call = self._run.enter_denoiser(rows, self.family, self._guided(), self._scheduler, self._may_skip)
+        call = self._run.enter_denoiser(rows, self._guiding, self._guided(), self._scheduler, self._may_skip)
+        if call.begins_run:
+            check_attention(self._pipe, self._inner, call.way)
         factor = guidance_factor(self._pipe, self.family, self._run.plan, call)
         layout = Layout.of(self._run.plan, call, self._run.abandoned())
         self._check(call, tensors)
+        if call.way.whole:
+            layout.check_whole_parts(call)
         self.caches.follow(call, layout.sources)
         sample = tensors[self.family.sample]
         self._records.check(call, sample)
 
         output: Any
         if layout.is_whole and rows <= self._micro_batches.size(rows) and self._micro_batches.is_known:
-            output = forward(*args, **kwargs)
+            output = forward(**named) if self.family.omitted else forward(*args, **kwargs)
         else:
-            batches = partial(self._run_batches, forward, named, tensors, layout.sources)
+            batches = partial(self._run_batches, forward, named, tensors, layout.sources, call)
             output, kept = self._run_rows(len(layout.sources), batches)
             spread = self._spread(call, kept, layout, sample.device)
             if factor is not None:
                 spread = reguided(spread, self._run.plan, call, factor)
             self._records.replay(call, spread)
             if output is None:  # nothing run: answer in the form of the first call, or as asked for
-                output = self._first if call.is_second else self._form(named)
+                output = self._first if call.number else self._form(named)
             output = _in_form(spread, output)
         self._records.record(call, prediction_of(output, self._class_name), sample)
-        if self.family.guidance == "two calls":
-            self._first = None if call.is_second else output
+        if call.number == 0:
+            self._keep_conditional(call, output)
         self._run.leave_denoiser(len(layout.sources))
         return output
 
@@ -138,14 +145,14 @@ class DenoiserHook(ModelHook):
         """
         members, firsts = self._members(call)
         sample = tensors[self.family.sample]
-        if call.begins_run and call.rows > call.prompts and not torch.equal(*sample.chunk(2)):
+        if call.begins_run and not _parts_are_alike(call, sample):
             raise UnsupportedPipelineError(
                 f"the pipeline calls its denoiser with {call.rows} rows for {call.prompts} prompts, which are not the "
-                f"same latents twice, as guidance has them: give exactly the plan's prompts, with "
+                f"same latents for each of its parts ({', '.join(call.parts)}): give exactly the plan's prompts, with "
                 f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
             )
         for name, tensor in tensors.items():
-            if not has_rows(self.family, name, tensor):
+            if not has_rows(self.family, name, tensor, call.rows):
                 continue
             role = self.family.role(name)
             if tensor.ndim == 0 or len(tensor) != call.rows:
@@ -167,7 +174,7 @@ class DenoiserHook(ModelHook):
         members: list[int] = []
         firsts: list[int] = []
         left_out = self._run.abandoned()
-        for first_row, _ in call.halves():
+        for first_row, _ in call.first_rows():
             first: dict[int, int] = {}
             for prompt, node in enumerate(self._run.plan.partition(call.step).tolist()):
                 if prompt in left_out:
@@ -225,13 +232,15 @@ class DenoiserHook(ModelHook):
         named: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
         sources: Sequence[tuple[int, ...]],
+        call: DenoiserCall,
         size: int,
     ) -> tuple[Any, Tensor]:
         """(last output, (rows run, ...)) of the sources' rows, gathered and run `size` at a time."""
         kept: list[Tensor] = []
         output: Any = None
-        for start in range(0, len(sources), size):
-            batch = self._gathering.rows(tensors, sources[start : start + size])
+        places = batches_of(len(sources), size, len(call.parts) if call.way.whole else 1)
+        for rows in places:
+            batch = self._gathering.rows(tensors, [sources[row] for row in rows])
             output = forward(**self.family.put(named, batch))
             kept.append(prediction_of(output, self._class_name))
             if len(kept[-1]) != len(batch[self.family.sample]):
@@ -239,7 +248,14 @@ class DenoiserHook(ModelHook):
                     f"{self._class_name} made {len(kept[-1])} predictions for {len(batch[self.family.sample])} rows: "
                     f"some argument that the table does not name still has a row for each prompt"
                 )
-        return output, kept[0] if len(kept) == 1 else torch.cat(kept)
+        made = kept[0] if len(kept) == 1 else torch.cat(kept)
+        return output, made[in_order(places)] if call.way.whole else made
+
+    def _keep_conditional(self, call: DenoiserCall, output: Any) -> None:
+        """What further calls of the solver call take, where they are not run."""
+        first = next(row for row, part in call.first_rows() if part == CONDITIONAL)
+        prediction = prediction_of(output, self._class_name)
+        self._first, self._conditional = output, prediction[first : first + call.prompts]
 
     def _form(self, named: Mapping[str, Any]) -> Any:
         """An empty output in the form that the caller asked the denoiser for."""
@@ -251,11 +267,10 @@ class DenoiserHook(ModelHook):
     ) -> Tensor:
         """(rows run, ...) to (rows of the call, ...); zeros where nothing was run."""
         places = torch.tensor(layout.spread, device=device)
-        if -1 not in layout.spread:
-            assert kept is not None
+        if kept is not None and -1 not in layout.spread:
             return kept.index_select(0, places)
-        if call.is_second:
-            spread = prediction_of(self._first, self._class_name).clone()
+        if self._conditional is not None and call.number:
+            spread = self._conditional.repeat(len(call.parts), *[1] * (self._conditional.ndim - 1))
         else:
             like = self._records.like() if kept is None else kept
             spread = torch.zeros((len(places), *like.shape[1:]), dtype=like.dtype, device=device)
@@ -312,6 +327,13 @@ def prediction_of(output: Any, class_name: str) -> Tensor:
             f"{class_name} returned a {type(output).__name__} without one `sample`"
         )
     return sample
+
+
+def _parts_are_alike(call: DenoiserCall, sample: Tensor) -> bool:
+    """Whether guidance runs the same latents in all parts of the call."""
+    parts = zip(call.parts, sample.chunk(len(call.parts)), strict=True)
+    alike = [rows for part, rows in parts if part not in call.way.unlike]
+    return all(torch.equal(rows, alike[0]) for rows in alike[1:])
 
 
 def _in_form(prediction: Tensor, form: Any) -> Any:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
-from sagediff.denoiser.lookup import Family, denoisers_of, family_of
+from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, Part
+from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import clean_per_prediction, known_levels, prediction_type
 from sagediff.errors import StoppedError, UnsupportedPipelineError
@@ -88,7 +89,7 @@ def predicted_for_members(
     """
     check_levels_known(pipe.scheduler)
     plan = SharePlan.from_groups(groups, num_steps, 1.0, shared_guidance, unguided_steps)
-    family = family_of(denoisers_of(pipe)[0])
+    family = family_of(denoisers_of(pipe)[0], pipe)
     scale = default_of(type(pipe), family.scale) if guidance_scale is None else guidance_scale
     with _probed(pipe, plan, frozenset(steps), 1 + scale - family.unguided_scale) as probe:
         with suppress(StoppedError):  # after the last step looked at
@@ -117,31 +118,40 @@ class _Probe:
         self._pipe, self._steps, self._guidance = pipe, steps, guidance
         self._conditional: tuple[Tensor, Tensor] | None = None  # of a step with two calls
 
-    def seen(self, call: DenoiserCall, family: Family, shared: Tensor, own: Callable[[bool], Tensor]) -> None:
+    def seen(self, call: DenoiserCall, shared: Tensor, own: Callable[[Part], Tensor]) -> None:
         """A call has been answered.
 
         Args:
             shared: (rows, ...) the predictions that the pipeline got.
-            own: runs each prompt's own rows and gives their predictions, (N, ...): the negative rows if True.
+            own: runs each prompt's own rows of a part and gives their predictions, (N, ...).
+
+        Raises:
+            UnsupportedPipelineError: guidance of other parts than the conditional and the negative one.
         """
         if not self.signal:
             self.signal = self._levels()
         if not self._is_wanted(call):
             return
-        if family.guidance == "two calls" and not call.is_second:
-            group, alone = self._conditional = shared, own(False)
-        elif call.is_second:
+        if not {CONDITIONAL, NEGATIVE}.issuperset(call.parts):
+            raise UnsupportedPipelineError(
+                f"what members would get cannot be told where guidance has the parts {', '.join(call.parts)}; switch "
+                f"the further guidance off"
+            )
+        if call.parts == (CONDITIONAL,):
+            group, alone = self._conditional = shared, own(CONDITIONAL)
+        elif call.parts == (NEGATIVE,):
             if not self._needs_negative(call) or self._conditional is None:
                 return
             self.found.pop()  # in a run's first step nobody knew yet that this call would come
             conditional, own_conditional = self._conditional
             group = self._as_pipeline(conditional, shared)
-            alone = self._as_shared(own_conditional, own(True))
+            alone = self._as_shared(own_conditional, own(NEGATIVE))
         else:
-            halves = {negative: shared[first : first + call.prompts] for first, negative in call.halves()}
-            group, alone = halves[False], own(False)
+            parts = dict(zip(call.parts, shared.chunk(len(call.parts)), strict=True))
+            group, alone = parts[CONDITIONAL], own(CONDITIONAL)
             if self._needs_negative(call):
-                group, alone = self._as_pipeline(group, halves[True]), self._as_shared(alone, own(True))
+                group = self._as_pipeline(group, parts[NEGATIVE])
+                alone = self._as_shared(alone, own(NEGATIVE))
         self._note(call, group, alone)
 
     def _is_wanted(self, call: DenoiserCall) -> bool:
@@ -150,7 +160,7 @@ class _Probe:
 
     def _needs_negative(self, call: DenoiserCall) -> bool:
         plan = self.run.plan
-        return plan.rows_per_prompt == 2 and plan.runs_negative(call.step, members=2)
+        return plan.rows_per_prompt > 1 and plan.runs_negative(call.step, members=2)
 
     def _as_pipeline(self, conditional: Tensor, negative: Tensor) -> Tensor:
         """Guided by the pipeline's scale; the negative rows of shared steps are moved already to suit that."""
@@ -195,7 +205,7 @@ def _probed(pipe: Any, plan: SharePlan, steps: frozenset[int], guidance: float) 
         probe = _Probe(pipe, run, steps, guidance)
         hooked = [vars(module)["forward"] for module in modules]
         for module, sharing, alone in zip(modules, hooked, own, strict=True):
-            module.forward = _around(module, probe, sharing, alone)
+            module.forward = _around(pipe, module, probe, sharing, alone)
         try:
             yield probe
         finally:
@@ -204,30 +214,34 @@ def _probed(pipe: Any, plan: SharePlan, steps: frozenset[int], guidance: float) 
 
 
 def _around(
-    module: torch.nn.Module, probe: _Probe, sharing: Callable[..., Any], alone: Callable[..., Any]
+    pipe: Any,
+    module: torch.nn.Module,
+    probe: _Probe,
+    sharing: Callable[..., Any],
+    alone: Callable[..., Any],
 ) -> Callable[..., Any]:
     """The denoiser's forward with the probe behind it."""
     inner = unwrapped(module)
-    family, name = family_of(inner), type(inner).__name__
+    family, name = family_of(inner, pipe), type(inner).__name__
     parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
     gathering = Gathering(family, mean_condition)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = sharing(*args, **kwargs)
-        named = dict(zip(parameters, args, strict=False)) | kwargs
+        named = family.named(parameters, args, kwargs)
         tensors = family.tensors(named, name)
         call = probe.run.latest_call
         assert call is not None
-        rows = {negative: first for first, negative in call.halves()}
+        rows = {part: first for first, part in call.first_rows()}
 
-        def own(negative: bool) -> Tensor:
-            first = rows[negative]
+        def own(part: Part) -> Tensor:
+            first = rows[part]
             batch = gathering.rows(tensors, [(first + prompt,) for prompt in range(call.prompts)])
             probe.evaluations += call.prompts
             found = prediction_of(alone(**family.put(named, batch)), name)
             return _latents_of(found, tensors[family.sample])
 
-        probe.seen(call, family, _latents_of(prediction_of(output, name), tensors[family.sample]), own)
+        probe.seen(call, _latents_of(prediction_of(output, name), tensors[family.sample]), own)
         return output
 
     return forward

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sagediff.denoiser.guidance import planned_rows, ways_of
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.json_input import read_object
@@ -31,7 +32,7 @@ class CostBasis:
     """What a prompt's steps cost on a pipeline.
 
     Attributes:
-        rows_per_prompt: 2 with guidance, else 1.
+        rows_per_prompt: 2 with guidance, more with guidance of further parts, else 1; the most of any step.
         calls_per_step: denoiser calls of each step that is really taken: with a strength below 1 those are fewer than
             the call names.
     """
@@ -63,6 +64,7 @@ def plan_prompts(
     guided: Sharing | None = None,
     strength: float | None = None,
     vectors: npt.NDArray[np.float32] | None = None,
+    keywords: Mapping[str, Any] = MappingProxyType({}),
 ) -> SharePlan:
     """Embed, group and plan; runs a text encoder and nothing else.
 
@@ -80,6 +82,7 @@ def plan_prompts(
         guided: as `SharedSampler` takes it.
         strength: where a request names none; None for the pipeline's own. The plan has the steps that it leaves.
         vectors: of the prompts, (N, D) of unit length, where they were embedded elsewhere.
+        keywords: further ones of the pipeline's calls, some of which add to its guidance.
 
     Raises:
         InputError: an empty prompt, or a number out of range; or requests that one plan cannot cost.
@@ -96,7 +99,9 @@ def plan_prompts(
         for each in requests
     ]
     bases = {
-        each: cost_basis(pipe, denoiser_class, num_inference_steps, each[0], true_cfg_scale, *each[1:])
+        each: cost_basis(
+            pipe, denoiser_class, num_inference_steps, each[0], true_cfg_scale, *each[1:], keywords
+        )
         for each in dict.fromkeys(guidance)
     }
     if len(taken := {basis.num_steps for basis in bases.values()}) > 1:
@@ -113,8 +118,10 @@ def plan_prompts(
         for each, request in zip(guidance, requests, strict=True)
     ]
 
+    most_rows = max(2, *(basis.rows_per_prompt for basis in bases.values()))
+
     def costed(plan: SharePlan) -> SharePlan:
-        return plan.recost(calls_per_step=calls).with_guidance(starts_guided)
+        return plan.recost(calls_per_step=calls).with_guidance(starts_guided, most_rows)
 
     if groups is not None:
         return costed(sharing.plan_groups(groups, steps))
@@ -137,11 +144,12 @@ def cost_basis(
     true_cfg_scale: float | None = None,
     has_negative: bool = False,
     strength: float | None = None,
+    keywords: Mapping[str, Any] = MappingProxyType({}),
 ) -> CostBasis:
     """What plans for a pipeline are costed by; the arguments are those of `plan_prompts`.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range, or a guidance scale for a pipeline that takes none.
     """
     if isinstance(num_inference_steps, bool) or num_inference_steps < 1:
         raise InputError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
@@ -154,22 +162,41 @@ def cost_basis(
         if scale is not None and not math.isfinite(scale):
             raise InputError(f"{name} must be a finite number, got {scale}")
     family = FAMILIES.get(denoiser_class)
-    if family is not None and family.scale == "true_cfg_scale":
+    guider = getattr(pipe, "guider", None)
+    if not takes_guidance(pipe):
+        if guidance_scale != 1.0:
+            raise InputError(
+                f"{type(pipe).__name__} takes no guidance scale, its guider has it: set that (pipe.guider), and leave "
+                f"the scale out"
+            )
+        guided = guider is not None and bool(guider._enabled) and guider.num_conditions > 1
+    elif family is not None and family.scale == "true_cfg_scale":
         scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
         guided = has_negative and scale > family.unguided_scale and has_negative_rows(pipe)
     else:
         unguided = 1.0 if family is None else family.unguided_scale
         guided = _says_guided(pipe, denoiser_class, guidance_scale, unguided) and has_negative_rows(pipe)
-    return CostBasis(2 if guided else 1, calls_taken(pipe, num_inference_steps, strength))
+    rows = 2 if guided else 1
+    if family is not None:
+        rows = planned_rows(
+            ways_of(type(pipe), family), guided, lambda flag: _will_be_on(pipe, flag, keywords), keywords
+        )
+    return CostBasis(rows, calls_taken(pipe, num_inference_steps, strength))
 
 
 def has_negative_rows(pipe: Any) -> bool:
     """Whether a pipeline guides by negative rows at all; if not, its guidance scale is an input of the model."""
-    if getattr(getattr(pipe, "config", None), "is_distilled", False):  # FLUX.2 Klein ignores its scale then
-        return False
     if not callable(pipe):  # only what planning needs of a pipeline: no call to ask
         return True
     return any(name.startswith("negative_") for name in inspect.signature(type(pipe).__call__).parameters)
+
+
+def takes_guidance(pipe: Any) -> bool:
+    """Whether a pipeline is told how to guide by numbers of its call, as all are but those with a guider."""
+    if not callable(pipe):
+        return True
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    return not hasattr(pipe, "guider") or "guidance_scale" in parameters or "true_cfg_scale" in parameters
 
 
 def default_guidance(pipe_class: type) -> float:
@@ -182,6 +209,23 @@ def default_of(pipe_class: type, keyword: str) -> float:
     parameter = inspect.signature(pipe_class.__call__).parameters.get(keyword)
     default = getattr(parameter, "default", None)
     return float(default) if isinstance(default, int | float) else 1.0
+
+
+def _will_be_on(pipe: Any, flag: str, keywords: Mapping[str, Any]) -> bool:
+    """What the pipeline would answer in its call when asked for an attribute that follows from keywords of it."""
+    question = getattr(type(pipe), flag, None)
+    if not isinstance(question, property) or question.fget is None:
+        return False
+    given = {
+        name: keywords.get(name, parameter.default)
+        for name, parameter in inspect.signature(type(pipe).__call__).parameters.items()
+    }
+    own = {"pag_applied_layers": getattr(pipe, "pag_applied_layers", ())}
+    running = SimpleNamespace(**given, **{f"_{name}": value for name, value in given.items()}, **own)
+    try:
+        return bool(question.fget(running))
+    except (AttributeError, TypeError):
+        return False
 
 
 def _says_guided(pipe: Any, denoiser_class: str, guidance_scale: float, unguided_scale: float) -> bool:

@@ -21,6 +21,8 @@ from sagediff.sampling.trajectory import Trajectory, check_timesteps, start_of
 Record: TypeAlias = Sequence[int | Sequence[int]] | Mapping[int, int]
 """Prompts, or groups of prompts, whose shared steps are recorded; or how many first steps of which prompt."""
 
+_GUIDED = {1: "without classifier-free guidance", 2: "with classifier-free guidance"}  # by rows per prompt
+
 
 class RecordReplay:
     """Records and replays; one for all denoisers of a pipeline.
@@ -49,15 +51,16 @@ class RecordReplay:
         Raises:
             InputError: other timesteps, size or noise, or only one of both runs is guided.
         """
-        plan, begins_run = self._run.plan, call.begins_run and not call.is_second
+        run, begins_run = self._run, call.begins_run and not call.number
         # a pipeline that calls twice per step does not show that it guides before its second call
         knows_guidance = self._family.guidance == "batched" or not begins_run
+        first_rows = run.plan.rows_of_calls()[0]
         for prompt, trajectory in self._replay.items():
             where = f"prompt {prompt} cannot replay its trajectory"
             if begins_run:
-                steps = (plan.replayed_steps or ())[prompt]
+                steps = (run.plan.replayed_steps or ())[prompt]
                 check_timesteps(
-                    trajectory, steps, plan.calls_per_step or (), self._run.schedule.timesteps, where
+                    trajectory, steps, run.plan.calls_per_step or (), run.schedule.timesteps, where
                 )
                 if tuple(sample.shape[1:]) != trajectory.sample_shape:
                     raise InputError(
@@ -69,17 +72,17 @@ class RecordReplay:
                         f"{where}: it starts from other noise than the recorded run; seed its generator with the "
                         f"noise seed that the recorded group had"
                     )
-            if knows_guidance and plan.rows_per_prompt != trajectory.rows_per_prompt:
+            if knows_guidance and first_rows != trajectory.rows_per_prompt:
                 was, now = (
-                    "with classifier-free guidance" if rows == 2 else "without classifier-free guidance"
-                    for rows in (trajectory.rows_per_prompt, plan.rows_per_prompt)
+                    f"with {rows} rows per prompt" if rows > 2 else _GUIDED[rows]
+                    for rows in (trajectory.rows_per_prompt, first_rows)
                 )
                 raise InputError(f"{where}: it was recorded {was}, this run is {now}; use the same guidance")
 
     def like(self) -> Tensor:
         """(1, ...) a prediction to take shape and dtype from, where none is computed."""
         trajectory = next(iter(self._replay.values()))
-        return trajectory.row(0, negative=False)[None]
+        return trajectory.row(0, 0)[None]
 
     def replay(self, call: DenoiserCall, prediction: Tensor) -> None:
         """Put what is replayed in this call into the prediction (rows, ...), in place.
@@ -88,8 +91,8 @@ class RecordReplay:
             InputError: it is of another shape or dtype than what this run's denoiser makes.
         """
         for prompt in self._run.plan.replays(call.step).nonzero()[0].tolist():
-            for first_row, negative in call.halves():
-                row = self._replay[prompt].row(call.solver_call, negative)
+            for first_row, part in call.first_rows():
+                row = self._replay[prompt].row(call.solver_call, call.place(part))
                 if row.shape != prediction.shape[1:] or row.dtype != prediction.dtype:
                     raise InputError(
                         f"prompt {prompt} cannot replay its trajectory: it holds {row.dtype} of shape "
@@ -113,7 +116,7 @@ class RecordReplay:
             if prompt in run.abandoned() and not replays[prompt]:
                 recording.give_up()
                 continue
-            rows = {negative: prediction[first_row + prompt] for first_row, negative in call.halves()}
+            rows = {call.place(part): prediction[first_row + prompt] for first_row, part in call.first_rows()}
             recording.note(call.solver_call, rows, sample[prompt])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sagediff.denoiser.call import DenoiserCall
-from sagediff.denoiser.lookup import Family, GuidanceKind
+from sagediff.denoiser.guidance import CONDITIONAL, Guiding, Part, Way
 from sagediff.denoiser.scheduler import calls_per_step, first_call, timesteps_of
 from sagediff.errors import InputError, PlanError, StoppedError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
@@ -51,6 +51,7 @@ class SharedRun:
         solver_call: number of the solver's call that is being worked on, from 0.
         plan: the share plan, costed as the pipeline runs it (rows per prompt, denoiser calls per step) once a run
             has begun; so `evaluations == plan.evaluations` at the end of every run in which no prompt was dropped.
+            Where guidance stops or begins on the way, steps to come count as the latest one.
         evaluations: denoiser rows really run so far, guidance rows included; less than planned after a `drop`.
         dropped: prompts whose rows are not run any more.
         not_finite: prompts whose final latents are not finite; known after the last step.
@@ -76,7 +77,8 @@ class SharedRun:
         self._schedule: Schedule | None = None  # None: waiting
         self.solver_call = 0
         self.latest_call: DenoiserCall | None = None
-        self._denoiser_calls = 0  # finished for this call of the solver
+        self._calls: list[tuple[Part, ...]] = []  # finished for this call of the solver
+        self._told: tuple[Part, ...] | None = None
         for recording in self.recordings.values():
             recording.begin()
 
@@ -114,7 +116,7 @@ class SharedRun:
             return {}
         calls, timesteps = self.plan.calls_per_step or (), self._schedule.timesteps
         found = {
-            prompt: recording.trajectory(self.solver_call, calls, timesteps, self.plan.rows_per_prompt)
+            prompt: recording.trajectory(self.solver_call, calls, timesteps, self.plan.rows_of_calls()[0])
             for prompt, recording in self.recordings.items()
         }
         return {prompt: trajectory for prompt, trajectory in found.items() if trajectory is not None}
@@ -134,11 +136,12 @@ class SharedRun:
         return self._schedule
 
     def enter_denoiser(
-        self, rows: int, family: Family, guided: bool | None, scheduler: Any, may_skip: bool = False
+        self, rows: int, guiding: Guiding, guided: bool | None, scheduler: Any, may_skip: bool = False
     ) -> DenoiserCall:
         """A denoiser call with so many rows is about to run.
 
         Args:
+            guiding: tells the parts of the pipeline's calls, unless they were told for this run (`tell_parts`).
             guided: whether the pipeline says that it guides without a classifier; None when it does not say.
             may_skip: whether the pipeline may leave out first steps (`first_call`).
 
@@ -155,28 +158,47 @@ class SharedRun:
             self._schedule = Schedule(steps, timesteps_of(scheduler, first), first)
         if self.solver_call >= len(self._schedule.steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
-        is_first, is_second = self._denoiser_calls == 0, self._denoiser_calls == 1
-        if is_first and self._schedule.begins_step(self.solver_call):
+        if not self._calls and self._schedule.begins_step(self.solver_call):
             self._drop_who_left()
-        if not is_first and (family.guidance == "batched" or not is_second):
-            raise UnsupportedPipelineError(
-                f"the pipeline called its denoiser {self._denoiser_calls + 1} times in one step, which "
-                f"sharing cannot assign: switch off the guidance that makes the further call (skip-layer guidance); "
-                f"where a modular pipeline's guider runs each of its conditions in a call of its own, take the model's "
-                f"own pipeline class instead"
-            )
-        prompts, known = self.plan.num_prompts, self.plan.rows_per_prompt
-        if family.guidance == "batched" and self.solver_call > 0 and rows != known * prompts:
-            raise _guidance_changed(known, rows / prompts, self.step, "denoiser rows per prompt")
-        per_prompt = _count_rows(rows, prompts, family.guidance, guided, is_second)
-        if self.solver_call == 0:
-            self.plan = self.plan.recost(rows_per_prompt=per_prompt)
-        elif is_second and known != 2:
-            raise _guidance_changed(1, 2, self.step, "denoiser calls per step")
+        number, begins = len(self._calls), self.solver_call == 0
+        way = (
+            guiding.way(self._calls, rows, self.plan.num_prompts, guided, begins)
+            if self._told is None
+            else self._told_way(self._told, rows)
+        )
+        so_far = sum(map(len, (*self._calls, way.calls[number])))
+        if (begins and number == 0) or so_far > self.plan.rows_of_calls()[self.solver_call]:
+            self.plan = self.plan.recost_from(self.solver_call, so_far)
         self.latest_call = DenoiserCall(
-            self._number, self.step, self.solver_call, prompts, rows, is_second, family.first == "negative"
+            self._number, self.step, self.solver_call, self.plan.num_prompts, way, number
         )
         return self.latest_call
+
+    def tell_parts(self, parts: tuple[Part, ...] | None) -> None:
+        """The solver's calls from here on, until told anew, have one denoiser call for each of these parts of guidance.
+
+        For loops whose guidance the run decides (guiders), whatever the family says. The conditional part is first;
+        None: the family says again.
+        """
+        self._told = parts
+
+    def _told_way(self, parts: tuple[Part, ...], rows: int) -> Way:
+        """
+        Raises:
+            UnsupportedPipelineError: a call or rows that were not told.
+        """
+        if not parts or parts[0] != CONDITIONAL or len(parts) <= len(self._calls):
+            raise UnsupportedPipelineError(
+                f"the pipeline called its denoiser {len(self._calls) + 1} times in one step, but its guidance has the "
+                f"parts {', '.join(parts) or 'none'}, of which sharing needs the conditional one first"
+            )
+        if rows != self.plan.num_prompts:
+            raise UnsupportedPipelineError(
+                f"the pipeline calls its denoiser with {rows} rows, but the share plan has {self.plan.num_prompts} "
+                f"prompts: give exactly the plan's prompts, with num_images_per_prompt=1 (repeat a prompt in the plan "
+                f"instead)"
+            )
+        return Way(tuple((part,) for part in parts))
 
     def _drop_who_left(self) -> None:
         """Only between steps: within one, a solver's or a guidance's calls belong together."""
@@ -190,8 +212,9 @@ class SharedRun:
 
     def leave_denoiser(self, rows_run: int) -> None:
         """A denoiser call has ended, having run so many rows."""
+        assert self.latest_call is not None
         self.evaluations += rows_run
-        self._denoiser_calls += 1
+        self._calls.append(self.latest_call.parts)
 
     # -- for the wrapped scheduler -----------------------------------------------------------------
 
@@ -200,22 +223,26 @@ class SharedRun:
         """Whether the solver's call that is being worked on is the last one of its step."""
         return self.schedule.begins_step(self.solver_call + 1)
 
-    def enter_scheduler(self, guidance: GuidanceKind) -> None:
+    def enter_scheduler(self) -> None:
         """The solver is about to be called.
 
         Raises:
-            UnsupportedPipelineError: the denoiser ran past the hook, or not as often as in the steps before.
+            UnsupportedPipelineError: the denoiser ran past the hook, or not as often as was told.
         """
-        if self._denoiser_calls == 0:
+        if not self._calls:
             raise UnsupportedPipelineError(
                 "the scheduler was called without a denoiser call that shared sampling saw: something "
                 "replaced the denoiser's forward inside the context (enable offloading and compile before "
                 "entering, and enter once for each run)"
             )
-        if guidance == "two calls" and self._denoiser_calls != self.plan.rows_per_prompt:
-            raise _guidance_changed(
-                self.plan.rows_per_prompt, self._denoiser_calls, self.step, "denoiser calls per step"
+        if self._told is not None and len(self._calls) != len(self._told):
+            raise UnsupportedPipelineError(
+                f"the pipeline called its denoiser {len(self._calls)} times in one step, but its guidance has the "
+                f"parts {', '.join(self._told)}"
             )
+        rows = sum(map(len, self._calls))
+        if rows < self.plan.rows_of_calls()[self.solver_call]:
+            self.plan = self.plan.recost_from(self.solver_call, rows)
 
     def leave_scheduler(self, state: Tensor) -> None:
         """The solver's call has ended, and gave the latents (N, ...)."""
@@ -223,33 +250,4 @@ class SharedRun:
             finite = state.detach().isfinite().flatten(1).all(dim=1).tolist()
             self.not_finite = frozenset(row for row, is_finite in enumerate(finite) if not is_finite)
         self.solver_call += 1
-        self._denoiser_calls = 0
-
-
-def _count_rows(rows: int, prompts: int, guidance: GuidanceKind, guided: bool | None, is_second: bool) -> int:
-    """Denoiser rows per prompt: 1 without classifier-free guidance, 2 with it."""
-    if guidance == "two calls":
-        expected, per_prompt = prompts, 2 if is_second else 1
-    else:
-        # Ask the pipeline rather than the number: with 2 prompts planned, 2 rows may also be one guided prompt
-        per_prompt = (2 if rows == 2 * prompts else 1) if guided is None else (2 if guided else 1)
-        expected = per_prompt * prompts
-    if rows != expected and guidance == "batched" and rows == 3 * prompts:
-        raise UnsupportedPipelineError(
-            f"the pipeline runs 3 rows per prompt ({rows} for {prompts}), of which sharing knows two, the negative and "
-            f"the conditional one: guidance with a third (perturbed attention, InstructPix2Pix) cannot be shared"
-        )
-    if rows != expected:
-        raise UnsupportedPipelineError(
-            f"the pipeline calls its denoiser with {rows} rows, but the share plan has {prompts} "
-            f"prompts ({expected} rows expected): give exactly the plan's prompts, with "
-            f"num_images_per_prompt=1 (repeat a prompt in the plan instead)"
-        )
-    return per_prompt
-
-
-def _guidance_changed(first: int, now: float, step: int, what: str) -> UnsupportedPipelineError:
-    return UnsupportedPipelineError(
-        f"guidance changed on the way: {first} {what} at first, {now:g} at step {step}. Let the pipeline guide at "
-        f"all its steps or none (without truncation); to leave guidance out at first, use the plan's unguided_steps"
-    )
+        self._calls = []

@@ -140,7 +140,7 @@ class SharedSampler:
             )
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
-        family = family_of(denoiser)
+        family = family_of(denoiser, pipe)
         self.makes, self.fps = family.makes, family.fps
         self.images = ImageKeywords.of(pipe)
         self.loras = LoraAdapters(pipe)
@@ -159,18 +159,20 @@ class SharedSampler:
         starts: Sequence[Hashable] | None = None,
         read: Sequence[Hashable] | None = None,
         strength: float | None = None,
+        keywords: Mapping[str, Any] = MappingProxyType({}),
     ) -> SharePlan:
-        """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance.
+        """Group the prompts and plan; runs the text encoder only. The cost is exact for that guidance, as long as the
+        pipeline guides alike at all steps, and else an upper bound.
 
         Args:
             prompts: texts or requests, in any list, column or generator.
-            true_cfg_scale, has_negative, starts, read, strength: as `plan_prompts` has them.
+            true_cfg_scale, has_negative, starts, read, strength, keywords: as `plan_prompts` has them.
             groups: prompt numbers, where the prompts were grouped elsewhere.
         """
         scale = default_guidance(type(self.pipe)) if guidance_scale is None else guidance_scale
         return plan_prompts(
             prompts, self.sharing, self.pipe, self.denoiser_class, num_inference_steps, scale, true_cfg_scale,
-            self.encoder, groups, has_negative, starts, read, self.guided, strength,
+            self.encoder, groups, has_negative, starts, read, self.guided, strength, keywords=keywords,
         )  # fmt: skip
 
     def read(self, prompts: Iterable[str | ImageRequest], max_sequence_length: int | None = None) -> Reading:
@@ -262,6 +264,7 @@ class SharedSampler:
             starts=per_prompt.starts(),
             read=reading.keys,
             strength=None if strength is None else float(strength),
+            keywords=kwargs,
         )
         images: list[Any] = [None] * len(requests)
         run = 0
@@ -418,7 +421,10 @@ class SharedSampler:
     def _per_prompt(self, kwargs: Mapping[str, Any], count: int) -> PerPrompt:
         if taken := sorted(_OWN & set(kwargs)):
             raise InputError(f"{', '.join(taken)} cannot be given here: the sampler sets it")
-        check_perturbed_attention(self.pipe, kwargs)
+        leaves_out = any(
+            each.shared_guidance == 1.0 or each.unguided > 0 for each in (self.sharing, self.guided)
+        )
+        check_perturbed_attention(self.pipe, kwargs, leaves_out)
         return PerPrompt(self.pipe, kwargs, count)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sagediff.denoiser.call import DenoiserCall
+from sagediff.denoiser.guidance import CONDITIONAL, MOVED_BY_SHARED_GUIDANCE, NEGATIVE
 from sagediff.denoiser.lookup import Family
 from sagediff.errors import UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
@@ -25,14 +26,19 @@ def guidance_factor(pipe: Any, family: Family, plan: SharePlan, call: DenoiserCa
     guidance = plan.shared_guidance
     if guidance is None or guidance == 1.0 or not plan.shared(call.step).any():
         return None
-    if call.is_second:
+    if NEGATIVE not in call.parts:
+        return None  # there is no guidance to change
+    if CONDITIONAL not in call.parts:
         raise UnsupportedPipelineError(
             f"shared_guidance {guidance:g} needs the pipeline's own guidance scale, which "
             f"{type(pipe).__name__} does not tell; only None (as the pipeline's) and 1.0 work with "
             f"pipelines that call the denoiser twice per step"
         )
-    if call.rows == call.prompts:
-        return None  # no negative rows: there is no guidance to change
+    if not MOVED_BY_SHARED_GUIDANCE.issuperset(call.parts):
+        raise UnsupportedPipelineError(
+            f"shared_guidance {guidance:g} cannot be had where guidance has the parts {', '.join(call.parts)}; use "
+            f"None (as the pipeline's) or 1.0"
+        )
     scale, unguided = getattr(pipe, "guidance_scale", None), family.unguided_scale
     if not isinstance(scale, int | float) or scale == unguided:
         raise UnsupportedPipelineError(
@@ -43,15 +49,15 @@ def guidance_factor(pipe: Any, family: Family, plan: SharePlan, call: DenoiserCa
 
 
 def reguided(prediction: Tensor, plan: SharePlan, call: DenoiserCall, factor: float) -> Tensor:
-    """The prediction (rows, ...) with the negative half of shared prompts moved so that the pipeline's guidance s
+    """The prediction (rows, ...) with the negative part of shared prompts moved so that the pipeline's guidance s
     comes out as the shared guidance g.
 
     With u' = c + (g - 1) / (s - 1) (u - c): u' + s (c - u') = c + (1 - g) (u - c) = u + g (c - u).  The
-    conditional half stays, so that a guidance rescaling that looks at it sees the model's own.
+    other parts stay, so that a guidance rescaling that looks at it sees the model's own.
     """
-    halves = prediction.chunk(2)
-    negative, conditional = halves if call.negative_first else halves[::-1]
+    parts = dict(zip(call.parts, prediction.chunk(len(call.parts)), strict=True))
+    negative, conditional = parts[NEGATIVE], parts[CONDITIONAL]
     shared = torch.from_numpy(plan.shared(call.step)).to(prediction.device)
     flags = shared.view(-1, *[1] * (prediction.ndim - 1))
-    moved = torch.where(flags, conditional + factor * (negative - conditional), negative)
-    return torch.cat([moved, conditional] if call.negative_first else [conditional, moved])
+    parts[NEGATIVE] = torch.where(flags, conditional + factor * (negative - conditional), negative)
+    return torch.cat(list(parts.values()))

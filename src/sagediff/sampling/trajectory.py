@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sagediff.errors import InputError
 from sagediff.files.json_input import parse_object
+from sagediff.plan.costs import MOST_ROWS, ROWS_PER_PROMPT
 
 _FORMAT = "sagediff.Trajectory"
 _LARGEST_RECORD = 1 << 20  # bytes of what is said beside the tensors
@@ -29,12 +30,13 @@ class Trajectory:
     """The denoiser's answers of some first steps, as the pipeline saw them, for one node.
 
     Attributes:
-        outputs: for every solver call (1 or 2, ...): the conditional row, and the negative one if it differs.
+        outputs: for every solver call (rows, ...): the conditional row, and then those of the other parts of guidance,
+            if any differs.
         calls: solver calls of each step (Heun's method takes two).
         timesteps: the scheduler's timestep of every solver call.
         sample_shape: shape of one row of the noisy latents.
         start: the first few numbers of the noisy latents that the run began with, which tell its noise from other.
-        rows_per_prompt: 2 if the run was guided without a classifier, else 1.
+        rows_per_prompt: in the first solver call; 1 without guidance, 2 with a negative row, more with further parts.
 
     Raises:
         InputError: fields that contradict each other.
@@ -54,8 +56,10 @@ class Trajectory:
                 f"a trajectory needs one output and one timestep for each solver call of at least one step; got "
                 f"{count} outputs and {len(self.timesteps)} timesteps for {list(self.calls)} calls per step"
             )
-        if self.rows_per_prompt not in (1, 2):
-            raise InputError(f"rows_per_prompt must be 1 or 2 (with guidance), got {self.rows_per_prompt!r}")
+        if self.rows_per_prompt not in ROWS_PER_PROMPT:
+            raise InputError(
+                f"rows_per_prompt must be 1, or 2 to {MOST_ROWS} with guidance, got {self.rows_per_prompt!r}"
+            )
         shape, dtype = self.outputs[0].shape[1:], self.outputs[0].dtype
         if not all(shape) or min(self.sample_shape, default=0) < 1:
             raise InputError(
@@ -63,10 +67,10 @@ class Trajectory:
                 f"{tuple(self.sample_shape)}"
             )
         for call, output in enumerate(self.outputs):
-            if output.ndim < 2 or not 1 <= len(output) <= self.rows_per_prompt:
+            most = MOST_ROWS if call else self.rows_per_prompt
+            if output.ndim < 2 or not 1 <= len(output) <= most:
                 raise InputError(
-                    f"output {call} of a trajectory has shape {tuple(output.shape)}; it should hold 1 to "
-                    f"{self.rows_per_prompt} rows"
+                    f"output {call} of a trajectory has shape {tuple(output.shape)}; it should hold 1 to {most} rows"
                 )
             if output.shape[1:] != shape or output.dtype != dtype:
                 raise InputError(f"output {call} of a trajectory is of another shape or dtype than the first")
@@ -88,10 +92,24 @@ class Trajectory:
             bool(output.isfinite().all()) for output in self.outputs
         )
 
-    def row(self, call: int, negative: bool) -> Tensor:
-        """What the pipeline saw at that solver call, one row without its batch dimension."""
+    def row(self, call: int, place: int) -> Tensor:
+        """What the pipeline saw at that solver call, one row without its batch dimension.
+
+        Args:
+            place: of the part among those of the call (`DenoiserCall.place`), 0 for the conditional one.
+
+        Raises:
+            InputError: the recorded call had fewer parts.
+        """
         output = self.outputs[call]
-        return output[-1 if negative else 0]
+        if len(output) == 1:  # all parts were alike
+            return output[0]
+        if place >= len(output):
+            raise InputError(
+                f"a trajectory cannot be replayed: its call {call} was guided by {len(output)} rows per prompt, this "
+                f"run's has more; use the same guidance"
+            )
+        return output[place]
 
     def equals(self, other: Trajectory) -> bool:
         """Whether all numbers are the same."""
@@ -197,7 +215,7 @@ class Recording:
     """
 
     num_steps: int
-    _rows: list[list[Tensor]] = field(default_factory=list)  # of each solver call: conditional, negative
+    _rows: list[list[Tensor]] = field(default_factory=list)  # of each solver call, by their place in it
     _sample_shape: tuple[int, ...] = ()
     _start: tuple[float, ...] = ()
     _broken: bool = False
@@ -210,8 +228,8 @@ class Recording:
         """A step was not run: what comes after it belongs to nothing."""
         self._broken = True
 
-    def note(self, call: int, rows: Mapping[bool, Tensor], sample: Tensor) -> None:
-        """Copy rows of a solver call, by whether they are the negative one; each kind comes once a call.
+    def note(self, call: int, rows: Mapping[int, Tensor], sample: Tensor) -> None:
+        """Copy rows of a solver call, by their place in it; each comes once.
 
         Args:
             sample: (...) the noisy latents that they answer.
@@ -221,10 +239,10 @@ class Recording:
             if call == 0:
                 self._sample_shape, self._start = tuple(sample.shape), start_of(sample)
         kept = self._rows[call]
-        for negative in sorted(rows):  # the conditional row first
-            row = rows[negative].detach()
-            if not kept or not torch.equal(kept[0], row):
-                kept.append(row.clone())
+        for place in sorted(rows):  # the conditional row first
+            kept.append(
+                kept[0] if kept and torch.equal(kept[0], rows[place]) else rows[place].detach().clone()
+            )
 
     def trajectory(
         self,
@@ -239,7 +257,10 @@ class Recording:
         if self._broken or not count or finished_calls < count or len(self._rows) < count:
             return None
         return Trajectory(
-            tuple(torch.stack(rows) for rows in self._rows[:count]),
+            tuple(
+                torch.stack(rows if any(row is not rows[0] for row in rows) else rows[:1])
+                for rows in self._rows[:count]
+            ),
             calls,
             tuple(timesteps[:count]),
             self._sample_shape,

@@ -22,9 +22,13 @@ from sagediff.plan.waves import WaveTask
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.decoding import decoded_rows, decoding_in_parts
 from sagediff.sampling.input_images import ImageKeywords
+from sagediff.sampling.plan_prompts import takes_guidance
 from sagediff.sampling.record_replay import Record
 from sagediff.sampling.run import SharedRun
 from sagediff.sampling.trajectory import Trajectory
+
+# Pipelines that encode their default negative prompt once, and then cannot go on with more prompts than one
+_NEGATIVE_EACH = frozenset({"LongCatImagePipeline"})
 
 OnStep = Callable[[SharedRun, Mapping[str, Any]], None]
 """Told after each step: the run, and what the pipeline gives its callbacks (`latents`)."""
@@ -68,7 +72,9 @@ def run_wave(
         )  # else FLUX Kontext has one of its own
     if both := sorted(set(given) & set(options)):
         raise InputError(f"{', '.join(both)}: given for all images, and by a request too; give it one way")
-    makes_videos = family_of(denoiser_of(pipe)).makes == "videos"
+    if type(pipe).__name__ in _NEGATIVE_EACH and "negative_prompt" not in given:
+        options.setdefault("negative_prompt", [""] * len(task.requests))
+    makes_videos = family_of(denoiser_of(pipe), pipe).makes == "videos"
     with (
         decoding_in_parts(pipe),
         decoded_rows(pipe) as decoded,
@@ -94,7 +100,7 @@ def run_wave(
                 **given,
                 **options,
             )
-    images = list(output.frames if makes_videos else output.images)
+    images = list(_made(output))
     bad = sorted((run.not_finite | decoded.not_finite(len(images))) - run.dropped)
     if bad:
         left = [None if row in bad else image for row, image in enumerate(images)]
@@ -145,11 +151,20 @@ def takes_callback(pipe: Any) -> bool:
     return "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
 
 
+def _made(output: Any) -> Any:
+    """The images or videos in a pipeline's output, by any of the names that pipelines have for them."""
+    return next(
+        made for name in ("images", "frames", "image") if (made := getattr(output, name, None)) is not None
+    )
+
+
 def _request_options(pipe: Any, task: WaveTask, guidance_scale: float | None) -> dict[str, Any]:
     """The pipeline's keywords that the requests decide; what is not per request is equal in a wave."""
     first = task.requests[0]
     scale = guidance_scale if first.guidance_scale is None else first.guidance_scale
-    options: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
+    options: dict[str, Any] = {}
+    if scale is not None and takes_guidance(pipe):
+        options["guidance_scale"] = scale
     if first.images or first.strength is not None:
         options |= ImageKeywords.of(pipe).of_wave(task.requests)
     if first.width is not None:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sagediff.denoiser.lookup import GuidanceKind
 from sagediff.denoiser.scheduler import check_first_timestep
 from sagediff.errors import UnsupportedPipelineError
 from sagediff.sampling.noise import MemberNoise, global_noise
@@ -51,9 +50,7 @@ class _Method:
 
 
 @contextmanager
-def wrapped_scheduler(
-    scheduler: Any, run: SharedRun, guidance: GuidanceKind, noise: MemberNoise
-) -> Iterator[None]:
+def wrapped_scheduler(scheduler: Any, run: SharedRun, noise: MemberNoise) -> Iterator[None]:
     """Inside the context `step` and `set_timesteps` of one scheduler are wrapped; then it is as it was found.
 
     Around every step it counts; copies the state of a node's first member to the others while they share (a
@@ -67,7 +64,7 @@ def wrapped_scheduler(
     def counted_step(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
-        run.enter_scheduler(guidance)
+        run.enter_scheduler()
         _check_rows(given.get("sample"), run)
         if run.solver_call == 0:
             check_first_timestep(scheduler, given.get("timestep"), run.schedule.first)

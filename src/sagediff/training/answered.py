@@ -26,22 +26,22 @@ class Left(Exception):
 
 
 class _AnswerHook(ModelHook):
-    def __init__(self, parameters: Sequence[str], answer: Answer) -> None:
+    def __init__(self, family: Family, parameters: Sequence[str], answer: Answer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters, self._answer = parameters, answer
+        self._family, self._parameters, self._answer = family, parameters, answer
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        named = dict(zip(self._parameters, args, strict=False)) | kwargs
+        named = self._family.named(self._parameters, args, kwargs)
         forward: Any = self.fn_ref.original_forward
-        return self._answer(named, lambda: forward(*args, **kwargs))
+        return self._answer(named, lambda: forward(**named))
 
 
 @contextmanager
-def answering(module: torch.nn.Module, answer: Answer) -> Iterator[None]:
+def answering(module: torch.nn.Module, family: Family, answer: Answer) -> Iterator[None]:
     """Inside, the denoiser's calls are answered by `answer`; afterwards it is as it was found."""
     parameters = list(inspect.signature(type(module).forward).parameters)[1:]
     registry = HookRegistry.check_if_exists_or_initialize(module)
-    registry.register_hook(_AnswerHook(parameters, answer), _HOOK)
+    registry.register_hook(_AnswerHook(family, parameters, answer), _HOOK)
     try:
         yield
     finally:

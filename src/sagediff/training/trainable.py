@@ -20,7 +20,7 @@ from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.convention import Convention
 from sagediff.denoiser.lookup import FAMILIES, Family, denoiser_of, denoisers_of, family_of
 from sagediff.errors import UnsupportedPipelineError, first_line
-from sagediff.sampling.gathering import Gathering, has_rows
+from sagediff.sampling.gathering import Gathering
 from sagediff.sampling.hook import prediction_of
 from sagediff.training.answered import Answer, Left, answering, in_form
 from sagediff.training.forward_process import GRID, ForwardProcess
@@ -58,8 +58,10 @@ class TrainableDenoiser:
         self._inputs = inputs
         self.pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
-        self.family: Family = family_of(self.module)
-        self.convention: Convention = check_trainable(*(cls.__name__ for cls in type(self.module).__mro__))
+        self.family: Family = family_of(self.module, pipe)
+        check_trainable(*(cls.__name__ for cls in type(self.module).__mro__))
+        assert self.family.convention is not None
+        self.convention: Convention = self.family.convention
         self._class_name = type(self.module).__name__
         if len(denoisers_of(pipe)) > 1:
             raise UnsupportedPipelineError(
@@ -128,7 +130,7 @@ class TrainableDenoiser:
         # is the same with and without, and its scale may be an input of the model, which keeps its default.
         if self.family.scale in self._call and (guided or self.family.guidance == "batched"):
             given[self.family.scale] = self.family.unguided_scale + (2.0 if guided else 0.0)
-        with torch.no_grad(), suppress(Left), answering(self.module, answer):
+        with torch.no_grad(), suppress(Left), answering(self.module, self.family, answer):
             self._pipeline_run(given)
 
     def _pipeline_run(self, given: dict[str, Any]) -> None:
@@ -175,7 +177,7 @@ class TrainableDenoiser:
         return {
             name: tensor
             for name, tensor in tensors.items()
-            if name not in kept and not has_rows(self.family, name, tensor)
+            if name not in kept and (self.family.role(name) == "neither" or tensor.ndim == 0)
         }
 
     def _per_prompt(self, arguments: dict[str, Any], rows: slice) -> dict[str, Tensor]:
@@ -189,7 +191,12 @@ class TrainableDenoiser:
                     f"{tuple(tensor.shape)} in place of {tuple(self._constant[name].shape)}; training needs it to be "
                     "the same for all: pad prompts to one length"
                 )
-        return {name: tensor[rows].clone() for name, tensor in tensors.items() if name not in left_out}
+        count = len(tensors[self.family.sample])
+        return {
+            name: (tensor if len(tensor) == count else tensor.expand(count, *tensor.shape[1:]))[rows].clone()
+            for name, tensor in tensors.items()
+            if name not in left_out
+        }
 
     def conditions(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """What the pipeline conditions on for these prompts, each (N, ...)."""

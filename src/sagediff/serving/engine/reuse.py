@@ -121,7 +121,4 @@ class Reuse:
 
 def rows_alone(plan: SharePlan, steps: int) -> int:
     """Denoiser rows that a prompt's first steps cost when it takes them alone, by the plan's cost basis."""
-    calls = plan.calls_per_step or (1,) * plan.num_steps
-    return sum(
-        calls[step] * (plan.rows_per_prompt if plan.runs_negative(step, 1) else 1) for step in range(steps)
-    )
+    return sum(plan.rows_of_node(step, 1) for step in range(steps))

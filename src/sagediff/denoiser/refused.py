@@ -1,0 +1,79 @@
+"""Pipeline classes of diffusers that cannot share, each with its reason: told before anything heavy is loaded.
+
+Two tables by class name.  Every other current pipeline class is run by a test (`tests/denoiser/test_census.py`
+derives them from diffusers, so that a new release shows what is new).  A class that is in no table and has a known
+denoiser, such as one of the user's own, is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sagediff.errors import UnsupportedPipelineError
+
+_ONE_PROMPT = "it takes one prompt per call"
+
+REFUSED: Mapping[str, str] = {
+    "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
+    "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "MotifVideoImage2VideoPipeline": _ONE_PROMPT,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": "each frame has a solver of its own",
+    "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",
+    "WanVACEPipeline": _ONE_PROMPT,
+    "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
+    "for each prompt; take Flux2KleinPipeline, which does without",
+    "CogView4ControlPipeline": "it draws the latents of its control image without the prompts' generators",
+    "LEditsPPPipelineStableDiffusion": "it edits one image by several concepts together, not by prompts of their own",
+    "LEditsPPPipelineStableDiffusionXL": "it edits one image by several concepts together, not by prompts of their own",
+    "QwenImageEditPlusPipeline": "diffusers runs it for one prompt per call only",
+    "QwenImageLayeredPipeline": "diffusers mixes up its layers where a call has several prompts",
+}
+"""Samplers of texts that cannot share steps, and why: each a clause that goes on from "cannot share steps:"."""
+
+NOT_TEXT_SAMPLERS: Mapping[str, str] = {
+    "ConsistencyModelPipeline": "samples without a prompt",
+    "DDIMPipeline": "samples without a prompt",
+    "DDPMPipeline": "samples without a prompt",
+    "DiTPipeline": "samples from class labels",
+    "DiffusionGemmaPipeline": "writes text",
+    "FluxPriorReduxPipeline": "embeds an image in one call",
+    "Kandinsky6SRPipeline": "enlarges a video",
+    "LDMSuperResolutionPipeline": "enlarges an image",
+    "LLaDA2Pipeline": "writes text",
+    "LTX2LatentUpsamplePipeline": "enlarges a video in one call",
+    "LTX2VideoDiffusionDecodePipeline": "decodes a video",
+    "LTXLatentUpsamplePipeline": "enlarges a video in one call",
+    "MarigoldDepthPipeline": "estimates the depth of an image",
+    "MarigoldIntrinsicsPipeline": "estimates the materials and the light of an image",
+    "MarigoldNormalsPipeline": "estimates the surface normals of an image",
+    "RFD4ProteinaPipeline": "designs proteins",
+    "ShapEImg2ImgPipeline": "makes a 3D object of an image",
+    "StableDiffusionImageVariationPipeline": "varies an image without a prompt",
+    "StableVideoDiffusionPipeline": "makes a video of an image without a prompt",
+}
+"""Pipelines that do not sample images, videos or audio from texts, and what they do instead."""
+
+
+def refusal(class_names: Iterable[str]) -> str | None:
+    """Why the first of these pipeline classes that is in a table cannot share, in one sentence; None if none is."""
+    for name in class_names:
+        if name in REFUSED:
+            return f"{name} cannot share steps: {REFUSED[name]}"
+        if name in NOT_TEXT_SAMPLERS:
+            return f"{name} {NOT_TEXT_SAMPLERS[name]}: there are no prompts whose steps could be shared"
+    return None
+
+
+def check_pipeline_class(*class_names: str) -> None:
+    """Refuse a pipeline by its class.
+
+    Args:
+        class_names: that of the class, then those of its base classes.
+
+    Raises:
+        UnsupportedPipelineError: one of them is in a table above.
+    """
+    if sentence := refusal(class_names):
+        raise UnsupportedPipelineError(sentence)
