@@ -64,8 +64,8 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         "encoder_hidden_states pooled_projections",
         neither="visual_rope_pos text_rope_pos scale_factor",
         pipelines={
-            "Kandinsky5T2VPipeline": {"makes": "videos", "fps": 24.0},
-            "Kandinsky5I2VPipeline": {"makes": "videos", "fps": 24.0},
+            "Kandinsky5T2VPipeline": {"makes": "videos", "fps": 24.0, "convention": None},
+            "Kandinsky5I2VPipeline": {"makes": "videos", "fps": 24.0, "convention": None},
         },
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,

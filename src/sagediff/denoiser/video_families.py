@@ -36,7 +36,6 @@ VIDEO_FAMILIES: dict[str, Family] = {
         zero_padded=_PADDED_WITH_ZEROS,
         vae_dtype="float32",
         **_TWO_CALLS,
-        convention=AS_SCHEDULED,
     ),
     "LTXVideoTransformer3DModel": declared(
         "hidden_states timestep video_coords",
@@ -65,7 +64,6 @@ VIDEO_FAMILIES: dict[str, Family] = {
         fps=15.0,
         dtype="float16",
         **GUIDED_IN_TWO_CALLS,
-        convention=AS_SCHEDULED,
     ),
     "CogVideoXTransformer3DModel": declared(
         "hidden_states timestep",
@@ -81,7 +79,6 @@ VIDEO_FAMILIES: dict[str, Family] = {
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         fps=30.0,
         **_ONE_CALL,
-        convention=AS_SCHEDULED,
     ),
     "SanaVideoTransformer3DModel": declared(
         "hidden_states timestep",
@@ -99,7 +96,6 @@ VIDEO_FAMILIES: dict[str, Family] = {
         fps=15.0,
         vae_dtype="float32",
         **_ONE_CALL,
-        convention=AS_SCHEDULED,
     ),
     "LatteTransformer3DModel": declared(
         "hidden_states timestep",
@@ -124,14 +120,12 @@ VIDEO_FAMILIES: dict[str, Family] = {
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         fps=24.0,
         **_TWO_CALLS,
-        convention=AS_SCHEDULED,
     ),
     "AnyFlowTransformer3DModel": declared(
         "hidden_states timestep r_timestep",
         "encoder_hidden_states",
         zero_padded=_PADDED_WITH_ZEROS,
         **_ONE_CALL,
-        convention=AS_SCHEDULED,
     ),
 }
 """The frames per second, and the half precisions, are those of the documented examples."""

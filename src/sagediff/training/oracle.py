@@ -94,6 +94,11 @@ def run_oracle(denoiser: TrainableDenoiser, guided: bool = False, steps: int = _
     changed: set[str] = set()
 
     def note(state: Tensor) -> Tensor:
+        if state[0].numel() != clean.numel():
+            raise UnsupportedPipelineError(
+                f"{type(denoiser.pipe).__name__} gives its denoiser latents of {denoiser.sample_shape}, of which its "
+                f"solver steps {tuple(state.shape[1:])}: it can be sampled, but not trained"
+            )
         ends[:] = [state]
         return state
 

@@ -59,17 +59,23 @@ class TrainableDenoiser:
         self.pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
         self.family: Family = family_of(self.module, pipe)
-        check_trainable(*(cls.__name__ for cls in type(self.module).__mro__))
-        assert self.family.convention is not None
-        self.convention: Convention = self.family.convention
         self._class_name = type(self.module).__name__
+        if self.family.convention is None:
+            raise _undeclared(f"{type(pipe).__name__} with its {self._class_name}")
+        self.convention: Convention = self.family.convention
         if len(denoisers_of(pipe)) > 1:
             raise UnsupportedPipelineError(
                 f"training trains one denoiser, and {type(pipe).__name__} changes to a second one, `transformer_2`, on "
                 "the way; it can be sampled only"
             )
         self._call = inspect.signature(type(pipe).__call__).parameters
-        size = {"height": height, "width": width, "use_resolution_binning": False, "use_kv_cache": False}
+        if "strength" in self._call:
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} begins from an image, and training goes from noise to captioned images; train "
+                "the text-to-image pipeline of the same model, whose LoRA it takes too"
+            )
+        size: dict[str, Any] = {"height": height, "width": width, "use_resolution_binning": False}
+        size |= {"use_kv_cache": False, "pag_scale": 0.0}
         if self.family.makes == "videos":
             size["num_frames"] = 1  # an image is a video of one frame
         self.size = {name: value for name, value in size.items() if value is not None and name in self._call}
@@ -99,11 +105,11 @@ class TrainableDenoiser:
                 f"timestep {float(timestep):g}, which is not `{self.convention.time}`, as declared for that class: it "
                 "can be sampled, but not trained"
             )
-        if not self.convention.reads(self._answered, self.sample_shape[0]):
+        own, answered = self.sample_shape, self._answered
+        if answered[1:] != own[1:] or not self.convention.reads(answered[0], own[0]):
             raise UnsupportedPipelineError(
-                f"{type(self.pipe).__name__} gives its {self._class_name} latents of {self.sample_shape} and gets "
-                f"{self._answered} in place of {self.sample_shape[0]} back: what of that is predicted is not declared, "
-                "so that it can be sampled, but not trained"
+                f"{type(self.pipe).__name__} gives its {self._class_name} latents of {own} and gets {answered} back: "
+                "how the one belongs to the other is not declared, so that it can be sampled, but not trained"
             )
 
     def told(self, timesteps: Tensor) -> Tensor:
@@ -142,8 +148,9 @@ class TrainableDenoiser:
             AttributeError,
         ) as error:  # what pipelines raise where an input is missing
             raise UnsupportedPipelineError(
-                f"{type(self.pipe).__name__} cannot be called with prompts alone ({first_line(error)}), which training "
-                "does; train the text-to-image pipeline of the same model"
+                f"{type(self.pipe).__name__} cannot be called as training does, with prompts alone and for "
+                f"{given['num_inference_steps']} steps ({first_line(error)}); train the text-to-image pipeline of the "
+                "same model, and a few-step model with --schedule-steps"
             ) from error
 
     def _record(
@@ -155,7 +162,7 @@ class TrainableDenoiser:
         def answer(named: dict[str, Any], forward: Callable[[], Any]) -> Any:
             found.update(named)
             if runs:
-                self._answered = prediction_of(forward(), self._class_name).shape[1]
+                self._answered = tuple(prediction_of(forward(), self._class_name).shape[1:])
             raise Left
 
         self.run(prompts, answer, guided, steps)
@@ -163,11 +170,17 @@ class TrainableDenoiser:
             raise UnsupportedPipelineError(
                 f"{type(self.pipe).__name__} ended without calling its denoiser; training cannot learn its conditions"
             )
+        rows = len(self._tensors(found)[self.family.sample])
+        if rows != len(prompts) and not (guided and self.family.guidance == "batched"):
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} calls its {self._class_name} with {rows} rows for {len(prompts)} prompts, "
+                "of which training cannot tell the prompts' own; it can be sampled, but not trained"
+            )
         return found
 
     def answer(self, prediction: Tensor, arguments: dict[str, Any]) -> Any:
         """What the denoiser returns if that is what the scheduler shall be given, (N, ...)."""
-        return in_form(self.convention.said(prediction, self._answered), arguments, self.family)
+        return in_form(self.convention.said(prediction, self._answered[0]), arguments, self.family)
 
     # -- conditions
 
@@ -322,9 +335,13 @@ def check_trainable(*denoiser: str) -> Convention:
     for name in denoiser:
         if name in FAMILIES and (found := FAMILIES[name].convention) is not None:
             return found
-    raise UnsupportedPipelineError(
-        f"{denoiser[0]} can be sampled only: how its pipeline tells time and reads predictions is not declared in the "
-        "table of families, and training by another convention would spoil the model without a word"
+    raise _undeclared(denoiser[0])
+
+
+def _undeclared(name: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(
+        f"{name} can be sampled only: how its pipeline tells time and reads predictions is not declared in the table "
+        "of families, and training by another convention would spoil the model without a word"
     )
 
 
