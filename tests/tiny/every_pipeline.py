@@ -11,14 +11,18 @@ from typing import Any
 import torch
 
 from tiny import every_broadcast, families, more_families
+from tiny.every_audio import AUDIO
 from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
+from tiny.every_kandinsky import KANDINSKY
+from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
 from tiny.every_video_from import VIDEOS_FROM
+from tiny.every_video_further import VIDEOS_FURTHER
 from tiny.parts import SCHEDULERS, Recipe
 
 EVERY: dict[str, Recipe] = {
@@ -26,13 +30,17 @@ EVERY: dict[str, Recipe] = {
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **GUIDANCE,
     **IMAGES,
+    **AUDIO,
     **VIDEOS,
     **VIDEOS_FROM,
+    **VIDEOS_FURTHER,
     **UNETS,
+    **KANDINSKY,
     **every_broadcast.RECIPES,
     **CONTROLLED,
     **EDITS,
     **TRANSFORMER_EDITS,
+    **MODULAR,
 }
 
 

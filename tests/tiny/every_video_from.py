@@ -76,7 +76,7 @@ def video(inputs: Inputs, keyword: str = "video", frames: int = 5, **more: Any) 
 # -- HunyuanVideo, CogVideoX -----------------------------------------------------------------------
 
 
-def _hunyuan_vae() -> AutoencoderKLHunyuanVideo:
+def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
     vae = AutoencoderKLHunyuanVideo(
         latent_channels=4,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4,
@@ -96,7 +96,7 @@ def _hunyuan_image(kind: str) -> Any:
         channels = {"latent_concat": 9, "token_replace": 4}[kind]
         return HunyuanVideoImageToVideoPipeline(
             scheduler=scheduler,
-            vae=_hunyuan_vae(),
+            vae=hunyuan_vae(),
             transformer=hunyuan_transformer(in_channels=channels, image_condition_type=kind),
             image_processor=None,
             **NO_TEXTS,
@@ -107,11 +107,11 @@ def _hunyuan_image(kind: str) -> Any:
 
 def _hunyuan_skyreels(scheduler: Any) -> Any:
     return HunyuanSkyreelsImageToVideoPipeline(
-        scheduler=scheduler, vae=_hunyuan_vae(), transformer=hunyuan_transformer(in_channels=8), **NO_TEXTS
+        scheduler=scheduler, vae=hunyuan_vae(), transformer=hunyuan_transformer(in_channels=8), **NO_TEXTS
     )
 
 
-def _cogvideox_vae() -> AutoencoderKLCogVideoX:
+def cogvideox_vae() -> AutoencoderKLCogVideoX:
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 2,
         up_block_types=("CogVideoXUpBlock3D",) * 2,
@@ -127,7 +127,7 @@ def _cogvideox_vae() -> AutoencoderKLCogVideoX:
 def _cogvideox(kind: Any, **options: Any) -> Any:
     def build(scheduler: Any) -> Any:
         transformer = cogvideox_transformer(**options)
-        return kind(scheduler=scheduler, vae=_cogvideox_vae(), transformer=transformer, **NO_TEXT)
+        return kind(scheduler=scheduler, vae=cogvideox_vae(), transformer=transformer, **NO_TEXT)
 
     return build
 
@@ -298,73 +298,73 @@ _ltx_image_inputs = one(_ltx_inputs, image_cond_noise_scale=0.0)  # one image's 
 
 def _kandinsky_image(scheduler: Any) -> Any:
     return Kandinsky5I2VPipeline(
-        scheduler=scheduler, vae=_hunyuan_vae(), transformer=kandinsky_transformer(), **NO_TEXTS
+        scheduler=scheduler, vae=hunyuan_vae(), transformer=kandinsky_transformer(), **NO_TEXTS
     )
 
 
-def _first(name: str) -> Any:
+def first(name: str) -> Any:
     return lambda transformer: getattr(transformer, name)
 
 
 VIDEOS_FROM: dict[str, Recipe] = {
     "HunyuanVideoImageToVideoPipeline": Recipe(
-        _hunyuan_image("latent_concat"), each(hunyuan_inputs), _first("x_embedder")
+        _hunyuan_image("latent_concat"), each(hunyuan_inputs), first("x_embedder")
     ),
     "HunyuanVideoImageToVideoPipeline, token replace": Recipe(
-        _hunyuan_image("token_replace"), each(hunyuan_inputs), _first("x_embedder")
+        _hunyuan_image("token_replace"), each(hunyuan_inputs), first("x_embedder")
     ),
     "HunyuanSkyreelsImageToVideoPipeline": Recipe(
-        _hunyuan_skyreels, each(hunyuan_inputs), _first("x_embedder")
+        _hunyuan_skyreels, each(hunyuan_inputs), first("x_embedder")
     ),
     "CogVideoXImageToVideoPipeline": Recipe(
         _cogvideox(CogVideoXImageToVideoPipeline, in_channels=8),
         each(video_inputs),
-        _first("time_proj"),
+        first("time_proj"),
         ("ddim",),
     ),
     "CogVideoXVideoToVideoPipeline": Recipe(
         _cogvideox(CogVideoXVideoToVideoPipeline),
         video(video_inputs, num_frames=None, strength=1.0),
-        _first("time_proj"),
+        first("time_proj"),
         ("ddim",),
     ),
     "CogVideoXFunControlPipeline": Recipe(
         _cogvideox(CogVideoXFunControlPipeline, in_channels=8),
         video(video_inputs, "control_video", num_frames=None),
-        _first("time_proj"),
+        first("time_proj"),
         ("ddim",),
     ),
     "WanImageToVideoPipeline": Recipe(
-        _wan_image, one(zero_padded_inputs), _first("patch_embedding"), ("unipc_flow",)
+        _wan_image, one(zero_padded_inputs), first("patch_embedding"), ("unipc_flow",)
     ),
     "WanImageToVideoPipeline, 2.2": Recipe(
-        _wan_image_two, one(zero_padded_inputs), _first("patch_embedding"), ("unipc_flow",)
+        _wan_image_two, one(zero_padded_inputs), first("patch_embedding"), ("unipc_flow",)
     ),
     "WanImageToVideoPipeline, tokens": Recipe(
-        _wan_image_tokens, one(zero_padded_inputs), _first("patch_embedding"), ("unipc_flow",)
+        _wan_image_tokens, one(zero_padded_inputs), first("patch_embedding"), ("unipc_flow",)
     ),
     "WanVideoToVideoPipeline": Recipe(
         _wan_video,
         video(zero_padded_inputs, num_frames=None, strength=1.0),
-        _first("patch_embedding"),
+        first("patch_embedding"),
         ("unipc_flow",),
     ),
-    "LucyEditPipeline": Recipe(_lucy, video(zero_padded_inputs), _first("patch_embedding"), ("unipc_flow",)),
+    "LucyEditPipeline": Recipe(_lucy, video(zero_padded_inputs), first("patch_embedding"), ("unipc_flow",)),
     "SkyReelsV2ImageToVideoPipeline": Recipe(
-        _skyreels_image, one(zero_padded_inputs), _first("patch_embedding"), ("unipc_flow",)
+        _skyreels_image, one(zero_padded_inputs), first("patch_embedding"), ("unipc_flow",)
     ),
     "ChronoEditPipeline": Recipe(
-        _chronoedit, one(zero_padded_inputs), _first("patch_embedding"), ("unipc_flow",)
+        _chronoedit, one(zero_padded_inputs), first("patch_embedding"), ("unipc_flow",)
     ),
     "SanaImageToVideoPipeline": Recipe(
-        _sana_image, one(_sana_inputs), _first("patch_embedding"), ("dpmpp_flow",)
+        _sana_image, one(_sana_inputs), first("patch_embedding"), ("dpmpp_flow",)
     ),
-    "LTXImageToVideoPipeline": Recipe(_ltx(LTXImageToVideoPipeline), each(_ltx_inputs), _first("proj_in")),
+    "LTXImageToVideoPipeline": Recipe(_ltx(LTXImageToVideoPipeline), each(_ltx_inputs), first("proj_in")),
     "LTXConditionPipeline": Recipe(
-        _ltx(LTXConditionPipeline), one(_ltx_inputs, image_cond_noise_scale=0.0), _first("proj_in")
+        _ltx(LTXConditionPipeline), one(_ltx_inputs, image_cond_noise_scale=0.0), first("proj_in")
     ),
-    "LTXConditionPipeline, of texts": Recipe(_ltx(LTXConditionPipeline), _ltx_inputs, _first("proj_in")),
+    "LTXConditionPipeline, of texts": Recipe(_ltx(LTXConditionPipeline), _ltx_inputs, first("proj_in")),
     "Kandinsky5I2VPipeline": Recipe(
-        _kandinsky_image, each(kandinsky_inputs, num_frames=21), _first("visual_embeddings")
+        _kandinsky_image, each(kandinsky_inputs, num_frames=21), first("visual_embeddings")
     ),
 }

@@ -28,7 +28,7 @@ from sagediff.files.shards import SHARD_COLUMNS, ShardStore
 from sagediff.files.video_format import VideoFormat
 from sagediff.pipelines.content import run_content
 from sagediff.pipelines.from_images import Begins, begins_from
-from sagediff.pipelines.loading import supported_parts
+from sagediff.pipelines.loading import supported_family
 from sagediff.pipelines.lora import sharing_warnings
 from sagediff.pipelines.placement import open_pipeline
 from sagediff.pipelines.run_settings import RunSettings
@@ -51,8 +51,9 @@ def run_generation(job: Generation, folder: OutputFolder, manifest: dict[str, An
         manifest: what a run that goes on must repeat.
     """
     start = time.perf_counter()
-    _, denoiser = supported_parts(job.settings.model.source)  # refused before gigabytes of weights are read
-    check_media(job, denoiser)
+    check_media(
+        job, supported_family(job.settings.model.source)
+    )  # refused before gigabytes of weights are read
     check_lora_files(job.images)
     content = run_content(job.settings)
     if job.output.resume:

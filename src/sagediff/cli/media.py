@@ -7,26 +7,36 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from sagediff.cli.job_options import Generation, VideoOptions
-from sagediff.denoiser.lookup import FAMILIES
-from sagediff.errors import InputError
+from sagediff.denoiser.audio_families import NO_AUDIO
+from sagediff.denoiser.family import Family
+from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.files.image_formats import ImageFormat
 from sagediff.files.video_format import VideoFormat, library
 from sagediff.sampling.sampler import SharedSampler
 
+_FRAMES = ("num_frames", "frames", "video_length")  # Sana Video has the second, Latte the third
 MediaFormat: TypeAlias = ImageFormat | VideoFormat
 
 
-def check_media(job: Generation, denoiser_class: str) -> None:
+def check_media(job: Generation, family: Family) -> None:
     """Refuse, before weights are read, options that are not for what the model makes.
 
     Raises:
         InputError: one is named; or the library that writes videos is not installed.
+        UnsupportedPipelineError: the model makes audio.
     """
-    if FAMILIES[denoiser_class].makes == "videos":
+    check_makes(family)
+    if family.makes == "videos":
         job.check_videos()
         library()
     else:
         job.video.check_images()
+
+
+def check_makes(family: Family) -> None:
+    """Raises UnsupportedPipelineError for a model that makes what no command writes."""
+    if family.makes == "audio":
+        raise UnsupportedPipelineError(f"this model makes audio, which sagediff does not write: {NO_AUDIO}")
 
 
 def media_format(job: Generation, sampler: SharedSampler) -> MediaFormat:
@@ -45,11 +55,12 @@ def call_keywords(video: VideoOptions, sampler: SharedSampler) -> dict[str, Any]
     Raises:
         InputError: a number of frames, and it takes none.
     """
-    given: dict[str, Any] = {"num_frames": video.frames}
+    frames = next((name for name in _FRAMES if name in _parameters(sampler)), None)
+    if video.frames is not None and frames is None:
+        raise InputError(f"{type(sampler.pipe).__name__} takes no number of frames; leave --frames out")
+    given: dict[str, Any] = {} if frames is None else {frames: video.frames}
     if "frame_rate" in _parameters(sampler):
         given["frame_rate"] = video.fps
-    if video.frames is not None and "num_frames" not in _parameters(sampler):
-        raise InputError(f"{type(sampler.pipe).__name__} takes no number of frames; leave --frames out")
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -19,9 +19,10 @@ tests do the rest.
 
 from __future__ import annotations
 
+from sagediff.denoiser.audio_families import AUDIO_FAMILIES
 from sagediff.denoiser.family import Family
 from sagediff.denoiser.image_families import IMAGE_FAMILIES
 from sagediff.denoiser.newer_image_families import NEWER_IMAGE_FAMILIES
 from sagediff.denoiser.video_families import VIDEO_FAMILIES
 
-FAMILIES: dict[str, Family] = {**IMAGE_FAMILIES, **NEWER_IMAGE_FAMILIES, **VIDEO_FAMILIES}
+FAMILIES: dict[str, Family] = {**IMAGE_FAMILIES, **NEWER_IMAGE_FAMILIES, **VIDEO_FAMILIES, **AUDIO_FAMILIES}

@@ -8,6 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.collector import collection_paused
+from sagediff.denoiser.modular_call import with_plain_call
+from sagediff.denoiser.audio_families import NO_AUDIO
+from sagediff.denoiser.family import Family
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
@@ -15,8 +18,9 @@ from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import shortened
-from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
+from sagediff.pipelines.model_files import INDEX, check_model_files, index_file, part_entries
 from sagediff.pipelines.model_source import BUILT_IN, ModelSource, model_folder
+from sagediff.pipelines.modular_folder import download, hub_index, is_modular_folder, load_modular
 from sagediff.pipelines.quantized import is_quantized
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
 from sagediff.pipelines.single_file import config_folder, load_single_file
@@ -35,10 +39,10 @@ def load_for_planning(
     parts, denoiser = supported_parts(name_or_path)
     kept = ("scheduler", "tokenizer", *(("text_encoder",) if text_encoders else ()))
     left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
-    return load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out), denoiser
+    pipe = load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out)
+    return with_plain_call(pipe), denoiser
 
 
-@collection_paused()
 def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, str], str]:
     """The class name of each part that a model's index lists, and that of its denoiser; loads no weights.
 
@@ -46,30 +50,69 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
         InputError: as `load_pipeline`. UnsupportedPipelineError: a denoiser class that sharing does not know.
     """
     source = ModelSource.of(name_or_path)
-    name_or_path = source.name
     folder = index_folder(source)
     if folder is not None:
-        index, where = _index_of(name_or_path, folder), str(folder / INDEX)
+        index, where = _index_of(name_or_path, folder), str(index_file(folder))
         _checked_denoiser(index, where)  # before a library is imported
     import diffusers
 
     if folder is None:
         where = f"{INDEX} of {name_or_path}"
         try:
-            index = dict(diffusers.DiffusionPipeline.load_config(name_or_path, revision=source.revision))
+            index = hub_index(name_or_path, source.revision)
         except Exception as error:  # whatever the hub's client raises
             raise _cannot_load(name_or_path, error) from error
     known = index.get("_class_name")
     pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
-    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+    kinds = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
+    if not (isinstance(pipeline, type) and issubclass(pipeline, kinds)):
         raise InputError(
             f"cannot load the model {str(name_or_path)!r}: its {INDEX} names no pipeline of diffusers "
             f"{diffusers.__version__}"
         )
+    index, where = _supported_index(source, folder)
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
     if folder is not None and source.variant is not None:
         check_variant(folder, parts, source.variant)
     return parts, _checked_denoiser(index, where)
+
+
+def supported_family(name_or_path: str | Path | ModelSource) -> Family:
+    """The table's entry of a model's denoiser, as its pipeline calls it; loads no weights.
+
+    Raises:
+        InputError, UnsupportedPipelineError: as `supported_parts`.
+    """
+    source = ModelSource.of(name_or_path)
+    return _family(*_supported_index(source, index_folder(source)))
+
+
+@collection_paused()
+def _supported_index(source: ModelSource, folder: Path | None) -> tuple[dict[str, Any], str]:
+    """A model's index, of a pipeline of diffusers that sharing knows; and where it is, for messages."""
+    if folder is not None:
+        index, where = _index_of(source.name, folder), str(folder / INDEX)
+        _checked_denoiser(index, where)  # before a library is imported
+    import diffusers
+
+    if folder is None:
+        where = f"{INDEX} of {source.name}"
+        try:
+            index = dict(diffusers.DiffusionPipeline.load_config(source.name, revision=source.revision))
+        except Exception as error:  # whatever the hub's client raises
+            raise _cannot_load(source.name, error) from error
+    known = index.get("_class_name")
+    pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+        raise InputError(
+            f"cannot load the model {str(source.name)!r}: its {INDEX} names no pipeline of diffusers "
+            f"{diffusers.__version__}"
+        )
+    return index, where
+
+
+def _family(index: Mapping[str, Any], where: str) -> Family:
+    return FAMILIES[_checked_denoiser(index, where)].in_pipeline([str(index["_class_name"])])
 
 
 def check_local_model(source: ModelSource, images_for: str = "") -> None:
@@ -84,14 +127,15 @@ def check_local_model(source: ModelSource, images_for: str = "") -> None:
     """
     folder = None if source.single_file is not None else model_folder(source.name)
     if folder is not None:
-        denoiser = _checked_denoiser(_index_of(source.name, folder), str(folder / INDEX))
+        denoiser = _checked_denoiser(_index_of(source.name, folder), str(index_file(folder)))
+        family = _family(_index_of(source.name, folder), str(folder / INDEX))
         if images_for:
-            _check_images(denoiser, source.name, images_for)
+            _check_images(family, source.name, images_for)
 
 
 def _index_of(name: str, folder: Path) -> dict[str, Any]:
     try:
-        return read_object(folder / INDEX, max_bytes=SMALL)
+        return read_object(index_file(folder), max_bytes=SMALL)
     except InputError as error:
         raise InputError(f"cannot load the model {name!r}: its index names no pipeline: {error}") from error
 
@@ -128,14 +172,17 @@ def check_makes_images(name_or_path: str | Path | ModelSource, command: str) -> 
         InputError: as `load_pipeline`. UnsupportedPipelineError: it makes videos, or is none that sharing knows.
     """
     name = name_or_path.name if isinstance(name_or_path, ModelSource) else str(name_or_path)
-    _check_images(supported_parts(name_or_path)[1], name, command)
+    _check_images(supported_family(name_or_path), name, command)
 
 
-def _check_images(denoiser: str, name: str, command: str) -> None:
-    if FAMILIES[denoiser].makes != "images":
+def _check_images(family: Family, name: str, command: str) -> None:
+    if family.makes != "images":
+        where = (
+            "videos come from `sagediff generate` and SharedSampler" if family.makes == "videos" else NO_AUDIO
+        )
         raise UnsupportedPipelineError(
-            f"{command} works with images, and the model {shortened(name)!r} makes videos: take a model "
-            f"that makes images; videos come from `sagediff generate` and SharedSampler"
+            f"{command} works with images, and the model {shortened(name)!r} makes {family.makes}: take a model "
+            f"that makes images; {where}"
         )
 
 
@@ -163,8 +210,8 @@ def load_pipeline(
     """A diffusers pipeline, in float32 unless `dtype` (or its old name `torch_dtype`) says otherwise.
 
     Args:
-        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder, a single `.safetensors` file, or
-            a hub id (the only case that uses the network).
+        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder (of a modular pipeline too), a
+            single `.safetensors` file, or a hub id (the only case that uses the network).
         scheduler: one of `denoiser.scheduler.SCHEDULERS` in place of the model's own; its configuration is taken over.
         variant: of the weights, such as "fp16".
         revision: of a hub id: a branch, a tag or a commit.
@@ -215,9 +262,11 @@ def load_source(
             options["text_encoder"] = load_encoder(dtype if isinstance(dtype, torch.dtype) else None)
     try:
         if folder is None:  # into the hub's cache first, so that what is loaded has been looked at
-            folder = Path(diffusers.DiffusionPipeline.download(name, revision=source.revision, **options))
+            folder = download(name, source.revision, options)
         check_model_files(folder)
-        if file is not None:
+        if file is None and is_modular_folder(folder):
+            pipe = load_modular(folder, dtype, source.variant, kwargs, quantized)
+        elif file is not None:
             pipe = load_single_file(file, folder, dtype, kwargs, quantized)
         else:
             if source.variant is not None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagediff.denoiser.lora_adapters import check_lora_weights
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.from_images import Begins, from_images
-from sagediff.pipelines.loading import load_source, quiet_libraries, supported_parts
+from sagediff.pipelines.loading import load_source, quiet_libraries, supported_family, supported_parts
 from sagediff.pipelines.lora_weights import merge_loras
 from sagediff.pipelines.model_source import ModelSource
 from sagediff.pipelines.quantized import quantization
@@ -51,7 +52,7 @@ def dtype_for(name: str | ModelSource, device: str) -> Any:
 
     if torch.device(device).type == "cpu":
         return torch.float32
-    family = FAMILIES[supported_parts(name)[1]]
+    family = supported_family(name)
     if family.dtype == "bfloat16" and not computes_in_bfloat16(device):
         return torch.float32
     dtype = getattr(torch, family.dtype)
@@ -100,7 +101,7 @@ def open_pipeline(model: ModelOptions, begins: Begins | None = None, *, apart: b
         {} if model.quantize is None else quantization(model.quantize, supported_parts(model.source)[0])
     )
     pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype, quantized=quantized, **given)
-    pipe = from_images(pipe, begins)
+    pipe = from_images(with_plain_call(pipe), begins)
     pipe.set_progress_bar_config(disable=True)
     merge_loras(pipe, loras, apart=apart)
     if model.offload is None:

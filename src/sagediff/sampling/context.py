@@ -9,13 +9,14 @@ from typing import Any
 
 from sagediff.denoiser.attention import attention_kept
 from sagediff.denoiser.condition import GroupCondition, mean_condition
+from sagediff.denoiser.guiders import guiders_told
 from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import check_noise_source
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
-from sagediff.sampling.hook import DenoiserHook, hook_installed
+from sagediff.sampling.hook import Answers, DenoiserHook, hook_installed
 from sagediff.sampling.noise import MemberNoise, start_seen
 from sagediff.sampling.record_replay import Record, RecordReplay, steps_to_record
 from sagediff.sampling.run import SharedRun
@@ -92,11 +93,13 @@ def shared_sampling(
     family = family_of(modules[0], pipe)
     records = RecordReplay(run, replay or {}, family)
     noise = MemberNoise(scheduler, plan, fresh_noise, fresh_noise_rows, member_noise, handover_noise)
-    hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]
+    answers = Answers()
+    hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro, answers) for module in modules]
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):
             stack.enter_context(attention_kept(unwrapped(module)))
             stack.enter_context(hook_installed(module, hook))
+        stack.enter_context(guiders_told(pipe, run.tell_parts))
         stack.enter_context(start_seen(pipe, noise))
         stack.enter_context(wrapped_scheduler(scheduler, run, noise))
         yield run

@@ -10,10 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.denoiser.attention import check_perturbed_attention
+from sagediff.denoiser.audio_families import NO_AUDIO
 from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.lora_adapters import LoraAdapters
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.private_names import lacks_ftfy, unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
@@ -128,6 +130,7 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
+        pipe = with_plain_call(pipe)
         check_prompts_per_call(pipe)
         if lacks_ftfy(pipe):
             raise InputError(f"{type(pipe).__name__} needs the package ftfy: pip install 'sagediff[video]'")
@@ -141,6 +144,10 @@ class SharedSampler:
         self.pipe, self.encoder = pipe, encoder
         self.denoiser_class = type(denoiser).__name__
         family = family_of(denoiser, pipe)
+        if family.makes == "audio":
+            raise UnsupportedPipelineError(
+                f"SharedSampler makes images and videos, and {type(pipe).__name__} makes audio: {NO_AUDIO}"
+            )
         self.makes, self.fps = family.makes, family.fps
         self.images = ImageKeywords.of(pipe)
         self.loras = LoraAdapters(pipe)
@@ -214,7 +221,7 @@ class SharedSampler:
         check_steps(self.pipe, requests, plan.num_steps, num_inference_steps, keywords.get("strength"))
         read = self.read(requests).keys if read is None else read
         check_sizes(self.pipe, requests)
-        check_frames(self.pipe, keywords.get("num_frames"))
+        check_frames(self.pipe, keywords.get("num_frames", keywords.get("frames")))
         again = repeats(requests, plan.groups, read)
         for sharing in {self.sharing_of(request) for request in requests}:
             noise = sharing.noise(plan, again)

@@ -14,7 +14,8 @@ from sagediff.prompts.requests import ImageRequest
 
 _LARGEST = 256  # multiple that is looked for
 _FACTOR_NAMES = ("vae_scale_factor", "vae_scale_factor_spatial")
-_FRAME_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+_FRAME_FACTORS = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+_FRAMES_AS_ASKED = ("AllegroPipeline",)  # it pads what its autoencoder takes, and cuts what comes of that
 _ODD = (33, 35)  # without a common factor: a multiple of both is a multiple of one
 
 
@@ -93,6 +94,8 @@ def check_frames(pipe: Any, num_frames: int | None) -> None:
     """
     found = [getattr(pipe, name, None) for name in _FRAME_FACTORS]
     factor = next((each for each in found if isinstance(each, int) and each > 0), 1)
+    if type(pipe).__name__ in _FRAMES_AS_ASKED:
+        return
     if num_frames is not None and (num_frames - 1) % factor:
         below = (num_frames - 1) // factor * factor + 1
         raise InputError(

@@ -47,6 +47,7 @@ def plan(
     with importing():
         from rich.console import Console
 
+        from sagediff.cli.media import check_makes
         from sagediff.cli.planning import advice, messages, plan_images
         from sagediff.cli.row_loras import check_lora_files
         from sagediff.cli.telling.group_page import group_page
@@ -64,7 +65,9 @@ def plan(
         scheduler=settings.model.scheduler,
         text_encoders=settings.sampling.encoder is None,
     )
-    if FAMILIES[denoiser].makes == "images":
+    family = FAMILIES[denoiser].in_pipeline(cls.__name__ for cls in type(pipe).__mro__)
+    check_makes(family)
+    if family.makes == "images":
         video.check_images()
     pipe = from_images(pipe, begins_from(images.requests))
     planned = plan_images(images, settings, guided, scale, pipe, denoiser)
@@ -84,12 +87,12 @@ def plan(
         if as_json:
             print_json(figures, indent=2)
         else:
-            print(table([*plan_rows(found, FAMILIES[denoiser].makes), ("groups", f"in {scale.work}")]))
+            print(table([*plan_rows(found, family.makes), ("groups", f"in {scale.work}")]))
     elif as_json:
         print_json(record | {"groups": group_records(found, texts)}, indent=2)
     else:
         Console().print(plan_table(found, texts))
-        print(table([*plan_rows(found, FAMILIES[denoiser].makes), *advice(planned, texts, threshold)]))
+        print(table([*plan_rows(found, family.makes), *advice(planned, texts, threshold)]))
         if len(texts) > 1:
             print(f"\n{curve_table(curve, threshold, settings.sharing.share_ratio)}")
 
