@@ -6,14 +6,15 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
+from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from sagediff.denoiser.family import Family
-from sagediff.sampling.hook import Prediction
 
 _HOOK = "sagediff_answer"
 
@@ -23,6 +24,13 @@ Answer: TypeAlias = Callable[[dict[str, Any], Callable[[], Any]], Any]
 
 class Left(Exception):
     """Leaves a pipeline on the way: what was wanted of it is known."""
+
+
+@dataclass
+class Prediction(BaseOutput):
+    """A denoiser's output where the module itself is not run: (rows, ...), or a list of rows."""
+
+    sample: Any
 
 
 class _AnswerHook(ModelHook):

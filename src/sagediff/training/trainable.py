@@ -19,9 +19,9 @@ from torch import Tensor
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.convention import Convention
 from sagediff.denoiser.lookup import FAMILIES, Family, denoiser_of, denoisers_of, family_of
+from sagediff.denoiser.predictions import prediction_of
 from sagediff.errors import UnsupportedPipelineError, first_line
 from sagediff.sampling.gathering import Gathering
-from sagediff.sampling.hook import prediction_of
 from sagediff.training.answered import Answer, Left, answering, in_form
 from sagediff.training.forward_process import GRID, ForwardProcess
 
