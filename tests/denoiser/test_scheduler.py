@@ -13,7 +13,9 @@ import sagediff
 from sagediff.denoiser.scheduler import NOISE_LEVELS, noise_in, prediction_type
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"pndm", "pndm_prk", "ddpm", "ddpm_learned"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(SCHEDULERS) - {"pndm", "pndm_prk", "ddpm", "ddpm_learned", "lcm", "scm"})
+)
 def test_noise_levels_are_the_schedulers_own(name: str) -> None:
     """A perfect denoiser (it knows x0 and e) must stay on a x0 + s e at the table's levels, at every call."""
     scheduler = SCHEDULERS[name]()

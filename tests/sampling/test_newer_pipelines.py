@@ -7,15 +7,20 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AdaptiveProjectedMixGuidance
-from tiny.every_image import read, vae
+from tiny.every_image import IMAGES, read, vae
+from tiny.every_image_forms import IMAGE_FORMS
 from tiny.every_pipeline import EVERY, pipe_of
-from tiny.parts import SCHEDULERS, embeddings
+from tiny.parts import SCHEDULERS, count_words, embeddings
 
-from sagediff.errors import InputError
+from sagediff.denoiser.condition import mean_condition
+from sagediff.errors import InputError, UnsupportedPipelineError
+from sagediff.plan.share_plan import SharePlan
 from sagediff.plan.sharing import Sharing
+from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.plan_prompts import plan_prompts
 from sagediff.sampling.sampler import SharedSampler
 
+NEWER = {**IMAGES, **IMAGE_FORMS}
 PROMPTS = ["1", "2", "3"]
 
 
@@ -55,6 +60,18 @@ def test_a_guider_says_whether_a_pipeline_guides_and_a_scale_beside_it_is_refuse
     assert rows_planned(pipe_of("HunyuanImagePipeline, distilled"), 1.0) == 1
 
 
+def test_omnigen_guides_whatever_its_scale() -> None:
+    assert [rows_planned(pipe_of("OmniGenPipeline"), scale) for scale in (1.0, 2.5)] == [2, 2]
+
+
+def test_prx_which_cannot_guide_more_than_one_prompt_is_refused_before_it_runs() -> None:
+    sampler = SharedSampler(built("PRXPipeline"), encoder=numbers, threshold=-1.0)
+    with pytest.raises(UnsupportedPipelineError, match=r"PRXPipeline can guide one prompt.*guidance_scale=1"):
+        sampler(PROMPTS, 3)
+    sampler.check(PROMPTS, sampler.plan(PROMPTS, 3, 1.0))
+    sampler.check(PROMPTS[:1], sampler.plan(PROMPTS[:1], 3))
+
+
 def test_images_come_whatever_the_pipeline_calls_them() -> None:
     pipe = built("Kandinsky5T2IPipeline")
     pipe.register_modules(vae=vae(4))
@@ -79,3 +96,24 @@ def test_longcat_is_given_a_negative_prompt_for_each() -> None:
         sampler(PROMPTS, 3, 4.0, **options, **negative).images for negative in ({}, {"negative_prompt": "7"})
     )
     assert len(images) == 3 and images[0].tobytes() != other[0].tobytes()
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in NEWER.items() if recipe.words])
+def test_what_is_merged_tells_words_from_padding(name: str) -> None:
+    recipe, prompts = NEWER[name], [3, 4, 5]  # 1, 2 and 3 words
+    guided = recipe.rows[1] is not None
+    lengths = [count_words(prompt) for prompt in prompts]
+    seen: dict[str, list[list[int]]] = {}
+
+    def spy(conditions: Any, masks: Any, words: Any) -> dict[str, torch.Tensor]:
+        for name, rows in words.items():
+            seen.setdefault(name, []).append(rows.sum(dim=1).tolist())
+        return mean_condition(conditions, masks, words)
+
+    plan = SharePlan.from_groups([[0, 1, 2]], num_steps=2, share_ratio=0.5)
+    inputs = {"output_type": "latent", "height": 16, "width": 16, **recipe.inputs(prompts, guided)}
+    with shared_sampling(pipe_of(name), plan, group_condition=spy):
+        pipe_of(name)(num_inference_steps=2, generator=plan.generators(0), **inputs)
+    assert seen.keys() == set(recipe.words)
+    drawn = [length if prompt % 2 == 0 else 0 for length, prompt in zip(lengths, prompts, strict=True)]
+    assert all(lengths in counts or drawn in counts for counts in seen.values())

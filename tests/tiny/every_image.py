@@ -15,6 +15,9 @@ from diffusers import (
     BriaTransformer2DModel,
     CogView3PlusPipeline,
     CogView3PlusTransformer2DModel,
+    Cosmos2TextToImagePipeline,
+    CosmosTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
     JoyImageEditPipeline,
@@ -37,6 +40,8 @@ from diffusers import (
     OvisImageTransformer2DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
 )
 
 from tiny.parts import (
@@ -330,6 +335,41 @@ def _joyimage_plus(scheduler: Any) -> Any:
     return pipe
 
 
+# -- Cosmos ----------------------------------------------------------------------------------------
+
+
+class _Checker(torch.nn.Module):
+    """Stands for the checker of prompts and images, which is a package of its own."""
+
+    device = torch.device("cpu")
+
+
+def _cosmos(scheduler: Any) -> Any:
+    transformer = CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        mlp_ratio=1.0,
+        text_embed_dim=WIDTH,
+        adaln_lora_dim=4,
+        max_size=(2, 8, 8),
+        extra_pos_embed_type=None,
+        concat_padding_mask=False,  # which needs torchvision
+    )
+    checker: Any = _Checker()
+    pipe = Cosmos2TextToImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        vae=None,
+        transformer=filled(transformer.eval()),
+        safety_checker=checker,
+        **NO_TEXT,
+    )
+    pipe.scheduler.register_to_config(sigma_max=2.0)  # of 80 the rounding of float32 is larger than the bar
+    return pipe
+
+
 # -- Kandinsky 3 and 5 ------------------------------------------------------------------------------
 
 
@@ -357,7 +397,7 @@ def _kandinsky3_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return inputs | {"guidance_scale": 3.0 if guided else 0.0, "height": 64, "width": 64}
 
 
-def _kandinsky5_transformer(**options: Any) -> Any:
+def kandinsky5_transformer(**options: Any) -> Any:
     transformer = Kandinsky5Transformer3DModel(
         in_visual_dim=4,
         out_visual_dim=4,
@@ -376,7 +416,7 @@ def _kandinsky5_transformer(**options: Any) -> Any:
 
 def _kandinsky5(scheduler: Any) -> Any:
     pipe = Kandinsky5T2IPipeline(
-        transformer=_kandinsky5_transformer(),
+        transformer=kandinsky5_transformer(),
         scheduler=scheduler,
         vae=None,
         text_encoder_2=None,
@@ -440,12 +480,43 @@ def _nucleus_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return with_masks(prompts, guided, height=32, width=32)
 
 
+# -- Sana Sprint -----------------------------------------------------------------------------------
+
+
+def _sprint(scheduler: Any) -> Any:
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=WIDTH,
+        sample_size=8,
+        guidance_embeds=True,
+    )
+    return SanaSprintPipeline(scheduler=scheduler, vae=None, transformer=transformer.eval(), **NO_TEXT)
+
+
+def _sprint_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    """Never guided by negative rows: the scale is an input of the model."""
+    inputs = masked_inputs(prompts, False, use_resolution_binning=False, height=64, width=64)
+    return inputs | {"guidance_scale": 4.5, "intermediate_timesteps": None}
+
+
 _TEXT = ("encoder_hidden_states",)
 
 IMAGES: dict[str, Recipe] = {
     "BriaPipeline": Recipe(_bria, plain_inputs, lambda transformer: transformer.x_embedder),
     "CogView3PlusPipeline": Recipe(
         _cogview3, plain_inputs, lambda transformer: transformer.patch_embed.proj, ("ddim",)
+    ),
+    "Cosmos2TextToImagePipeline": Recipe(
+        _cosmos,
+        lambda prompts, guided: plain_inputs(prompts, guided, height=32, width=32),
+        lambda transformer: transformer.patch_embed,
     ),
     "HunyuanImagePipeline": Recipe(
         _hunyuan_image,
@@ -482,6 +553,14 @@ IMAGES: dict[str, Recipe] = {
         _nucleus, _nucleus_inputs, lambda transformer: transformer.img_in, words=_TEXT
     ),
     "OvisImagePipeline": Recipe(_ovis, _ovis_inputs, lambda transformer: transformer.x_embedder, words=_TEXT),
+    "SanaSprintPipeline": Recipe(
+        _sprint,
+        _sprint_inputs,
+        lambda transformer: transformer.patch_embed.proj,
+        ("scm",),
+        words=_TEXT,
+        rows=(1, None),
+    ),
     "QwenImage21Pipeline": Recipe(
         _qwen21, _qwen21_inputs, lambda transformer: transformer.img_in, words=_TEXT
     ),

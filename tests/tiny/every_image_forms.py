@@ -48,8 +48,8 @@ _TEXT = ("encoder_hidden_states",)
 # -- Bria FIBO -------------------------------------------------------------------------------------
 
 
-def _fibo(scheduler: Any) -> Any:
-    transformer = BriaFiboTransformer2DModel(
+def fibo_transformer() -> Any:
+    return BriaFiboTransformer2DModel(
         in_channels=4,
         num_layers=1,
         num_single_layers=1,
@@ -58,17 +58,20 @@ def _fibo(scheduler: Any) -> Any:
         joint_attention_dim=WIDTH,
         axes_dims_rope=[4, 2, 2],
         text_encoder_dim=WIDTH,
-    )
-    pipe: Any = BriaFiboPipeline(scheduler=scheduler, vae=None, transformer=transformer.eval(), **NO_TEXT)
+    ).eval()
+
+
+def fibo_states(prompts: Sequence[int]) -> tuple[Any, ...]:
+    """What FIBO's text encoder would say: states, those of two layers, padded by zeros, and the mask."""
+    states = padded(prompts, 0.0)
+    return states, (states * 0.5, states * 2.0), masks(prompts).float()
+
+
+def _fibo(scheduler: Any) -> Any:
+    transformer = fibo_transformer()
+    pipe: Any = BriaFiboPipeline(scheduler=scheduler, vae=None, transformer=transformer, **NO_TEXT)
     pipe.text_encoder = transformer  # asked for its precision
-
-    def encode(prompt: Sequence[str], **options: Any) -> tuple[Any, ...]:
-        """States of two layers, padded by zeros, and the mask."""
-        numbers = [int(text) for text in prompt]
-        states = padded(numbers, 0.0)
-        return states, (states * 0.5, states * 2.0), masks(numbers).float()
-
-    pipe.get_prompt_embeds = encode
+    pipe.get_prompt_embeds = lambda prompt, **options: fibo_states([int(text) for text in prompt])
     return pipe
 
 

@@ -17,6 +17,8 @@ from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
+from tiny.every_image_edit import IMAGE_EDITS
+from tiny.every_image_forms import IMAGE_FORMS
 from tiny.every_kandinsky import KANDINSKY
 from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
@@ -31,6 +33,8 @@ EVERY: dict[str, Recipe] = {
     **GUIDANCE,
     **IMAGES,
     **AUDIO,
+    **IMAGE_FORMS,
+    **IMAGE_EDITS,
     **VIDEOS,
     **VIDEOS_FROM,
     **VIDEOS_FURTHER,

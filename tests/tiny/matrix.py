@@ -22,8 +22,12 @@ BEGIN, END = "<!-- made by tests/tiny/matrix.py -->", "<!-- until here -->"
 
 REMARKS: dict[str, str] = {
     "CogVideoXVideoToVideoPipeline": "with strength 1",
+    "GlmImagePipeline": "without an image",
     "HunyuanImagePipeline": "also distilled",
     "LTXConditionPipeline": "with an image: `image_cond_noise_scale=0`",
+    "OmniGenPipeline": "without an image",
+    "PRXPipeline": "without guidance: diffusers guides one prompt per call",
+    "PRXPixelPipeline": "without guidance: diffusers guides one prompt per call",
     "QwenImage21Pipeline": "its KV cache is left out",
     "WanImageToVideoPipeline": "Wan 2.1 and both of 2.2",
     "WanPipeline": "also with two transformers or a timestep per token (Wan 2.2)",

@@ -18,6 +18,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    SCMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -40,6 +41,7 @@ SCHEDULERS: dict[str, Any] = {
     "euler_a": lambda: EulerAncestralDiscreteScheduler(**_BETAS),
     "heun": lambda: HeunDiscreteScheduler(**_BETAS),
     "lcm": lambda: LCMScheduler(**_BETAS, clip_sample=False),
+    "scm": SCMScheduler,
     "unipc": lambda: UniPCMultistepScheduler(**_BETAS),
     "unipc_flow": lambda: UniPCMultistepScheduler(**_FLOW),
     "pndm": lambda: PNDMScheduler(**_BETAS, skip_prk_steps=True),

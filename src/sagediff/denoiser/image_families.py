@@ -71,7 +71,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
         convention=WITH_VARIANCE,
     ),
     "SanaTransformer2DModel": declared(
-        "hidden_states timestep",
+        "hidden_states timestep guidance",
         "encoder_hidden_states controlnet_block_samples",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         parts=frozenset({"controlnet_block_samples"}),

@@ -16,6 +16,24 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         **GUIDED_IN_ONE_CALL,
         convention=AS_SCHEDULED,
     ),
+    "BriaFiboTransformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states text_encoder_layers",
+        masks={"joint_attention_kwargs.attention_mask": "encoder_hidden_states text_encoder_layers"},
+        neither="txt_ids img_ids",
+        parts=frozenset({"text_encoder_layers"}),
+        dtype="bfloat16",
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "BriaFibo2Transformer2DModel": declared(
+        "hidden_states timestep context_latents",  # of images to edit, equal within a group
+        "encoder_hidden_states",  # (rows, layers, tokens, ...)
+        masks={"encoder_attention_mask": "encoder_hidden_states"},
+        parts=frozenset({"context_latents"}),
+        token_axes={"encoder_hidden_states": 2},
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
     "CogView3PlusTransformer2DModel": declared(
         "hidden_states timestep original_size target_size crop_coords",
         "encoder_hidden_states",
@@ -29,6 +47,37 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         neither="txt_ids img_ids image_cond_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+    ),
+    "CosmosTransformer3DModel": declared(
+        "hidden_states timestep condition_mask",
+        "encoder_hidden_states",
+        neither="padding_mask",  # one for all
+        unguided_scale=0.0,
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "ErnieImageTransformer2DModel": declared(
+        "hidden_states timestep",
+        "text_bth",
+        lengths={"text_lens": "text_bth"},
+        dtype="bfloat16",
+        **GUIDED_IN_ONE_CALL,
+    ),
+    "GlmImageTransformer2DModel": declared(
+        "hidden_states timestep target_size crop_coords prior_token_drop",
+        "encoder_hidden_states",  # of text to be drawn
+        discrete="prior_token_id",
+        zero_padded=frozenset({"encoder_hidden_states"}),
+        omitted="kv_caches",  # empty, but for images to edit, which make further calls and are refused for that
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
+    "HiDreamImageTransformer2DModel": declared(
+        "hidden_states timesteps",
+        "encoder_hidden_states_t5 encoder_hidden_states_llama3 pooled_embeds",
+        axes={"encoder_hidden_states_llama3": 1},  # (layers, rows, tokens, ...)
+        dtype="bfloat16",
+        **GUIDED_IN_ONE_CALL,
     ),
     "HunyuanImageTransformer2DModel": declared(
         "hidden_states timestep timestep_r guidance",
@@ -115,6 +164,14 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         **GUIDED_IN_TWO_CALLS,
         convention=Convention("t / T", negated=True),
     ),
+    "OmniGenTransformer2DModel": declared(
+        "hidden_states timestep",
+        "",
+        discrete="input_ids attention_mask position_ids",
+        dtype="bfloat16",
+        guidance="batched",
+        first="conditional",
+    ),
     "OvisImageTransformer2DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states",
@@ -123,6 +180,13 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
         convention=OF_ONE,
+    ),
+    "PRXTransformer2DModel": declared(
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        masks={"attention_mask": "encoder_hidden_states"},
+        dtype="bfloat16",
+        **GUIDED_IN_ONE_CALL,
     ),
     "QwenImage21Transformer2DModel": declared(
         "hidden_states timestep img_shapes img_mask",

@@ -13,6 +13,11 @@ from sagediff.errors import UnsupportedPipelineError
 
 _ONE_PROMPT = "it takes one prompt per call"
 
+_CHUNKS = (
+    "it makes a video chunk by chunk, each of which goes on from the one before, which the members of a group no "
+    "longer have in common"
+)
+
 REFUSED: Mapping[str, str] = {
     "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
     "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
@@ -22,6 +27,18 @@ REFUSED: Mapping[str, str] = {
     "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",
     "WanVACEPipeline": _ONE_PROMPT,
+    **dict.fromkeys(
+        (
+            "AnyFlowFARPipeline",
+            "Cosmos2_5_TransferPipeline",
+            "HeliosPipeline",
+            "HeliosPyramidPipeline",
+            "HunyuanVideoFramepackPipeline",
+            "LTXI2VLongMultiPromptPipeline",
+            "WanAnimatePipeline",
+        ),
+        _CHUNKS,
+    ),
     "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
     "for each prompt; take Flux2KleinPipeline, which does without",
     "CogView4ControlPipeline": "it draws the latents of its control image without the prompts' generators",

@@ -80,6 +80,17 @@ def _is_a(scheduler: Any, class_name: str) -> bool:
 
 # -- calls and timesteps ---------------------------------------------------------------------------
 
+_WITH_LAST = (
+    "SCMScheduler",
+    "DDPMWuerstchenScheduler",
+)  # their timesteps end with the one that is arrived at
+
+
+def _taken(scheduler: Any) -> Any:
+    """The scheduler's timesteps at which it is called."""
+    has_last = any(_is_a(scheduler, name) for name in _WITH_LAST)
+    return scheduler.timesteps[:-1] if has_last else scheduler.timesteps
+
 
 def first_call(scheduler: Any, num_steps: int, may_skip: bool) -> int:
     """Number of the first of the scheduler's timesteps that is taken; image-to-image pipelines begin later.
@@ -91,7 +102,7 @@ def first_call(scheduler: Any, num_steps: int, may_skip: bool) -> int:
     """
     if hasattr(scheduler, "set_begin_index"):
         return getattr(scheduler, "begin_index", None) or 0
-    count = len(scheduler.timesteps)
+    count = len(_taken(scheduler))
     if not may_skip or sum(planned_calls(scheduler, num_steps)) == count:
         return 0
     return max(0, count - sum(planned_calls(scheduler, num_steps, from_start=False)))
@@ -99,7 +110,7 @@ def first_call(scheduler: Any, num_steps: int, may_skip: bool) -> int:
 
 def timesteps_of(scheduler: Any, first: int = 0) -> tuple[float, ...]:
     """The timestep of every call of the solver from the first one on, after `set_timesteps`."""
-    return tuple(float(t) for t in scheduler.timesteps[first:])
+    return tuple(float(t) for t in _taken(scheduler)[first:])
 
 
 def calls_per_step(scheduler: Any, num_steps: int, first: int = 0) -> tuple[int, ...]:
@@ -111,7 +122,7 @@ def calls_per_step(scheduler: Any, num_steps: int, first: int = 0) -> tuple[int,
     Raises:
         PlanError: the scheduler was set to another number of steps than the plan has.
     """
-    timesteps = len(scheduler.timesteps) - first
+    timesteps = len(_taken(scheduler)) - first
     calls = planned_calls(scheduler, num_steps, from_start=first == 0)
     if sum(calls) != timesteps:
         raise PlanError(
@@ -150,7 +161,7 @@ def check_first_timestep(scheduler: Any, timestep: Any, first: int = 0) -> None:
     if float(timestep) == expected:
         return
     taken = [number for number, each in enumerate(timesteps_of(scheduler)) if each == float(timestep)]
-    left = len(scheduler.timesteps) - taken[0] if taken else None
+    left = len(_taken(scheduler)) - taken[0] if taken else None
     raise PlanError(
         f"the pipeline begins at timestep {float(timestep):g}, not at {expected:g}, where the share plan does: an "
         f"image-to-image strength below 1 skips steps"

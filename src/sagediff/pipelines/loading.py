@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from sagediff.collector import collection_paused
-from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.audio_families import NO_AUDIO
 from sagediff.denoiser.family import Family
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
@@ -51,25 +51,6 @@ def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, s
     """
     source = ModelSource.of(name_or_path)
     folder = index_folder(source)
-    if folder is not None:
-        index, where = _index_of(name_or_path, folder), str(index_file(folder))
-        _checked_denoiser(index, where)  # before a library is imported
-    import diffusers
-
-    if folder is None:
-        where = f"{INDEX} of {name_or_path}"
-        try:
-            index = hub_index(name_or_path, source.revision)
-        except Exception as error:  # whatever the hub's client raises
-            raise _cannot_load(name_or_path, error) from error
-    known = index.get("_class_name")
-    pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
-    kinds = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
-    if not (isinstance(pipeline, type) and issubclass(pipeline, kinds)):
-        raise InputError(
-            f"cannot load the model {str(name_or_path)!r}: its {INDEX} names no pipeline of diffusers "
-            f"{diffusers.__version__}"
-        )
     index, where = _supported_index(source, folder)
     parts = {part: class_name for part, (_, class_name) in part_entries(index, where)}
     if folder is not None and source.variant is not None:
@@ -91,19 +72,20 @@ def supported_family(name_or_path: str | Path | ModelSource) -> Family:
 def _supported_index(source: ModelSource, folder: Path | None) -> tuple[dict[str, Any], str]:
     """A model's index, of a pipeline of diffusers that sharing knows; and where it is, for messages."""
     if folder is not None:
-        index, where = _index_of(source.name, folder), str(folder / INDEX)
+        index, where = _index_of(source.name, folder), str(index_file(folder))
         _checked_denoiser(index, where)  # before a library is imported
     import diffusers
 
     if folder is None:
         where = f"{INDEX} of {source.name}"
         try:
-            index = dict(diffusers.DiffusionPipeline.load_config(source.name, revision=source.revision))
+            index = hub_index(source.name, source.revision)
         except Exception as error:  # whatever the hub's client raises
             raise _cannot_load(source.name, error) from error
     known = index.get("_class_name")
     pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
-    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+    kinds = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
+    if not (isinstance(pipeline, type) and issubclass(pipeline, kinds)):
         raise InputError(
             f"cannot load the model {str(source.name)!r}: its {INDEX} names no pipeline of diffusers "
             f"{diffusers.__version__}"
@@ -127,8 +109,7 @@ def check_local_model(source: ModelSource, images_for: str = "") -> None:
     """
     folder = None if source.single_file is not None else model_folder(source.name)
     if folder is not None:
-        denoiser = _checked_denoiser(_index_of(source.name, folder), str(index_file(folder)))
-        family = _family(_index_of(source.name, folder), str(folder / INDEX))
+        family = _family(_index_of(source.name, folder), str(index_file(folder)))
         if images_for:
             _check_images(family, source.name, images_for)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from sagediff.denoiser.lora_adapters import check_lora_weights
 from sagediff.denoiser.modular_call import with_plain_call
-from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.from_images import Begins, from_images

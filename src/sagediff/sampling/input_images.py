@@ -50,6 +50,10 @@ _NEEDS_NONE = {
 ONE_PROMPT = {"QwenImageEditPlusPipeline": "QwenImageEditPipeline"}
 """Pipelines that take one prompt a call, so that nothing can be shared; and which to take instead."""
 
+GUIDES_ONE = frozenset({"PRXPipeline", "PRXPixelPipeline"})
+"""Pipelines that cannot guide more prompts than one per call: diffusers gives their denoiser two timesteps then, of
+however many rows."""
+
 
 @dataclass(frozen=True)
 class ImageKeywords:
@@ -179,6 +183,16 @@ def check_prompts_per_call(pipe: Any) -> None:
         raise UnsupportedPipelineError(
             f"{name} takes one prompt per call, so that prompts cannot share steps: take {ONE_PROMPT[name]}, or call "
             f"it prompt by prompt"
+        )
+
+
+def check_guided_prompts(pipe: Any, guided: int) -> None:
+    """Raises UnsupportedPipelineError for a pipeline that cannot guide so many prompts in a call."""
+    name = type(pipe).__name__
+    if guided > 1 and name in GUIDES_ONE:
+        raise UnsupportedPipelineError(
+            f"{name} can guide one prompt per call only, so that guided prompts cannot share steps: give "
+            f"guidance_scale=1, or call it prompt by prompt"
         )
 
 

@@ -27,6 +27,8 @@ from sagediff.prompts.requests import ImageRequest, as_requests
 from sagediff.sampling.reading import read_prompts
 from sagediff.sampling.strength import calls_taken
 
+_ALWAYS_GUIDED = frozenset({"OmniGenPipeline"})  # by negative rows, whatever the scale
+
 
 @dataclass(frozen=True)
 class CostBasis:
@@ -172,6 +174,17 @@ def cost_basis(
     if conditions is not None:  # guiders say it, whatever the class does in other pipelines
         return CostBasis(max(conditions), calls_taken(pipe, num_inference_steps, strength))
     if family is not None and family.scale == "true_cfg_scale":
+    guider = getattr(pipe, "guider", None)
+    if not takes_guidance(pipe):
+        if guidance_scale != 1.0:
+            raise InputError(
+                f"{type(pipe).__name__} takes no guidance scale, its guider has it: set that (pipe.guider), and leave "
+                f"the scale out"
+            )
+        guided = guider is not None and bool(guider._enabled) and guider.num_conditions > 1
+    elif type(pipe).__name__ in _ALWAYS_GUIDED:
+        guided = True
+    elif family is not None and family.scale == "true_cfg_scale":
         scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
         guided = has_negative and scale > family.unguided_scale and has_negative_rows(pipe)
     else:

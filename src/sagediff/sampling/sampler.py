@@ -26,7 +26,7 @@ from sagediff.plan.sharing import Sharing, for_guidance
 from sagediff.plan.waves import Waves, WaveTask, repeats
 from sagediff.prompts.embeddings import Encoder
 from sagediff.prompts.requests import ImageRequest, as_requests
-from sagediff.sampling.input_images import ImageKeywords, check_prompts_per_call
+from sagediff.sampling.input_images import ImageKeywords, check_guided_prompts, check_prompts_per_call
 from sagediff.sampling.per_prompt import PerPrompt
 from sagediff.sampling.plan_prompts import default_guidance, plan_prompts
 from sagediff.sampling.reading import Reading, read_prompts
@@ -204,7 +204,8 @@ class SharedSampler:
         Raises:
             InputError: a plan for other prompts or steps, or a negative prompt, an image, a strength, a LoRA or a size
                 that the pipeline does not take.
-            UnsupportedPipelineError: the solver's noise comes from no prompt's seed; or members get noise of their own,
+            UnsupportedPipelineError: the solver's noise comes from no prompt's seed; the pipeline cannot guide more
+                prompts than one; or members get noise of their own,
                 and its noise levels, which that needs, are not known.
         """
         check_noise_source(self.pipe.scheduler)
@@ -215,6 +216,7 @@ class SharedSampler:
         if "negative_prompt" not in parameters and any(each.negative_prompt is not None for each in requests):
             raise InputError(f"{type(self.pipe).__name__} takes no negative prompts; leave them out")
         self.images.check(requests, keywords)
+        check_guided_prompts(self.pipe, plan.num_prompts if plan.rows_per_prompt > 1 else 1)
         for chosen in _lora_sets(requests):
             self.loras.check(chosen)
         check_groups_agree(requests, plan.groups, self.images.calls(requests))
