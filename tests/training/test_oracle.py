@@ -59,6 +59,8 @@ def refusal(pipe: Any) -> str | None:
         return "can be sampled only"
     if "strength" in inspect.signature(type(pipe).__call__).parameters:
         return "begins from an image"
+    if pipe.scheduler.config.get("prediction_type") == "trigflow":
+        return "no prediction type"
     if str(pipe.scheduler.config.get("variance_type", "")).startswith("learned"):
         return "takes the variance"
     return None
