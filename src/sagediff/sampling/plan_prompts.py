@@ -173,16 +173,7 @@ def cost_basis(
     conditions = conditions_at(pipe, num_inference_steps, guidance_scale if takes_guidance(pipe) else None)
     if conditions is not None:  # guiders say it, whatever the class does in other pipelines
         return CostBasis(max(conditions), calls_taken(pipe, num_inference_steps, strength))
-    if family is not None and family.scale == "true_cfg_scale":
-    guider = getattr(pipe, "guider", None)
-    if not takes_guidance(pipe):
-        if guidance_scale != 1.0:
-            raise InputError(
-                f"{type(pipe).__name__} takes no guidance scale, its guider has it: set that (pipe.guider), and leave "
-                f"the scale out"
-            )
-        guided = guider is not None and bool(guider._enabled) and guider.num_conditions > 1
-    elif type(pipe).__name__ in _ALWAYS_GUIDED:
+    if type(pipe).__name__ in _ALWAYS_GUIDED:
         guided = True
     elif family is not None and family.scale == "true_cfg_scale":
         scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
