@@ -108,6 +108,8 @@ def test_of_what_has_no_mean_one_member_stands_for_all() -> None:
     merged = mean_condition({"c": texts, "ids": tokens}, {"m": mask}, {})
     assert merged["c"].item() == 4.0 and merged["ids"].tolist() == [[3, 4]]  # nearest to the mean of 3
     assert merged["m"].tolist() == [[True, True]]
+    alike = mean_condition({"c": texts, "ids": tokens[:1].repeat(3, 1)}, {}, {})
+    assert alike["c"].item() == 3.0 and alike["ids"].tolist() == [[1, 2]]
     most = torch.tensor([[9, 9], [3, 4], [3, 4]])
     assert mean_condition({"ids": most}, {}, {})["ids"].tolist() == [[3, 4]]
     assert mean_condition({"ids": most[:1].repeat(3, 1)}, {}, {})["ids"].tolist() == [[9, 9]]

@@ -16,6 +16,7 @@ from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
+from tiny.every_ideogram import IDEOGRAM
 from tiny.every_image import IMAGES
 from tiny.every_image_edit import IMAGE_EDITS
 from tiny.every_image_forms import IMAGE_FORMS
@@ -42,6 +43,7 @@ EVERY: dict[str, Recipe] = {
     **KANDINSKY,
     **every_broadcast.RECIPES,
     **CONTROLLED,
+    **IDEOGRAM,
     **EDITS,
     **TRANSFORMER_EDITS,
     **MODULAR,

@@ -30,13 +30,16 @@ def mean_condition(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[
     not dilute a long one's last words; where nobody has a word, all members count.  Taken about the first
     member that counts and in float32: the mean of equal rows is then exactly that row, also in half precision.
 
-    Where a condition is discrete (integers: tokens, codes) there is no mean. One member then stands for all, in every
-    condition, so that they fit each other: the one that is nearest to the mean, the first of several.
+    Where a condition is discrete (integers: tokens, codes) and differs between members, there is no mean. One member
+    then stands for all, in every condition, so that they fit each other: the one that is nearest to the mean, the
+    first of several.
     """
-    if any(not rows.is_floating_point() for rows in conditions.values()):
+    discrete = {name: rows for name, rows in conditions.items() if not rows.is_floating_point()}
+    if any(bool((rows != rows[:1]).any()) for rows in discrete.values()):
         chosen = _nearest(conditions, words)
         return {name: rows[chosen : chosen + 1] for name, rows in {**conditions, **masks}.items()}
-    return _mean(conditions, masks, words)
+    smooth = {name: rows for name, rows in conditions.items() if name not in discrete}
+    return _mean(smooth, masks, words) | {name: rows[:1] for name, rows in discrete.items()}
 
 
 def _mean(conditions: Tensors, masks: Tensors, words: Tensors) -> dict[str, Tensor]:

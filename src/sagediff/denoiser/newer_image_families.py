@@ -48,14 +48,6 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
-    "CosmosTransformer3DModel": declared(
-        "hidden_states timestep condition_mask",
-        "encoder_hidden_states",
-        neither="padding_mask",  # one for all
-        unguided_scale=0.0,
-        dtype="bfloat16",
-        **GUIDED_IN_TWO_CALLS,
-    ),
     "ErnieImageTransformer2DModel": declared(
         "hidden_states timestep",
         "text_bth",
@@ -89,6 +81,14 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
         convention=AS_SCHEDULED,
+    ),
+    "Ideogram4Transformer2DModel": declared(  # one for the conditional call, one for the negative
+        "hidden_states timestep",
+        "encoder_hidden_states",
+        discrete="position_ids segment_ids indicator",  # they differ with the prompt's length
+        text_first=True,
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
     ),
     "JoyImageEditTransformer3DModel": declared(
         "hidden_states timestep",
