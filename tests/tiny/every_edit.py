@@ -11,10 +11,12 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import tiny
-from tiny.every_image import filled
-from tiny.parts import SCHEDULERS, Recipe
+from tiny.every_image import filled, texts
+from tiny.parts import SCHEDULERS, TOKENS, WIDTH, Recipe, embeddings, masks
 
 STEPS = 4  # of the sweep
 HALF: Mapping[str, Any] = {"strength": 0.5, "num_inference_steps": 2 * STEPS}
@@ -122,6 +124,49 @@ def _control_image(prompts: Sequence[int]) -> dict[str, Any]:
 
 _SD, _SDXL = tiny.RECIPES["sd"], tiny.RECIPES["sdxl"]
 
+# -- unCLIP: an image embedding, with noise, goes in as the class ------------------------------------
+
+
+def _unclip(pipe: Any) -> Mapping[str, Any]:
+    classes = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * WIDTH}
+    return {
+        "unet": configured(pipe.unet, **classes),
+        "image_normalizer": StableUnCLIPImageNormalizer(WIDTH),
+        "image_noising_scheduler": SCHEDULERS["ddpm"](),
+    }
+
+
+def _seeing() -> Any:
+    """Asked for its precision only: image embeddings are given."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
+
+
+def _of_prior(scheduler: Any) -> Any:
+    """With a prior of its own, which takes its steps per prompt; its texts are numbers."""
+
+    def read_for_prior(prompt: Sequence[str], *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+        numbers = [-1] * len(prompt) + [int(text) for text in prompt]
+        return embeddings(numbers), embeddings(numbers, TOKENS), masks(numbers)
+
+    def read(prompt: Sequence[str], *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = [int(text) for text in prompt]
+        return embeddings(numbers, TOKENS), embeddings([-1] * len(numbers), TOKENS)
+
+    pipe = _SD.build(scheduler)
+    prior = diffusers.PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=WIDTH, num_embeddings=TOKENS
+    ).eval()
+    parts = {"prior": prior, "prior_scheduler": diffusers.UnCLIPScheduler(prediction_type="sample")}
+    made = of_class(diffusers.StableUnCLIPPipeline, {**pipe.components, **_unclip(pipe), **parts})
+    made._encode_prior_prompt, made.encode_prompt = read_for_prior, read
+    return made
+
+
+def _of_texts(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    return {**texts(prompts, guided), "prior_num_inference_steps": 2, "noise_level": 3}
+
+
 EDITS: dict[str, Recipe] = {
     "StableDiffusionImg2ImgPipeline": turned(diffusers.StableDiffusionImg2ImgPipeline, _SD, _from_image),
     "StableDiffusionInpaintPipeline": turned(diffusers.StableDiffusionInpaintPipeline, _SD, _inpainted),
@@ -215,4 +260,25 @@ EDITS: dict[str, Recipe] = {
         schedulers=("lcm",),
         rows=(1, None),
     ),
+    "StableDiffusionLatentUpscalePipeline": turned(
+        diffusers.StableDiffusionLatentUpscalePipeline,
+        _SDXL,
+        lambda prompts: {"image": image(prompts, 4, 4)},
+        lambda pipe: {
+            "unet": configured(
+                _SD.build(None).unet,
+                in_channels=8,
+                out_channels=5,  # the last one is thrown away
+                time_cond_proj_dim=2 * 64 + WIDTH,
+            ),
+            "scheduler": SCHEDULERS["euler"](),
+        },
+    ),
+    "StableUnCLIPImg2ImgPipeline": turned(
+        diffusers.StableUnCLIPImg2ImgPipeline,
+        _SD,
+        lambda prompts: {"image_embeds": embeddings(prompts), "noise_level": 3},
+        lambda pipe: {**_unclip(pipe), "image_encoder": _seeing()},
+    ),
+    "StableUnCLIPPipeline": Recipe(_of_prior, _of_texts, _SD.counted, ("ddim",), rows=(None, 2)),
 }

@@ -17,6 +17,7 @@ from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
+from tiny.every_kandinsky import KANDINSKY
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
 from tiny.every_video_from import VIDEOS_FROM
@@ -33,6 +34,7 @@ EVERY: dict[str, Recipe] = {
     **VIDEOS_FROM,
     **VIDEOS_FURTHER,
     **UNETS,
+    **KANDINSKY,
     **every_broadcast.RECIPES,
     **CONTROLLED,
     **EDITS,

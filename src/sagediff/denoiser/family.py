@@ -47,6 +47,9 @@ class Family:
         several: arguments with several entries per row, side by side (one per frame).
         omitted: arguments that the denoiser is called without: memories from one call to the next, which save work
             and change nothing, and whose rows would be those of another step.
+        predictions: by the name that they have in the denoiser's output, in their order there, the arguments that they
+            have the shapes of; empty: `sample` alone, which has that of the noisy latents.
+        text_first: the noisy latents and the prediction begin with the text's tokens, which the negative call has not.
         pipelines: by the name of a pipeline's class, what differs where that calls the denoiser: fields of this class.
             `arguments` and `masks` are added to those of the family.
         scale: the pipeline's argument for the scale of classifier-free guidance.
@@ -74,6 +77,8 @@ class Family:
     token_axes: Mapping[str, int] = field(default_factory=dict)
     several: frozenset[str] = frozenset()
     omitted: frozenset[str] = frozenset()
+    predictions: Mapping[str, str] = field(default_factory=dict)
+    text_first: bool = False
     pipelines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     unguided_scale: float = 1.0
@@ -104,6 +109,8 @@ class Family:
             raise ValueError(f"{', '.join(wrong)}: what has several entries per row cannot be padded")
         if wrong := sorted(self.omitted & set(self.arguments)):
             raise ValueError(f"{', '.join(wrong)}: what is omitted has no role")
+        if wrong := sorted({*self.predictions.values()} - set(self.arguments)):
+            raise ValueError(f"{', '.join(wrong)}: predictions have the shapes of arguments")
         for name in self.pipelines:
             self.in_pipeline([name])
 
@@ -118,6 +125,11 @@ class Family:
             if name in changes
         }
         return dataclasses.replace(self, **{**changes, **added, "pipelines": {}})
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        """`predictions`, filled in."""
+        return self.predictions or {"sample": self.sample}
 
     def whole(self, name: str) -> str:
         """The argument that a tensor is a part of, or the tensor's own name."""

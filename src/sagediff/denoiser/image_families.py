@@ -8,6 +8,7 @@ from sagediff.denoiser.family import Family
 IMAGE_FAMILIES: dict[str, Family] = {
     "UNet2DConditionModel": declared(  # Stable Diffusion 1 and 2, SDXL, Kandinsky 2.2
         "sample timestep class_labels timestep_cond added_cond_kwargs.time_ids "
+        "added_cond_kwargs.hint "  # Kandinsky's control image
         "down_intrablock_additional_residuals",  # T2I-Adapter's: it has read the image alone
         "encoder_hidden_states added_cond_kwargs.text_embeds "
         "added_cond_kwargs.image_embeds "  # Kandinsky's; a list with one for each IP-Adapter
@@ -21,6 +22,11 @@ IMAGE_FAMILIES: dict[str, Family] = {
                 "down_intrablock_additional_residuals",
             }
         ),
+        pipelines={  # where those hold what was read of a text or an image, not a noise level or a scale
+            "StableDiffusionLatentUpscalePipeline": {"arguments": {"timestep_cond": "condition"}},
+            "StableUnCLIPImg2ImgPipeline": {"arguments": {"class_labels": "condition"}},
+            "StableUnCLIPPipeline": {"arguments": {"class_labels": "condition"}},
+        },
         **GUIDED_IN_ONE_CALL,
     ),
     "SD3Transformer2DModel": declared(

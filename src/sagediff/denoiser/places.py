@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 
 USUAL = ("unet", "transformer", "transformer_2")
 PLACES: Mapping[str, tuple[str, ...]] = {
+    "Ideogram4Pipeline": (
+        "transformer",
+        "unconditional_transformer",
+    ),  # for the negative call of the same step
     "KandinskyPriorPipeline": ("prior",),
     "KandinskyV22PriorPipeline": ("prior",),
     "KandinskyV22PriorEmb2EmbPipeline": ("prior",),

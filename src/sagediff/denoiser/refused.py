@@ -14,10 +14,13 @@ from sagediff.errors import UnsupportedPipelineError
 _ONE_PROMPT = "it takes one prompt per call"
 
 REFUSED: Mapping[str, str] = {
+    "AnyFlowFARPipeline": "it makes a video in chunks and keeps the keys of each prompt's earlier ones",
     "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
     "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
     "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "LTXI2VLongMultiPromptPipeline": "its prompts are of the parts of one video",
     "MotifVideoImage2VideoPipeline": _ONE_PROMPT,
+    "SanaWMPipeline": _ONE_PROMPT,
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": "each frame has a solver of its own",
     "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",

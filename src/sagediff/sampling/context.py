@@ -15,7 +15,7 @@ from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import check_noise_source
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
-from sagediff.sampling.hook import DenoiserHook, hook_installed
+from sagediff.sampling.hook import Answers, DenoiserHook, hook_installed
 from sagediff.sampling.noise import MemberNoise, start_seen
 from sagediff.sampling.record_replay import Record, RecordReplay, steps_to_record
 from sagediff.sampling.run import SharedRun
@@ -92,7 +92,8 @@ def shared_sampling(
     family = family_of(modules[0], pipe)
     records = RecordReplay(run, replay or {}, family)
     noise = MemberNoise(scheduler, plan, fresh_noise, fresh_noise_rows, member_noise, handover_noise)
-    hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro) for module in modules]
+    answers = Answers()
+    hooks = [DenoiserHook(pipe, module, run, records, group_condition, micro, answers) for module in modules]
     with ExitStack() as stack:
         for module, hook in zip(modules, hooks, strict=True):
             stack.enter_context(attention_kept(unwrapped(module)))

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from diffusers.hooks.hooks import ModelHook
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from sagediff.denoiser.attention import check_attention
@@ -27,6 +26,7 @@ from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.guidance import CONDITIONAL, Guiding, ways_of
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.denoiser.predictions import form_like, in_form, prediction_of
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
 from sagediff.sampling.gathering import Gathering, has_rows
@@ -39,10 +39,16 @@ HOOK_NAME = "sagediff_shared_sampling"
 
 
 @dataclass
-class Prediction(BaseOutput):
-    """A denoiser's output where the module itself is not run: (rows, ...), or a list of rows."""
+class Answers:
+    """What further denoiser calls of a solver call take where they are not run; a second network may make them.
 
-    sample: Any
+    Attributes:
+        first: the output of the solver call's first denoiser call.
+        conditional: (N, ...) the conditional rows of that.
+    """
+
+    first: Any = None
+    conditional: Tensor | None = None
 
 
 class DenoiserHook(ModelHook):
@@ -51,6 +57,7 @@ class DenoiserHook(ModelHook):
     Args:
         pipe: asked for its guidance scale and for its scheduler.
         module: the denoiser as the pipeline holds it.
+        answers: shared by all denoisers of the pipeline.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class DenoiserHook(ModelHook):
         records: RecordReplay,
         condition: GroupCondition,
         micro_batches: MicroBatches,
+        answers: Answers,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         inner = unwrapped(module)
@@ -72,6 +80,7 @@ class DenoiserHook(ModelHook):
         self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner, pipe)
+        self._outputs = tuple(self.family.outputs)
         self._run = run
         self._records = records
         self._gathering = Gathering(self.family, condition)
@@ -80,8 +89,7 @@ class DenoiserHook(ModelHook):
         self._guiding = Guiding(
             ways_of(type(pipe), self.family), lambda flag: bool(getattr(pipe, flag, False))
         )
-        self._first: Any = None  # output of the solver call's first denoiser call
-        self._conditional: Tensor | None = None  # the conditional rows of that
+        self._answers = answers
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the denoiser's forward; same arguments, same output."""
@@ -112,14 +120,19 @@ class DenoiserHook(ModelHook):
         else:
             batches = partial(self._run_batches, forward, named, tensors, layout.sources, call)
             output, kept = self._run_rows(len(layout.sources), batches)
-            spread = self._spread(call, kept, layout, sample.device)
+            spread = self._spread(call, kept, layout, sample)
+            if factor is not None and len(self._outputs) > 1:
+                raise UnsupportedPipelineError(
+                    f"shared_guidance {self._run.plan.shared_guidance:g} is not known for {self._class_name}, which "
+                    f"makes several predictions, each guided in its own way; only None (as the pipeline's) and 1.0 work"
+                )
             if factor is not None:
                 spread = reguided(spread, self._run.plan, call, factor)
             self._records.replay(call, spread)
             if output is None:  # nothing run: answer in the form of the first call, or as asked for
-                output = self._first if call.number else self._form(named)
-            output = _in_form(spread, output)
-        self._records.record(call, prediction_of(output, self._class_name), sample)
+                output = self._answers.first if call.number else self._form(named, tensors)
+            output = in_form(spread, output, self._outputs)
+        self._records.record(call, prediction_of(output, self._class_name, self._outputs), sample)
         if call.number == 0:
             self._keep_conditional(call, output)
         self._run.leave_denoiser(len(layout.sources))
@@ -242,7 +255,7 @@ class DenoiserHook(ModelHook):
         for rows in places:
             batch = self._gathering.rows(tensors, [sources[row] for row in rows])
             output = forward(**self.family.put(named, batch))
-            kept.append(prediction_of(output, self._class_name))
+            kept.append(prediction_of(output, self._class_name, self._outputs))
             if len(kept[-1]) != len(batch[self.family.sample]):
                 raise UnsupportedPipelineError(
                     f"{self._class_name} made {len(kept[-1])} predictions for {len(batch[self.family.sample])} rows: "
@@ -254,23 +267,28 @@ class DenoiserHook(ModelHook):
     def _keep_conditional(self, call: DenoiserCall, output: Any) -> None:
         """What further calls of the solver call take, where they are not run."""
         first = next(row for row, part in call.first_rows() if part == CONDITIONAL)
-        prediction = prediction_of(output, self._class_name)
-        self._first, self._conditional = output, prediction[first : first + call.prompts]
+        prediction = prediction_of(output, self._class_name, self._outputs)
+        self._answers.first, self._answers.conditional = output, prediction[first : first + call.prompts]
 
-    def _form(self, named: Mapping[str, Any]) -> Any:
+    def _form(self, named: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         """An empty output in the form that the caller asked the denoiser for."""
-        rows: Any = [] if self.family.sample in self.family.lists else None
-        return Prediction(sample=rows) if named.get("return_dict", True) else (rows,)
+        whole = self.family.lists
+        entries: dict[str, Any] = {
+            name: [] if like in whole else tensors[like] for name, like in self.family.outputs.items()
+        }
+        return form_like(entries, as_tuple=not named.get("return_dict", True))
 
-    def _spread(
-        self, call: DenoiserCall, kept: Tensor | None, layout: Layout, device: torch.device
-    ) -> Tensor:
+    def _spread(self, call: DenoiserCall, kept: Tensor | None, layout: Layout, sample: Tensor) -> Tensor:
         """(rows run, ...) to (rows of the call, ...); zeros where nothing was run."""
+        device = sample.device
         places = torch.tensor(layout.spread, device=device)
         if kept is not None and -1 not in layout.spread:
             return kept.index_select(0, places)
-        if self._conditional is not None and call.number:
-            spread = self._conditional.repeat(len(call.parts), *[1] * (self._conditional.ndim - 1))
+        conditional = self._answers.conditional
+        if conditional is not None and call.number:
+            if self.family.text_first:
+                conditional = conditional[:, -sample.shape[1] :]
+            spread = conditional.repeat(len(call.parts), *[1] * (conditional.ndim - 1))
         else:
             like = self._records.like() if kept is None else kept
             spread = torch.zeros((len(places), *like.shape[1:]), dtype=like.dtype, device=device)
@@ -317,30 +335,11 @@ def hook_installed(module: torch.nn.Module, hook: DenoiserHook) -> Iterator[None
                 vars(module).pop(REGISTRY, None)
 
 
-def prediction_of(output: Any, class_name: str) -> Tensor:
-    """The prediction in a denoiser's output, a one-entry tuple or a dataclass with `sample`."""
-    sample = output[0] if isinstance(output, tuple) and len(output) == 1 else getattr(output, "sample", None)
-    if isinstance(sample, list) and all(isinstance(row, Tensor) for row in sample):
-        return torch.stack(sample)
-    if not isinstance(sample, Tensor):
-        raise UnsupportedPipelineError(
-            f"{class_name} returned a {type(output).__name__} without one `sample`"
-        )
-    return sample
-
-
 def _parts_are_alike(call: DenoiserCall, sample: Tensor) -> bool:
     """Whether guidance runs the same latents in all parts of the call."""
     parts = zip(call.parts, sample.chunk(len(call.parts)), strict=True)
     alike = [rows for part, rows in parts if part not in call.way.unlike]
     return all(torch.equal(rows, alike[0]) for rows in alike[1:])
-
-
-def _in_form(prediction: Tensor, form: Any) -> Any:
-    """A prediction put up like that output of the denoiser."""
-    sample = form[0] if isinstance(form, tuple) else form.sample
-    rows = list(prediction.unbind(0)) if isinstance(sample, list) else prediction
-    return (rows,) if isinstance(form, tuple) else type(form)(sample=rows)
 
 
 def _equal(rows: Tensor, others: Tensor) -> bool:

@@ -19,13 +19,13 @@ from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import mean_condition
 from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, Part
 from sagediff.denoiser.lookup import denoisers_of, family_of
+from sagediff.denoiser.predictions import prediction_of
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.scheduler import clean_per_prediction, known_levels, prediction_type
 from sagediff.errors import StoppedError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.gathering import Gathering
-from sagediff.sampling.hook import prediction_of
 from sagediff.sampling.plan_prompts import default_of
 from sagediff.sampling.run import SharedRun
 
@@ -238,10 +238,11 @@ def _around(
             first = rows[part]
             batch = gathering.rows(tensors, [(first + prompt,) for prompt in range(call.prompts)])
             probe.evaluations += call.prompts
-            found = prediction_of(alone(**family.put(named, batch)), name)
+            found = prediction_of(alone(**family.put(named, batch)), name, tuple(family.outputs))
             return _latents_of(found, tensors[family.sample])
 
-        probe.seen(call, _latents_of(prediction_of(output, name), tensors[family.sample]), own)
+        seen = prediction_of(output, name, tuple(family.outputs))
+        probe.seen(call, _latents_of(seen, tensors[family.sample]), own)
         return output
 
     return forward
