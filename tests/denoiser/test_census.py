@@ -9,7 +9,7 @@ import pytest
 from tiny import census, matrix
 
 from sagediff.denoiser.lookup import denoisers_of
-from sagediff.denoiser.refused import NOT_TEXT_SAMPLERS, REFUSED, check_pipeline_class
+from sagediff.denoiser.refused import MODULAR_REFUSED, NOT_TEXT_SAMPLERS, REFUSED, check_pipeline_class
 from sagediff.errors import UnsupportedPipelineError
 from sagediff.pipelines.loading import load_for_planning
 from sagediff.pipelines.model_source import ModelSource
@@ -34,8 +34,15 @@ def test_every_pipeline_class_is_told() -> None:
     assert not inherited, "refused with the class that it is of"
 
 
+def test_every_modular_pipeline_class_is_told() -> None:
+    current, exact = census.modular_pipelines(), {name for name in census.exact() if "Modular" in name}
+    assert exact | MODULAR_REFUSED.keys() <= current and not exact & MODULAR_REFUSED.keys()
+    untold = current - exact - MODULAR_REFUSED.keys()
+    assert len(untold) <= 16, untold  # to be none
+
+
 def test_what_is_refused_is_told_in_one_sentence() -> None:
-    for name in (*REFUSED, *NOT_TEXT_SAMPLERS):
+    for name in (*REFUSED, *MODULAR_REFUSED, *NOT_TEXT_SAMPLERS):
         with pytest.raises(UnsupportedPipelineError, match=rf"^{name} [^\n]{{9,200}}[^\n.]$"):
             check_pipeline_class(f"Other{name}", name)
 

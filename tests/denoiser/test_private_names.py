@@ -94,10 +94,16 @@ def test_names_of_torch_that_we_rely_on() -> None:
     assert private_names.is_compiled_in_place(inner), f"{THERE} `_compiled_call_impl` of a module: {HERE}"
 
 
+def test_names_of_modular_pipelines_that_we_rely_on() -> None:
+    pipe = diffusers.LTXModularPipeline()
+    assert private_names.blocks_of(pipe) is private_names.blocks_of(pipe), f"{THERE} `_blocks`: {HERE}"
+    assert set(private_names.blocks_of(pipe).sub_blocks) == set(pipe.blocks.sub_blocks)
+
+
 def test_no_other_module_uses_them() -> None:
     package = Path(sagediff.__file__).parent
     private = re.compile(
-        r"_orig_mod|_compiled_call_impl|_diffusers_hook|_is_stateful|_state_(cls|cache)|\._context\b"
+        r"_orig_mod|_compiled_call_impl|_diffusers_hook|_is_stateful|_state_(cls|cache)|\._(context|blocks)\b"
     )
     users = {path.name for path in package.rglob("*.py") if private.search(path.read_text(encoding="utf-8"))}
     assert users == {"private_names.py"}

@@ -12,6 +12,7 @@ import torch
 from tiny.every_pipeline import EVERY, pipe_of
 from tiny.parts import Recipe
 
+from sagediff.denoiser.guiders import guiders_of, is_modular
 from sagediff.denoiser.lookup import denoisers_of
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
@@ -34,6 +35,16 @@ def make_plan(ratio: float) -> SharePlan:
 
 
 def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: bool) -> torch.Tensor:
+    inputs: dict[str, Any] = {"num_inference_steps": STEPS, "generator": make_plan(0.5).generators(0)}
+    if is_modular(pipe):
+        set_guidance(pipe, guided)
+        latents: Any = pipe(output="latents", **inputs, **recipe.inputs(prompts, guided))
+    else:
+        taken = inspect.signature(pipe.__call__).parameters
+        inputs |= {side: 16 for side in ("height", "width") if side in taken}  # edits have their image's
+        out = pipe(**(inputs | {"output_type": "latent"} | recipe.inputs(prompts, guided)))
+        latents = next(iter(out.values()))
+    return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
     inputs = {"num_inference_steps": STEPS, "output_type": "latent"}
     taken = inspect.signature(pipe.__call__).parameters
     inputs |= {side: 16 for side in ("height", "width") if side in taken}  # edits have their image's
@@ -43,6 +54,14 @@ def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: boo
     if isinstance(latents, list):  # one for each prompt, or all of them for each section of a video
         return torch.stack(latents) if len(latents) == len(prompts) else torch.as_tensor(latents[-1])
     return torch.as_tensor(latents)
+
+
+def set_guidance(pipe: Any, guided: bool) -> None:
+    """The guiders of a modular pipeline guide, or leave the conditional prediction as it is."""
+    for name, guider in pipe.components.items():
+        if any(guider is each for each in guiders_of(pipe)):
+            off = 0.0 if guider.use_original_formulation else 1.0
+            setattr(pipe, name, guider.new(guidance_scale=4.0 if guided else off, enabled=True))
 
 
 @contextmanager

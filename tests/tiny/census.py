@@ -66,6 +66,18 @@ def current_pipelines() -> dict[str, type]:
     return {name: cls for name, cls in found.items() if not _is_deprecated(cls)}
 
 
+def modular_pipelines() -> set[str]:
+    """Every class of modular pipelines that diffusers exports, by name."""
+    exported = {name for names in diffusers._import_structure.values() for name in names}
+    return {
+        name
+        for name in exported
+        if name.endswith("ModularPipeline")
+        and issubclass(getattr(diffusers, name), diffusers.ModularPipeline)
+        and getattr(diffusers, name) is not diffusers.ModularPipeline
+    }
+
+
 def _beside_its_dummy(name: str) -> Any:
     for file in sorted(_PIPELINES.rglob("pipeline_*.py")):
         if re.search(rf"^class {name}\b", file.read_text(encoding="utf-8"), re.MULTILINE):

@@ -18,6 +18,7 @@ from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
 from tiny.every_image import IMAGES
 from tiny.every_kandinsky import KANDINSKY
+from tiny.every_modular import MODULAR
 from tiny.every_unet import UNETS
 from tiny.every_video import VIDEOS
 from tiny.every_video_from import VIDEOS_FROM
@@ -39,6 +40,7 @@ EVERY: dict[str, Recipe] = {
     **CONTROLLED,
     **EDITS,
     **TRANSFORMER_EDITS,
+    **MODULAR,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sagediff.denoiser.family import Family, GuidanceKind, Role
+from sagediff.denoiser.guiders import as_called
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.private_names import unwrapped
 from sagediff.denoiser.refused import check_pipeline_class
@@ -51,7 +52,7 @@ def family_of(denoiser: torch.nn.Module, pipe: Any = None) -> Family:
     """The table's entry for a denoiser's class, compiled or not, or for one of its base classes.
 
     Args:
-        pipe: the pipeline that calls it; some give an argument another role.
+        pipe: the pipeline that calls it; some give an argument another role, or call it in another way.
 
     Raises:
         UnsupportedPipelineError: none is known.
@@ -59,7 +60,8 @@ def family_of(denoiser: torch.nn.Module, pipe: Any = None) -> Family:
     denoiser = unwrapped(denoiser)
     for cls in type(denoiser).__mro__:
         if cls.__name__ in FAMILIES:
-            return FAMILIES[cls.__name__].in_pipeline(base.__name__ for base in type(pipe).__mro__)
+            family = FAMILIES[cls.__name__].in_pipeline(base.__name__ for base in type(pipe).__mro__)
+            return as_called(family, pipe)
     raise UnsupportedPipelineError(
         f"shared sampling does not know the denoiser class {type(denoiser).__name__}; known are "
         f"{', '.join(sorted(FAMILIES))}. To add it, put a Family under its name into "

@@ -20,6 +20,13 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
     ),
+    "Flux3Transformer2DModel": declared(  # FLUX.3; exists only as a modular pipeline
+        "hidden_states timestep target_timestep image_cond_hidden_states",
+        "encoder_hidden_states",
+        neither="txt_ids img_ids image_cond_ids",
+        dtype="bfloat16",
+        **GUIDED_IN_TWO_CALLS,
+    ),
     "HunyuanImageTransformer2DModel": declared(
         "hidden_states timestep timestep_r guidance",
         "encoder_hidden_states encoder_hidden_states_2",

@@ -71,6 +71,19 @@ def forget_managed_states(value: Any) -> None:
         value._state_cache.clear()
 
 
+# -- modular pipelines -----------------------------------------------------------------------------
+
+
+def blocks_of(pipe: Any) -> Any:
+    """The blocks of a modular pipeline themselves; its public `blocks` is a copy of them, made anew each time."""
+    return pipe._blocks
+
+
+def condition_of(guider: Any, batch: Any) -> str:
+    """Which prediction a guider will make of one of the batches that it prepared, such as "pred_cond"."""
+    return str(getattr(batch, guider._identifier_key))
+
+
 # -- what a pipeline does with prompts -------------------------------------------------------------
 
 
@@ -83,7 +96,20 @@ def preprocessed(pipe: Any, texts: list[str]) -> list[str]:
 def lacks_ftfy(pipe: Any) -> bool:
     """Whether the pipeline cleans prompts with the package ftfy, unasked, and that is not installed: it would end in a
     NameError."""
-    module = sys.modules.get(type(pipe).__module__)
+    return any(_cleans_by_ftfy(sys.modules.get(name)) for name in _modules_of(pipe))
+
+
+def _modules_of(pipe: Any) -> set[str]:
+    """Names of the modules that a pipeline's code is in; that of a modular one is in its blocks."""
+    found, blocks = {type(pipe).__module__}, [getattr(pipe, "_blocks", None)]
+    while blocks:
+        block = blocks.pop()
+        found.add(type(block).__module__)
+        blocks += getattr(block, "sub_blocks", {}).values()
+    return found
+
+
+def _cleans_by_ftfy(module: Any) -> bool:
     names = getattr(getattr(getattr(module, "basic_clean", None), "__code__", None), "co_names", ())
     return "ftfy" in names and "is_ftfy_available" not in names and not hasattr(module, "ftfy")
 

@@ -1,6 +1,6 @@
 """Pipeline classes of diffusers that cannot share, each with its reason: told before anything heavy is loaded.
 
-Two tables by class name.  Every other current pipeline class is run by a test (`tests/denoiser/test_census.py`
+Tables by class name.  Every other current pipeline class is run by a test (`tests/denoiser/test_census.py`
 derives them from diffusers, so that a new release shows what is new).  A class that is in no table and has a known
 denoiser, such as one of the user's own, is tried.
 """
@@ -35,6 +35,21 @@ REFUSED: Mapping[str, str] = {
 }
 """Samplers of texts that cannot share steps, and why: each a clause that goes on from "cannot share steps:"."""
 
+MODULAR_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "Cosmos3DistilledModularPipeline",
+            "Cosmos3OmniModularPipeline",
+            "MiniMaxH3ModularPipeline",
+            "MiniMaxMusic3ModularPipeline",
+            "WanAnimate2DistilledModularPipeline",
+            "WanAnimate2ModularPipeline",
+        ),
+        "it takes one prompt per call, and its latents have no row for each of several",
+    ),
+}
+"""Modular pipelines that cannot share steps, and why, as in `REFUSED`."""
+
 NOT_TEXT_SAMPLERS: Mapping[str, str] = {
     "ConsistencyModelPipeline": "samples without a prompt",
     "DDIMPipeline": "samples without a prompt",
@@ -62,8 +77,8 @@ NOT_TEXT_SAMPLERS: Mapping[str, str] = {
 def refusal(class_names: Iterable[str]) -> str | None:
     """Why the first of these pipeline classes that is in a table cannot share, in one sentence; None if none is."""
     for name in class_names:
-        if name in REFUSED:
-            return f"{name} cannot share steps: {REFUSED[name]}"
+        if name in REFUSED or name in MODULAR_REFUSED:
+            return f"{name} cannot share steps: {REFUSED.get(name) or MODULAR_REFUSED[name]}"
         if name in NOT_TEXT_SAMPLERS:
             return f"{name} {NOT_TEXT_SAMPLERS[name]}: there are no prompts whose steps could be shared"
     return None

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sagediff.errors import InputError, first_line
 from sagediff.files.digest import file_digest, texts_digest
 from sagediff.files.json_input import read_object
 from sagediff.files.text_input import is_file
 from sagediff.pipelines.loading import index_folder
-from sagediff.pipelines.model_files import INDEX
+from sagediff.pipelines.model_files import index_file
 from sagediff.pipelines.model_source import ModelSource
+from sagediff.pipelines.modular_folder import download
 from sagediff.pipelines.run_settings import RunSettings
 from sagediff.pipelines.single_file import held_parts
 from sagediff.pipelines.variants import loadable, only_variant, vae_files
@@ -69,7 +69,7 @@ def model_digest(name: str | ModelSource, parts: tuple[str, ...] = ("",)) -> str
     source = ModelSource.of(name)
     file = source.single_file
     folder = index_folder(source) or _downloaded(source)
-    index = folder / INDEX
+    index = index_file(folder)
     names = [key for key, value in read_object(index).items() if isinstance(value, list)]
     taken = [part for part in sorted(names) if part.startswith(parts)]
     held = set() if file is None else held_parts(file, folder)
@@ -101,16 +101,8 @@ def files_digest(files: Sequence[Path], home: Path | None = None) -> str:
 
 def _downloaded(source: ModelSource) -> Path:
     """Where the hub's cache has a model; what is missing there is downloaded, as loading would do."""
-    import diffusers
-
+    options = {"variant": source.variant, "use_safetensors": True, "trust_remote_code": False}
     try:
-        found: Any = diffusers.DiffusionPipeline.download(
-            source.name,
-            revision=source.revision,
-            variant=source.variant,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        return download(source.name, source.revision, options)
     except Exception as error:  # whatever the hub's client raises
         raise InputError(f"cannot load the model {source.name!r}: {first_line(error)}") from error
-    return Path(found)

@@ -10,6 +10,7 @@ from typing import Any
 from sagediff.collector import collection_paused
 from sagediff.denoiser.audio_families import NO_AUDIO
 from sagediff.denoiser.family import Family
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.places import places_of
 from sagediff.denoiser.refused import check_pipeline_class
 from sagediff.denoiser.scheduler import SCHEDULERS, scheduler_like
@@ -17,8 +18,9 @@ from sagediff.denoiser.table import FAMILIES
 from sagediff.errors import InputError, UnsupportedPipelineError, first_line
 from sagediff.files.json_input import SMALL, read_object
 from sagediff.files.text_input import shortened
-from sagediff.pipelines.model_files import INDEX, check_model_files, part_entries
+from sagediff.pipelines.model_files import INDEX, check_model_files, index_file, part_entries
 from sagediff.pipelines.model_source import BUILT_IN, ModelSource, model_folder
+from sagediff.pipelines.modular_folder import download, hub_index, is_modular_folder, load_modular
 from sagediff.pipelines.quantized import is_quantized
 from sagediff.pipelines.sentence_encoder import load_encoder, load_tokenizer
 from sagediff.pipelines.single_file import config_folder, load_single_file
@@ -37,7 +39,8 @@ def load_for_planning(
     parts, denoiser = supported_parts(name_or_path)
     kept = ("scheduler", "tokenizer", *(("text_encoder",) if text_encoders else ()))
     left_out: dict[str, Any] = {key: None for key in parts if not key.startswith(kept)}
-    return load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out), denoiser
+    pipe = load_source(ModelSource.of(name_or_path), scheduler=scheduler, **left_out)
+    return with_plain_call(pipe), denoiser
 
 
 def supported_parts(name_or_path: str | Path | ModelSource) -> tuple[dict[str, str], str]:
@@ -69,19 +72,20 @@ def supported_family(name_or_path: str | Path | ModelSource) -> Family:
 def _supported_index(source: ModelSource, folder: Path | None) -> tuple[dict[str, Any], str]:
     """A model's index, of a pipeline of diffusers that sharing knows; and where it is, for messages."""
     if folder is not None:
-        index, where = _index_of(source.name, folder), str(folder / INDEX)
+        index, where = _index_of(source.name, folder), str(index_file(folder))
         _checked_denoiser(index, where)  # before a library is imported
     import diffusers
 
     if folder is None:
         where = f"{INDEX} of {source.name}"
         try:
-            index = dict(diffusers.DiffusionPipeline.load_config(source.name, revision=source.revision))
+            index = hub_index(source.name, source.revision)
         except Exception as error:  # whatever the hub's client raises
             raise _cannot_load(source.name, error) from error
     known = index.get("_class_name")
     pipeline = getattr(diffusers, known, None) if isinstance(known, str) else None
-    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+    kinds = (diffusers.DiffusionPipeline, diffusers.ModularPipeline)
+    if not (isinstance(pipeline, type) and issubclass(pipeline, kinds)):
         raise InputError(
             f"cannot load the model {str(source.name)!r}: its {INDEX} names no pipeline of diffusers "
             f"{diffusers.__version__}"
@@ -105,14 +109,14 @@ def check_local_model(source: ModelSource, images_for: str = "") -> None:
     """
     folder = None if source.single_file is not None else model_folder(source.name)
     if folder is not None:
-        family = _family(_index_of(source.name, folder), str(folder / INDEX))
+        family = _family(_index_of(source.name, folder), str(index_file(folder)))
         if images_for:
             _check_images(family, source.name, images_for)
 
 
 def _index_of(name: str, folder: Path) -> dict[str, Any]:
     try:
-        return read_object(folder / INDEX, max_bytes=SMALL)
+        return read_object(index_file(folder), max_bytes=SMALL)
     except InputError as error:
         raise InputError(f"cannot load the model {name!r}: its index names no pipeline: {error}") from error
 
@@ -187,8 +191,8 @@ def load_pipeline(
     """A diffusers pipeline, in float32 unless `dtype` (or its old name `torch_dtype`) says otherwise.
 
     Args:
-        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder, a single `.safetensors` file, or
-            a hub id (the only case that uses the network).
+        name_or_path: "demo" or "emoji" for a built-in model, a local diffusers folder (of a modular pipeline too), a
+            single `.safetensors` file, or a hub id (the only case that uses the network).
         scheduler: one of `denoiser.scheduler.SCHEDULERS` in place of the model's own; its configuration is taken over.
         variant: of the weights, such as "fp16".
         revision: of a hub id: a branch, a tag or a commit.
@@ -239,9 +243,11 @@ def load_source(
             options["text_encoder"] = load_encoder(dtype if isinstance(dtype, torch.dtype) else None)
     try:
         if folder is None:  # into the hub's cache first, so that what is loaded has been looked at
-            folder = Path(diffusers.DiffusionPipeline.download(name, revision=source.revision, **options))
+            folder = download(name, source.revision, options)
         check_model_files(folder)
-        if file is not None:
+        if file is None and is_modular_folder(folder):
+            pipe = load_modular(folder, dtype, source.variant, kwargs, quantized)
+        elif file is not None:
             pipe = load_single_file(file, folder, dtype, kwargs, quantized)
         else:
             if source.variant is not None:

@@ -7,7 +7,7 @@ link to the cache's own blobs, as it always does.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from sagediff.files.text_input import is_file, shortened
 from sagediff.printable import printable
 
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"  # of a pipeline made of blocks
 _MAX_JSON = 256 << 20  # bytes; vocabularies take some megabytes
+
+
+def index_file(folder: Path) -> Path:
+    """The file that lists a model's parts: that of a modular pipeline where there is no other."""
+    modular = folder / MODULAR_INDEX
+    return modular if is_file(modular) and not is_file(folder / INDEX) else folder / INDEX
 
 
 def check_model_files(folder: Path) -> None:
@@ -27,7 +34,8 @@ def check_model_files(folder: Path) -> None:
         InputError: names the file.
     """
     roots = _roots(folder)
-    for name, _ in part_entries(read_object(folder / INDEX, max_bytes=SMALL), str(folder / INDEX)):
+    index = index_file(folder)
+    for name, _ in part_entries(read_object(index, max_bytes=SMALL), str(index)):
         part = folder / name
         if part.is_dir():
             _check_inside(part, roots)
@@ -47,6 +55,8 @@ def part_entries(index: Mapping[str, Any], where: str) -> list[tuple[str, tuple[
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list | tuple):
             continue  # options of the pipeline itself
+        if len(value) == 3 and isinstance(value[2], dict):
+            value = _of_modular(name, value, where)
         if len(value) == 2 and value[0] is None and value[1] is None:
             continue
         if len(value) != 2 or not all(isinstance(each, str) and each for each in value):
@@ -63,6 +73,25 @@ def part_entries(index: Mapping[str, Any], where: str) -> list[tuple[str, tuple[
             )
         parts.append((name, (value[0], value[1])))
     return parts
+
+
+def _of_modular(name: str, value: Sequence[Any], where: str) -> Sequence[Any]:
+    """Library and class of a part as a modular pipeline's index lists it, with how it is loaded.
+
+    Raises:
+        InputError: it is in another folder than that of its name.
+    """
+    library, class_name, loading = value
+    if loading.get("subfolder") not in (None, name):
+        raise InputError(
+            f"{where}: `{name}` is in the folder {shortened(repr(loading.get('subfolder')), 60)}; a part is looked for "
+            f"in the folder of its name"
+        )
+    if library is None and class_name is None:  # was not loaded when the index was written
+        hint = loading.get("type_hint")
+        is_listed = loading.get("pretrained_model_name_or_path") is not None
+        return hint if is_listed and isinstance(hint, list | tuple) else (None, None)
+    return library, class_name
 
 
 def _is_of_diffusers(library: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sagediff.errors import InputError
 from sagediff.files.text_input import is_file, is_folder, shortened, stat_of
-from sagediff.pipelines.model_files import INDEX
+from sagediff.pipelines.model_files import INDEX, index_file
 from sagediff.pipelines.sentence_encoder import encoder_archive
 
 DEFAULTS_FILE = "sagediff.json"  # beside a model or a LoRA: how it is best sampled
@@ -122,7 +122,7 @@ def model_folder(name: str | Path) -> Path | None:
     """The local folder behind a model's name; None for a hub id.
 
     Raises:
-        InputError: neither built in, nor a folder with a model_index.json, nor of a hub id's form; or a built-in
+        InputError: neither built in, nor a folder with a model's index, nor of a hub id's form; or a built-in
             model whose weights or whose text encoder's package is not installed.
     """
     built_in = BUILT_IN.get(str(name))
@@ -138,7 +138,7 @@ def model_folder(name: str | Path) -> Path | None:
         return folder
     folder = _path(name)
     if is_folder(folder):
-        if not is_file(folder / INDEX):
+        if not is_file(index_file(folder)):
             raise InputError(
                 f"{folder} holds no {INDEX}; --model takes a folder that save_pretrained made, or a single "
                 f"{SAFETENSORS} file"

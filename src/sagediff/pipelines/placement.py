@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagediff.denoiser.lora_adapters import check_lora_weights
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.errors import InputError
 from sagediff.files.digest import texts_digest
 from sagediff.pipelines.from_images import Begins, from_images
@@ -99,7 +100,7 @@ def open_pipeline(model: ModelOptions, begins: Begins | None = None, *, apart: b
         {} if model.quantize is None else quantization(model.quantize, supported_parts(model.source)[0])
     )
     pipe = load_source(model.source, scheduler=model.scheduler, dtype=dtype, quantized=quantized, **given)
-    pipe = from_images(pipe, begins)
+    pipe = from_images(with_plain_call(pipe), begins)
     pipe.set_progress_bar_config(disable=True)
     merge_loras(pipe, loras, apart=apart)
     if model.offload is None:

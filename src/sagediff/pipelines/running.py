@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sagediff.denoiser.guiders import is_modular
 from sagediff.denoiser.lookup import denoisers_of
 from sagediff.denoiser.private_names import repeated_blocks
 from sagediff.errors import InputError, first_line
@@ -26,6 +27,11 @@ def offload(pipe: Any, how: str, device: str) -> None:
     if how == "sequential" and kind == "cpu":
         raise InputError(
             "--offload sequential needs an accelerator, and there is nothing to gain from it on the CPU; leave it out"
+        )
+    if is_modular(pipe):
+        raise InputError(
+            f"--offload {how}: {type(pipe).__name__} is a modular pipeline, which diffusers offloads by a "
+            f"ComponentsManager of your own; leave it out"
         )
     try:
         if how == "model":

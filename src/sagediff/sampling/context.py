@@ -9,6 +9,7 @@ from typing import Any
 
 from sagediff.denoiser.attention import attention_kept
 from sagediff.denoiser.condition import GroupCondition, mean_condition
+from sagediff.denoiser.guiders import guiders_told
 from sagediff.denoiser.lookup import denoisers_of, family_of
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
 from sagediff.denoiser.private_names import unwrapped
@@ -98,6 +99,7 @@ def shared_sampling(
         for module, hook in zip(modules, hooks, strict=True):
             stack.enter_context(attention_kept(unwrapped(module)))
             stack.enter_context(hook_installed(module, hook))
+        stack.enter_context(guiders_told(pipe, run.tell_parts))
         stack.enter_context(start_seen(pipe, noise))
         stack.enter_context(wrapped_scheduler(scheduler, run, noise))
         yield run

@@ -26,6 +26,7 @@ from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.guidance import CONDITIONAL, Guiding, ways_of
 from sagediff.denoiser.lookup import Family, family_of
 from sagediff.denoiser.micro_batch import MicroBatches
+from sagediff.denoiser.modular_call import call_parameters
 from sagediff.denoiser.predictions import form_like, in_form, prediction_of
 from sagediff.denoiser.private_names import REGISTRY, is_compiled_in_place, registry_of, unwrapped
 from sagediff.errors import InputError, UnsupportedPipelineError
@@ -77,7 +78,7 @@ class DenoiserHook(ModelHook):
         self._inner = inner
         self._class_name = type(inner).__name__
         # image to image
-        self._may_skip = callable(pipe) and "strength" in inspect.signature(type(pipe).__call__).parameters
+        self._may_skip = "strength" in call_parameters(pipe)
         self._parameters = list(inspect.signature(type(inner).forward).parameters)[1:]  # without self
         self.family: Family = family_of(inner, pipe)
         self._outputs = tuple(self.family.outputs)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sagediff.denoiser.guidance import planned_rows, ways_of
+from sagediff.denoiser.guiders import conditions_at
 from sagediff.denoiser.lookup import FAMILIES
 from sagediff.errors import InputError
 from sagediff.files.json_input import read_object
@@ -162,15 +163,15 @@ def cost_basis(
         if scale is not None and not math.isfinite(scale):
             raise InputError(f"{name} must be a finite number, got {scale}")
     family = FAMILIES.get(denoiser_class)
-    guider = getattr(pipe, "guider", None)
-    if not takes_guidance(pipe):
-        if guidance_scale != 1.0:
-            raise InputError(
-                f"{type(pipe).__name__} takes no guidance scale, its guider has it: set that (pipe.guider), and leave "
-                f"the scale out"
-            )
-        guided = guider is not None and bool(guider._enabled) and guider.num_conditions > 1
-    elif family is not None and family.scale == "true_cfg_scale":
+    if not takes_guidance(pipe) and guidance_scale != 1.0:
+        raise InputError(
+            f"{type(pipe).__name__} takes no guidance scale, its guider has it: set that (pipe.guider), and leave "
+            f"the scale out"
+        )
+    conditions = conditions_at(pipe, num_inference_steps, guidance_scale if takes_guidance(pipe) else None)
+    if conditions is not None:  # guiders say it, whatever the class does in other pipelines
+        return CostBasis(max(conditions), calls_taken(pipe, num_inference_steps, strength))
+    if family is not None and family.scale == "true_cfg_scale":
         scale = default_of(type(pipe), "true_cfg_scale") if true_cfg_scale is None else true_cfg_scale
         guided = has_negative and scale > family.unguided_scale and has_negative_rows(pipe)
     else:

@@ -15,6 +15,7 @@ from sagediff.denoiser.condition import GroupCondition, mean_condition
 from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.lora_adapters import LoraAdapters
 from sagediff.denoiser.micro_batch import MicroBatch, micro_batches
+from sagediff.denoiser.modular_call import with_plain_call
 from sagediff.denoiser.private_names import lacks_ftfy, unwrapped
 from sagediff.denoiser.scheduler import check_noise_source, noise_levels_of
 from sagediff.errors import InputError, ModelError, UnsupportedPipelineError
@@ -129,6 +130,7 @@ class SharedSampler:
             raise InputError(f"wave_size must be at least 1, got {wave_size}")
         if not callable(group_condition):
             raise InputError(f"group_condition must be a callable, got {group_condition!r}")
+        pipe = with_plain_call(pipe)
         check_prompts_per_call(pipe)
         if lacks_ftfy(pipe):
             raise InputError(f"{type(pipe).__name__} needs the package ftfy: pip install 'sagediff[video]'")
