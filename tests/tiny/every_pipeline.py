@@ -16,8 +16,8 @@ from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
-from tiny.every_ideogram import IDEOGRAM
 from tiny.every_guided_edit import GUIDED_EDITS
+from tiny.every_ideogram import IDEOGRAM
 from tiny.every_image import IMAGES
 from tiny.every_image_edit import IMAGE_EDITS
 from tiny.every_image_forms import IMAGE_FORMS
