@@ -44,13 +44,6 @@ def final_latents(pipe: Any, recipe: Recipe, prompts: Sequence[int], guided: boo
         inputs |= {side: 16 for side in ("height", "width") if side in taken}  # edits have their image's
         out = pipe(**(inputs | {"output_type": "latent"} | recipe.inputs(prompts, guided)))
         latents = next(iter(out.values()))
-    return torch.stack(list(latents)) if isinstance(latents, list) else torch.as_tensor(latents)
-    inputs = {"num_inference_steps": STEPS, "output_type": "latent"}
-    taken = inspect.signature(pipe.__call__).parameters
-    inputs |= {side: 16 for side in ("height", "width") if side in taken}  # edits have their image's
-    inputs |= recipe.inputs(prompts, guided)
-    out = pipe(generator=make_plan(0.5).generators(0), **inputs)
-    latents: Any = next(iter(out.values()))
     if isinstance(latents, list):  # one for each prompt, or all of them for each section of a video
         return torch.stack(latents) if len(latents) == len(prompts) else torch.as_tensor(latents[-1])
     return torch.as_tensor(latents)

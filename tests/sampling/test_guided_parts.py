@@ -10,7 +10,8 @@ from tiny.every_pipeline import EVERY, pipe_of
 
 from sagediff.denoiser.guidance import UNGUIDED, Guiding
 from sagediff.denoiser.lookup import denoiser_of
-from sagediff.errors import UnsupportedPipelineError
+from sagediff.denoiser.loops import check_loop
+from sagediff.errors import PlanError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
 from sagediff.sampling.context import shared_sampling
 from sagediff.sampling.layout import batches_of, in_order
@@ -144,6 +145,25 @@ def test_calls_that_were_not_told_are_refused() -> None:
     run.tell_parts(("negative", "conditional"))
     with pytest.raises(UnsupportedPipelineError, match="needs the conditional one first"):
         enter(run)
+
+
+def test_a_run_that_ends_before_its_prompts_part_is_refused() -> None:
+    name, plan = "StableDiffusionXLPipeline, ends early", SharePlan.from_groups([[0, 1, 2]], STEPS, 0.75)
+    with (
+        pytest.raises(
+            PlanError, match=r"ends after 3 of 4 steps .* before prompts \[0, 1, 2\] part at step 3"
+        ),
+        shared_sampling(pipe_of(name), plan),
+    ):
+        latents(name, plan)
+
+
+def test_iterations_of_free_init_are_refused() -> None:
+    pipe = type("AnimateDiffPipeline", (), {"free_init_enabled": True, "_free_init_num_iters": 3})()
+    with pytest.raises(UnsupportedPipelineError, match="disable_free_init"):
+        check_loop(pipe)
+    pipe._free_init_num_iters = 1
+    check_loop(pipe)
 
 
 # -- planned ---------------------------------------------------------------------------------------

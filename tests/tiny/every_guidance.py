@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     HunyuanDiTPAGPipeline,
@@ -19,8 +20,14 @@ from diffusers import (
     StableDiffusionXLPAGPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.pag.pipeline_pag_kolors import (
+    KolorsPAGPipeline,  # not exported without sentencepiece
+)
 
 from tiny import RECIPES
+from tiny.every_edit import EDITS, turned
+from tiny.every_edit_transformers import TRANSFORMER_EDITS
+from tiny.every_unet import UNETS
 from tiny.parts import Recipe
 
 PERTURBED_TOO = (2, 3)  # rows per prompt of perturbed-attention guidance, without and with a negative row
@@ -85,7 +92,38 @@ def _switched_off(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) 
     return {}
 
 
+def _perturbed_too(name: str, recipe: Recipe, layers: str = "mid") -> Recipe:
+    """The class of that name with the parts and inputs of a recipe without perturbed attention."""
+    own = {"pag_applied_layers": [layers], "add_watermarker": False}
+    return turned(getattr(diffusers, name), recipe, lambda prompts: {}, lambda pipe: own, rows=(None, 3))
+
+
 GUIDANCE: dict[str, Recipe] = {
+    **{
+        name: _perturbed_too(name, EDITS[name.replace("PAG", "")])
+        for name in (
+            "StableDiffusionPAGImg2ImgPipeline",
+            "StableDiffusionPAGInpaintPipeline",
+            "StableDiffusionControlNetPAGPipeline",
+            "StableDiffusionControlNetPAGInpaintPipeline",
+            "StableDiffusionXLPAGImg2ImgPipeline",
+            "StableDiffusionXLPAGInpaintPipeline",
+            "StableDiffusionXLControlNetPAGPipeline",
+            "StableDiffusionXLControlNetPAGImg2ImgPipeline",
+        )
+    },
+    "StableDiffusion3PAGImg2ImgPipeline": _perturbed_too(
+        "StableDiffusion3PAGImg2ImgPipeline",
+        TRANSFORMER_EDITS["StableDiffusion3Img2ImgPipeline"],
+        "transformer_blocks.0",
+    ),
+    "KolorsPAGPipeline": turned(
+        KolorsPAGPipeline,
+        UNETS["KolorsPipeline"],
+        lambda prompts: {},
+        lambda pipe: {"pag_applied_layers": ["mid"]},
+        rows=PERTURBED_TOO,
+    ),
     "StableDiffusionPAGPipeline": _perturbed(StableDiffusionPAGPipeline, "sd", "mid"),
     "StableDiffusionXLPAGPipeline": _perturbed(StableDiffusionXLPAGPipeline, "sdxl", "mid"),
     "StableDiffusion3PAGPipeline": _perturbed(StableDiffusion3PAGPipeline, "sd3", "transformer_blocks.0"),
@@ -104,6 +142,7 @@ GUIDANCE: dict[str, Recipe] = {
     "StableDiffusionPipeline, guidance switched off by a callback": _with(
         "sd", callback_on_step_end=_switched_off, callback_on_step_end_tensor_inputs=["prompt_embeds"]
     ),
+    "StableDiffusionXLPipeline, ends early": _with("sdxl", denoising_end=0.7),
     "Lumina2Pipeline, truncated": _with("lumina2", cfg_trunc_ratio=0.5),
     "ZImagePipeline, truncated": _with("z-image", cfg_truncation=0.5),
 }

@@ -10,12 +10,13 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import Flux3Transformer2DModel, WanTransformer3DModel
+from diffusers import Flux3Transformer2DModel, HunyuanVideo15Transformer3DModel, WanTransformer3DModel
 
 import tiny
 from tiny import families, more_families
 from tiny.every_image import IMAGES
-from tiny.parts import TOKENS, WIDTH, Recipe, embeddings, masked_inputs, masks
+from tiny.every_video import VIDEOS, hunyuan_15_transformer
+from tiny.parts import TOKENS, WIDTH, Recipe, embeddings, louder, masked_inputs, masks
 
 
 def modular(pipeline: Any, scheduler: Any, **components: Any) -> Any:
@@ -187,6 +188,18 @@ def _qwen21_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
     return inputs | ({"negative_image_pad_mask": none} if guided else {})
 
 
+def _hunyuan_15(scheduler: Any) -> Any:
+    """Without an autoencoder its videos have 32 channels; the image's and a mask come beside."""
+    config = dict(hunyuan_15_transformer().config) | {"in_channels": 2 * 32 + 1, "out_channels": 32}
+    transformer = HunyuanVideo15Transformer3DModel.from_config(config).eval()
+    return modular(diffusers.HunyuanVideo15ModularPipeline, scheduler, transformer=louder(transformer, 2.0))
+
+
+def _hunyuan_15_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
+    inputs = VIDEOS["HunyuanVideo15Pipeline"].inputs(prompts, guided)
+    return inputs | {"batch_size": len(prompts), "height": 32, "width": 32, "num_frames": 5}
+
+
 MODULAR: dict[str, Recipe] = {
     "StableDiffusionXLModularPipeline": Recipe(
         _of(diffusers.StableDiffusionXLModularPipeline, tiny.RECIPES["sdxl"]),
@@ -293,6 +306,9 @@ MODULAR: dict[str, Recipe] = {
     ),
     "Wan22Image2VideoModularPipeline": Recipe(
         _wan_two_from_image, _wan_image_inputs, more_families.RECIPES["wan"].counted, ("unipc_flow",)
+    ),
+    "HunyuanVideo15ModularPipeline": Recipe(
+        _hunyuan_15, _hunyuan_15_inputs, VIDEOS["HunyuanVideo15Pipeline"].counted
     ),
     "LTXModularPipeline": Recipe(
         _of(diffusers.LTXModularPipeline, more_families.RECIPES["ltx"]),

@@ -16,6 +16,7 @@ from tiny.every_control import CONTROLLED
 from tiny.every_edit import EDITS
 from tiny.every_edit_transformers import TRANSFORMER_EDITS
 from tiny.every_guidance import GUIDANCE
+from tiny.every_guided_edit import GUIDED_EDITS
 from tiny.every_ideogram import IDEOGRAM
 from tiny.every_image import IMAGES
 from tiny.every_image_edit import IMAGE_EDITS
@@ -33,9 +34,9 @@ EVERY: dict[str, Recipe] = {
     "WanPipeline, 2.2": more_families.RECIPES["wan2.2"],
     **GUIDANCE,
     **IMAGES,
+    **AUDIO,
     **IMAGE_FORMS,
     **IMAGE_EDITS,
-    **AUDIO,
     **VIDEOS,
     **VIDEOS_FROM,
     **VIDEOS_FURTHER,
@@ -46,6 +47,7 @@ EVERY: dict[str, Recipe] = {
     **IDEOGRAM,
     **EDITS,
     **TRANSFORMER_EDITS,
+    **GUIDED_EDITS,
     **MODULAR,
 }
 

@@ -23,7 +23,10 @@ BEGIN, END = "<!-- made by tests/tiny/matrix.py -->", "<!-- until here -->"
 REMARKS: dict[str, str] = {
     "CogVideoXVideoToVideoPipeline": "with strength 1",
     "GlmImagePipeline": "without an image",
+    "ConsisIDPipeline": "without face embeddings",
+    "HeliosPipeline": "one chunk",
     "HunyuanImagePipeline": "also distilled",
+    "HunyuanVideoFramepackPipeline": "one section",
     "LTXConditionPipeline": "with an image: `image_cond_noise_scale=0`",
     "OmniGenPipeline": "without an image",
     "PRXPipeline": "without guidance: diffusers guides one prompt per call",

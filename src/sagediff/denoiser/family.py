@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sagediff.denoiser import arguments as values
 from sagediff.denoiser.arguments import WORDS
+from sagediff.denoiser.convention import Convention
 from sagediff.denoiser.guidance import CONDITIONAL, NEGATIVE, UNGUIDED, Way
 
 if TYPE_CHECKING:  # the table is read before torch is imported, to refuse a model at once
@@ -60,6 +61,7 @@ class Family:
         dtype: the half precision of their documented example. "bfloat16" where activations are larger than float16
             can hold, which would give black images.
         vae_dtype: that of the autoencoder, where it is another.
+        convention: how its pipelines tell time and read predictions; None where training does not know, and refuses.
 
     Raises:
         ValueError: a declaration that contradicts itself.
@@ -86,6 +88,7 @@ class Family:
     fps: float = 16.0
     dtype: Literal["float16", "bfloat16"] = "float16"
     vae_dtype: Literal["float32"] | None = None
+    convention: Convention | None = None
 
     def __post_init__(self) -> None:
         assert self.ways  # a way that cannot be shared raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sagediff.denoiser.convention import AS_SCHEDULED, FROM_NOISE, OF_ONE, WITH_VARIANCE, Convention
 from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
 from sagediff.denoiser.family import Family
 
@@ -28,6 +29,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
             "StableUnCLIPPipeline": {"arguments": {"class_labels": "condition"}},
         },
         **GUIDED_IN_ONE_CALL,
+        convention=WITH_VARIANCE,
     ),
     "SD3Transformer2DModel": declared(
         "hidden_states timestep",
@@ -35,6 +37,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
         neither="skip_layers",
         parts=frozenset({"block_controlnet_hidden_states"}),
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "FluxTransformer2DModel": declared(
         "hidden_states timestep guidance",
@@ -51,18 +54,21 @@ IMAGE_FAMILIES: dict[str, Family] = {
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "Flux2Transformer2DModel": declared(  # FLUX.2 (never a second call) and Klein
         "hidden_states timestep guidance txt_ids img_ids",
         "encoder_hidden_states",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "PixArtTransformer2DModel": declared(  # PixArt-alpha and -Sigma
         "hidden_states timestep added_cond_kwargs.resolution added_cond_kwargs.aspect_ratio",
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         **GUIDED_IN_ONE_CALL,
+        convention=WITH_VARIANCE,
     ),
     "SanaTransformer2DModel": declared(
         "hidden_states timestep guidance",
@@ -72,12 +78,14 @@ IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         vae_dtype="float32",
         **GUIDED_IN_ONE_CALL,
+        convention=Convention("t * timestep_scale", with_variance=True),
     ),
     "AuraFlowTransformer2DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states",
         zero_padded=frozenset({"encoder_hidden_states"}),
         **GUIDED_IN_ONE_CALL,
+        convention=OF_ONE,
     ),
     "ChromaTransformer2DModel": declared(
         "hidden_states timestep",
@@ -86,12 +94,14 @@ IMAGE_FAMILIES: dict[str, Family] = {
         neither="txt_ids img_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "CogView4Transformer2DModel": declared(
         "hidden_states timestep original_size target_size crop_coords",
         "encoder_hidden_states",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "HunyuanDiT2DModel": declared(
         "hidden_states timestep image_meta_size style",
@@ -103,6 +113,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
         neither="image_rotary_emb",
         parts=frozenset({"controlnet_block_samples"}),
         **GUIDED_IN_ONE_CALL,
+        convention=WITH_VARIANCE,
     ),
     "Lumina2Transformer2DModel": declared(
         "hidden_states timestep",
@@ -110,6 +121,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=FROM_NOISE,
     ),
     "QwenImageTransformer2DModel": declared(
         "hidden_states timestep guidance img_shapes",
@@ -120,6 +132,7 @@ IMAGE_FAMILIES: dict[str, Family] = {
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "ZImageTransformer2DModel": declared(
         "x t",
@@ -129,5 +142,6 @@ IMAGE_FAMILIES: dict[str, Family] = {
         guidance="batched",
         first="conditional",
         dtype="bfloat16",
+        convention=Convention("1 - t / T", negated=True, time_argument="t"),
     ),
 }

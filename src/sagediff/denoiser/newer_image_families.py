@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sagediff.denoiser.convention import AS_SCHEDULED, OF_ONE, Convention
 from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
 from sagediff.denoiser.family import Family
 
@@ -13,6 +14,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         vae_dtype="float32",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "BriaFiboTransformer2DModel": declared(
         "hidden_states timestep",
@@ -37,12 +39,12 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         "encoder_hidden_states",
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
-    "CosmosTransformer3DModel": declared(
-        "hidden_states timestep condition_mask",
+    "Flux3Transformer2DModel": declared(  # FLUX.3; exists only as a modular pipeline
+        "hidden_states timestep target_timestep image_cond_hidden_states",
         "encoder_hidden_states",
-        neither="padding_mask",  # one for all
-        unguided_scale=0.0,
+        neither="txt_ids img_ids image_cond_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
     ),
@@ -69,13 +71,6 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
     ),
-    "Flux3Transformer2DModel": declared(  # FLUX.3; exists only as a modular pipeline
-        "hidden_states timestep target_timestep image_cond_hidden_states",
-        "encoder_hidden_states",
-        neither="txt_ids img_ids image_cond_ids",
-        dtype="bfloat16",
-        **GUIDED_IN_TWO_CALLS,
-    ),
     "HunyuanImageTransformer2DModel": declared(
         "hidden_states timestep timestep_r guidance",
         "encoder_hidden_states encoder_hidden_states_2",
@@ -85,6 +80,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         },
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "Ideogram4Transformer2DModel": declared(  # one for the conditional call, one for the negative
         "hidden_states timestep",
@@ -100,6 +96,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         zero_padded=frozenset({"encoder_hidden_states"}),  # its pipeline keeps the mask to itself
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "JoyImageEditPlusTransformer3DModel": declared(
         "hidden_states timestep shape_list",
@@ -108,6 +105,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         lists=frozenset({"shape_list"}),
         dtype="bfloat16",
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "Kandinsky3UNet": declared(
         "sample timestep",
@@ -115,17 +113,19 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         unguided_scale=0.0,
         **GUIDED_IN_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "Kandinsky5Transformer3DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states pooled_projections",
         neither="visual_rope_pos text_rope_pos scale_factor",
         pipelines={
-            "Kandinsky5T2VPipeline": {"makes": "videos", "fps": 24.0},
-            "Kandinsky5I2VPipeline": {"makes": "videos", "fps": 24.0},
+            "Kandinsky5T2VPipeline": {"makes": "videos", "fps": 24.0, "convention": None},
+            "Kandinsky5I2VPipeline": {"makes": "videos", "fps": 24.0, "convention": None},
         },
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "Krea2Transformer2DModel": declared(
         "hidden_states timestep",
@@ -135,6 +135,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         unguided_scale=0.0,
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "LongCatImageTransformer2DModel": declared(
         "hidden_states timestep",
@@ -142,6 +143,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         neither="txt_ids img_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "LuminaNextDiT2DModel": declared(
         "hidden_states timestep",
@@ -151,6 +153,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         dtype="bfloat16",
         guidance="batched",
         first="conditional",
+        convention=Convention("1 - t / T", negated=True, with_variance=True),
     ),
     "NucleusMoEImageTransformer2DModel": declared(
         "hidden_states timestep img_shapes",
@@ -159,6 +162,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         lists=frozenset({"img_shapes"}),
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=Convention("t / T", negated=True),
     ),
     "OmniGenTransformer2DModel": declared(
         "hidden_states timestep",
@@ -175,6 +179,7 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         neither="txt_ids img_ids",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=OF_ONE,
     ),
     "PRXTransformer2DModel": declared(
         "hidden_states timestep",
@@ -199,5 +204,6 @@ NEWER_IMAGE_FAMILIES: dict[str, Family] = {
         scale="true_cfg_scale",
         dtype="bfloat16",
         **GUIDED_IN_TWO_CALLS,
+        convention=Convention("t / T", text_first=True),
     ),
 }

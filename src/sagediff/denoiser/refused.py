@@ -12,16 +12,54 @@ from collections.abc import Iterable, Mapping
 from sagediff.errors import UnsupportedPipelineError
 
 _ONE_PROMPT = "it takes one prompt per call"
+_FRAMES = "its motion U-Net reads a prompt once for every frame, and has no row in the table of denoisers"
+_SOUND = "it denoises video and sound together, and its denoiser has no row in the table"
+
+_CHUNKS = (
+    "it makes a video chunk by chunk, each of which goes on from the one before, which the members of a group no "
+    "longer have in common"
+)
 
 REFUSED: Mapping[str, str] = {
+    "AnimateDiffControlNetPipeline": _FRAMES,
+    "AnimateDiffPAGPipeline": _FRAMES,
+    "AnimateDiffPipeline": _FRAMES,
+    "AnimateDiffSDXLPipeline": _FRAMES,
+    "AnimateDiffSparseControlNetPipeline": _FRAMES,
+    "AnimateDiffVideoToVideoControlNetPipeline": _FRAMES,
+    "AnimateDiffVideoToVideoPipeline": _FRAMES,
+    "Kandinsky6TI2VAPipeline": _SOUND,
+    "LTX2ConditionPipeline": _SOUND,
+    "LTX2DFRPipeline": _SOUND,
+    "LTX2DFRTemporalRefinePipeline": _SOUND,
+    "LTX2HDRPipeline": _SOUND,
+    "LTX2ImageToVideoPipeline": _SOUND,
+    "LTX2InContextPipeline": _SOUND,
+    "LTX2Pipeline": _SOUND,
+    "ZImageOmniPipeline": "its images are lists within lists, without a row for each prompt",
+    "AnyFlowFARPipeline": "it makes a video in chunks and keeps the keys of each prompt's earlier ones",
     "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
     "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
     "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
+    "LTXI2VLongMultiPromptPipeline": "its prompts are of the parts of one video",
     "MotifVideoImage2VideoPipeline": _ONE_PROMPT,
+    "SanaWMPipeline": _ONE_PROMPT,
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": "each frame has a solver of its own",
     "SkyReelsV2DiffusionForcingPipeline": "each frame has a solver of its own",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "each frame has a solver of its own",
     "WanVACEPipeline": _ONE_PROMPT,
+    **dict.fromkeys(
+        (
+            "AnyFlowFARPipeline",
+            "Cosmos2_5_TransferPipeline",
+            "HeliosPipeline",
+            "HeliosPyramidPipeline",
+            "HunyuanVideoFramepackPipeline",
+            "LTXI2VLongMultiPromptPipeline",
+            "WanAnimatePipeline",
+        ),
+        _CHUNKS,
+    ),
     "Flux2KleinKVPipeline": "it keeps the keys of its input images from the first step for all later ones, with a row "
     "for each prompt; take Flux2KleinPipeline, which does without",
     "CogView4ControlPipeline": "it draws the latents of its control image without the prompts' generators",

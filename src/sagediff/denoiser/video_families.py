@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sagediff.denoiser.convention import AS_SCHEDULED, WITH_VARIANCE
 from sagediff.denoiser.declared import GUIDED_IN_ONE_CALL, GUIDED_IN_TWO_CALLS, declared
 from sagediff.denoiser.family import Family
 
@@ -18,6 +19,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         zero_padded=_PADDED_WITH_ZEROS,
         vae_dtype="float32",
         **_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "SkyReelsV2Transformer3DModel": declared(
         "hidden_states timestep encoder_hidden_states_image",
@@ -26,6 +28,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         fps=24.0,
         vae_dtype="float32",
         **_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "ChronoEditTransformer3DModel": declared(
         "hidden_states timestep encoder_hidden_states_image",
@@ -39,6 +42,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         "encoder_hidden_states",
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         **_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "HunyuanVideoTransformer3DModel": declared(
         "hidden_states timestep guidance",
@@ -47,6 +51,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         scale="true_cfg_scale",
         fps=15.0,
         **_TWO_CALLS,
+        convention=AS_SCHEDULED,
     ),
     "HunyuanVideo15Transformer3DModel": declared(
         "hidden_states timestep image_embeds",
@@ -66,6 +71,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         neither="image_rotary_emb",
         fps=8.0,
         **_ONE_CALL,
+        convention=AS_SCHEDULED,
     ),
     "MochiTransformer3DModel": declared(
         "hidden_states timestep",
@@ -80,6 +86,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         masks={"encoder_attention_mask": "encoder_hidden_states"},
         vae_dtype="float32",
         **_ONE_CALL,
+        convention=WITH_VARIANCE,
     ),
     "AllegroTransformer3DModel": declared(
         "hidden_states timestep",
@@ -97,6 +104,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         makes="videos",
         fps=8.0,
         **GUIDED_IN_ONE_CALL,
+        convention=WITH_VARIANCE,
     ),
     "EasyAnimateTransformer3DModel": declared(
         "hidden_states timestep",
@@ -104,6 +112,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
         makes="videos",
         fps=8.0,
         **GUIDED_IN_ONE_CALL,
+        convention=WITH_VARIANCE,
     ),
     "MotifVideoTransformer3DModel": declared(
         "hidden_states timestep",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sagediff.plan.costs import calls_taken
 from sagediff.plan.share_plan import SharePlan
 
 
@@ -32,7 +33,7 @@ class CostParts:
         """The parts of a plan; the first three sum to its evaluations, all to those of independent sampling."""
         shared = own = 0
         for step in range(plan.num_steps):
-            calls = 1 if plan.calls_per_step is None else plan.calls_per_step[step]
+            calls = calls_taken(plan, step, step + 1)
             nodes = plan.partition(step)
             members = np.bincount(nodes)
             run = np.zeros(len(members), dtype=bool)

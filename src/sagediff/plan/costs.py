@@ -46,6 +46,11 @@ def rows_of_calls(plan: SharePlan, start: int, end: int) -> tuple[int, ...]:
     return plan.rows_per_call[before : before + count]
 
 
+def calls_taken(plan: SharePlan, start: int, end: int) -> int:
+    """Solver calls that the pipeline takes in the steps from `start` to the one before `end`."""
+    return sum(rows > 0 for rows in rows_of_calls(plan, start, end))
+
+
 def rows_of_nodes(plan: SharePlan, span: Span, *, replayed_too: bool = False) -> npt.NDArray[np.int64]:
     """Denoiser rows for each node in steps between which nothing changes but the rows of a call, shape (nodes,).
 
@@ -58,7 +63,9 @@ def rows_of_nodes(plan: SharePlan, span: Span, *, replayed_too: bool = False) ->
     starts = np.zeros(len(members), dtype=np.int64)
     starts[nodes] = first_guided(plan)
     guided = np.asarray([may_guide(plan, int(n)) for n in members], dtype=bool)
-    rows = np.where((starts <= step) & guided, sum(rows_of_calls(plan, step, end)), calls(plan, step, end))
+    rows = np.where(
+        (starts <= step) & guided, sum(rows_of_calls(plan, step, end)), calls_taken(plan, step, end)
+    )
     if replayed_too:
         return rows
     run = np.zeros(len(members), dtype=bool)
@@ -117,9 +124,9 @@ def check_rows(plan: SharePlan) -> None:
             f"rows_per_prompt must be 1, or 2 to {MOST_ROWS} with guidance, got {plan.rows_per_prompt!r}"
         )
     rows, count = plan.rows_per_call, calls(plan, 0, plan.num_steps)
-    if rows is not None and (len(rows) != count or min(rows) < 1 or max(rows) != plan.rows_per_prompt):
+    if rows is not None and (len(rows) != count or min(rows) < 0 or max(rows) != plan.rows_per_prompt):
         raise PlanError(
-            f"rows_per_call must hold {count} counts of at least 1, the largest of them {plan.rows_per_prompt}, got "
+            f"rows_per_call must hold {count} counts of at least 0, the largest of them {plan.rows_per_prompt}, got "
             f"{rows!r}"
         )
 

@@ -18,6 +18,7 @@ from sagediff.errors import PlanError
 from sagediff.files.digest import number_of
 from sagediff.plan.costs import (
     calls,
+    calls_taken,
     check_guided,
     check_replayed,
     check_rows,
@@ -64,7 +65,8 @@ class SharePlan:
         guided_from: with 2 rows per prompt, for each prompt the first step with guidance, None where it has none at
             all; members of a group agree. None: `unguided_steps` for all.
         rows_per_call: `rows_per_prompt` of each solver call, where the pipeline's guidance stops or begins on the way
-            (truncated guidance, guidance intervals); None where all are alike.
+            (truncated guidance, guidance intervals), 0 where the run has ended before (SDXL's `denoising_end`); None
+            where all are alike.
 
     Raises:
         PlanError: partitions that do not refine, do not cover the prompts, or numbers out of range.
@@ -242,7 +244,7 @@ class SharePlan:
         """Denoiser rows of independent sampling with the same steps, solver and guidance."""
         unguided = 0 if self.guided_from is None else self.guided_from.count(None)
         guided = self.num_prompts - unguided
-        return guided * sum(self.rows_of_calls()) + unguided * calls(self, 0, self.num_steps)
+        return guided * sum(self.rows_of_calls()) + unguided * calls_taken(self, 0, self.num_steps)
 
     @cached_property
     def evaluations_unshared(self) -> int:
@@ -303,7 +305,7 @@ class SharePlan:
     def rows_of_node(self, step: int, members: int) -> int:
         """Denoiser rows that a step takes for a node of so many members, if there is guidance and no replay."""
         rows = rows_of_calls(self, step, step + 1)
-        return sum(rows) if self.runs_negative(step, members) else len(rows)
+        return sum(rows) if self.runs_negative(step, members) else calls_taken(self, step, step + 1)
 
     def recost(
         self, rows_per_prompt: int | None = None, calls_per_step: Sequence[int] | None = None
@@ -319,10 +321,15 @@ class SharePlan:
             return plan
         return replace(plan, rows_per_prompt=rows_per_prompt, guided_from=None, rows_per_call=None)
 
-    def recost_from(self, solver_call: int, rows_per_prompt: int) -> SharePlan:
-        """The same sharing where solver calls from this one on have so many rows per prompt."""
-        before = self.rows_of_calls()[:solver_call]
-        rows = (*before, *(rows_per_prompt,) * (calls(self, 0, self.num_steps) - solver_call))
+    def recost_from(self, solver_call: int, rows_per_prompt: int, end: int | None = None) -> SharePlan:
+        """The same sharing where solver calls from this one on have so many rows per prompt.
+
+        Args:
+            end: the first solver call that is not taken any more; None: all are.
+        """
+        before, count = self.rows_of_calls()[:solver_call], calls(self, 0, self.num_steps)
+        taken = count if end is None else end
+        rows = (*before, *(rows_per_prompt,) * (taken - solver_call), *(0,) * (count - taken))
         alike = len(set(rows)) == 1
         return replace(
             self, rows_per_prompt=max(rows), guided_from=None, rows_per_call=None if alike else rows

@@ -25,6 +25,7 @@ from sagediff.denoiser.call import DenoiserCall
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.guidance import CONDITIONAL, Guiding, ways_of
 from sagediff.denoiser.lookup import Family, family_of
+from sagediff.denoiser.loops import check_loop, last_timestep
 from sagediff.denoiser.micro_batch import MicroBatches
 from sagediff.denoiser.modular_call import call_parameters
 from sagediff.denoiser.predictions import form_like, in_form, prediction_of
@@ -103,9 +104,17 @@ class DenoiserHook(ModelHook):
         named = self.family.named(self._parameters, args, kwargs)
         tensors = self.family.tensors(named, self._class_name)
         rows = len(tensors[self.family.sample])
-        call = self._run.enter_denoiser(rows, self._guiding, self._guided(), self._scheduler, self._may_skip)
+        call = self._run.enter_denoiser(
+            rows,
+            self._guiding,
+            self._guided(),
+            self._scheduler,
+            self._may_skip,
+            last_timestep(self._pipe),
+        )
         if call.begins_run:
             check_attention(self._pipe, self._inner, call.way)
+            check_loop(self._pipe)
         factor = guidance_factor(self._pipe, self.family, self._run.plan, call)
         layout = Layout.of(self._run.plan, call, self._run.abandoned())
         self._check(call, tensors)

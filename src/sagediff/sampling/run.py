@@ -75,6 +75,7 @@ class SharedRun:
         self.evaluations = 0
         self.not_finite: frozenset[int] = frozenset()
         self._schedule: Schedule | None = None  # None: waiting
+        self._end = 0  # of the solver's calls that the pipeline takes
         self.solver_call = 0
         self.latest_call: DenoiserCall | None = None
         self._calls: list[tuple[Part, ...]] = []  # finished for this call of the solver
@@ -136,7 +137,13 @@ class SharedRun:
         return self._schedule
 
     def enter_denoiser(
-        self, rows: int, guiding: Guiding, guided: bool | None, scheduler: Any, may_skip: bool = False
+        self,
+        rows: int,
+        guiding: Guiding,
+        guided: bool | None,
+        scheduler: Any,
+        may_skip: bool = False,
+        last_timestep: float | None = None,
     ) -> DenoiserCall:
         """A denoiser call with so many rows is about to run.
 
@@ -144,9 +151,10 @@ class SharedRun:
             guiding: tells the parts of the pipeline's calls, unless they were told for this run (`tell_parts`).
             guided: whether the pipeline says that it guides without a classifier; None when it does not say.
             may_skip: whether the pipeline may leave out first steps (`first_call`).
+            last_timestep: below which the pipeline takes no more, where it ends early; None: it takes all.
 
         Raises:
-            PlanError: the scheduler's steps are not the plan's.
+            PlanError: the scheduler's steps are not the plan's, or it ends before prompts part that should.
             UnsupportedPipelineError: rows or calls that sharing cannot assign to prompts.
             StoppedError: every prompt was dropped.
         """
@@ -156,6 +164,11 @@ class SharedRun:
             self.plan = self.plan.recost(calls_per_step=calls)
             steps = tuple(step for step, count in enumerate(calls) for _ in range(count))
             self._schedule = Schedule(steps, timesteps_of(scheduler, first), first)
+            if last_timestep is None:
+                self._end = len(steps)
+            else:
+                self._end = sum(each >= last_timestep for each in self._schedule.timesteps)
+                self._check_parts_before_end()
         if self.solver_call >= len(self._schedule.steps):
             raise PlanError(f"the pipeline goes on after the {self.plan.num_steps} steps of the share plan")
         if not self._calls and self._schedule.begins_step(self.solver_call):
@@ -168,11 +181,29 @@ class SharedRun:
         )
         so_far = sum(map(len, (*self._calls, way.calls[number])))
         if (begins and number == 0) or so_far > self.plan.rows_of_calls()[self.solver_call]:
-            self.plan = self.plan.recost_from(self.solver_call, so_far)
+            self.plan = self.plan.recost_from(self.solver_call, so_far, self._end)
         self.latest_call = DenoiserCall(
             self._number, self.step, self.solver_call, self.plan.num_prompts, way, number
         )
         return self.latest_call
+
+    def _check_parts_before_end(self) -> None:
+        """
+        Raises:
+            PlanError: prompts that the plan parts would be left with the image of their group.
+        """
+        taken = self.schedule.steps[self._end - 1] + 1
+        late = [
+            prompt
+            for prompt, step in enumerate(self.plan.branch_steps)
+            if taken <= step < self.plan.num_steps
+        ]
+        if late:
+            raise PlanError(
+                f"the pipeline ends after {taken} of {self.plan.num_steps} steps (denoising_end), before prompts "
+                f"{late} part at step {self.plan.branch_steps[late[0]]}: all would get the image of their group; "
+                f"plan a smaller share_ratio"
+            )
 
     def tell_parts(self, parts: tuple[Part, ...] | None) -> None:
         """The solver's calls from here on, until told anew, have one denoiser call for each of these parts of guidance.
@@ -242,11 +273,11 @@ class SharedRun:
             )
         rows = sum(map(len, self._calls))
         if rows < self.plan.rows_of_calls()[self.solver_call]:
-            self.plan = self.plan.recost_from(self.solver_call, rows)
+            self.plan = self.plan.recost_from(self.solver_call, rows, self._end)
 
     def leave_scheduler(self, state: Tensor) -> None:
         """The solver's call has ended, and gave the latents (N, ...)."""
-        if self.ends_step and self.step + 1 == self.plan.num_steps:
+        if self.solver_call + 1 == self._end:
             finite = state.detach().isfinite().flatten(1).all(dim=1).tolist()
             self.not_finite = frozenset(row for row, is_finite in enumerate(finite) if not is_finite)
         self.solver_call += 1

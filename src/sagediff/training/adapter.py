@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,27 +14,49 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sagediff.errors import ModelError
+from sagediff.errors import ModelError, UnsupportedPipelineError
 from sagediff.files.atomic import writing
 from sagediff.files.lora_files import WEIGHT_NAME
 from sagediff.pipelines.lora import RECORD_KEY
 
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-# first and last layers and embeddings of the time stay as they are: they set the scale of everything
-_BLOCKS = ("down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks")
+# projections of attention, as diffusers' own training scripts adapt them, by the names that its models give them
+_ATTENTION = re.compile(
+    r"\.(to_(q|k|v|out|out\.0|qkv|qkv_mlp_proj|add_out|gate)|add_(q|k|v)_proj|to_(q|k|v)_t|to_out_t"
+    r"|to_(query|key|value)|out_layer)$"
+)
 
 
 def target_modules(module: nn.Module, layers: str) -> list[str]:
     """Names of the layers that get an adapter: "attention" projections, or "all" linears and convolutions of
-    the blocks."""
-    names = [
-        name
+    the blocks.
+
+    First and last layers, and embeddings of time and text, stay as they are: they set the scale of everything.
+    """
+    layered = {
+        name: part
         for name, part in module.named_modules()
-        if isinstance(part, nn.Linear | nn.Conv2d) and name.split(".")[0] in _BLOCKS
-    ]
-    if layers == "attention":
-        names = [name for name in names if name.endswith(_ATTENTION)]
-    return names
+        if isinstance(part, nn.Linear | nn.Conv2d) and getattr(part, "groups", 1) == 1
+    }  # an adapter cannot be put on a convolution that keeps channels apart
+    attention = [name for name in layered if _ATTENTION.search(name)]
+    with_attention = {name.split(".")[0] for name in attention}
+    blocks = {
+        name
+        for name, part in module.named_children()
+        if name in with_attention and isinstance(part, nn.ModuleList)
+    } | {"mid_block"}
+    return [name for name in (layered if layers == "all" else attention) if name.split(".")[0] in blocks]
+
+
+def check_adapter(pipe: Any, rank: int) -> None:
+    """A LoRA must be of use afterwards.
+
+    Raises:
+        UnsupportedPipelineError: the pipeline takes none.
+    """
+    if rank and not (hasattr(pipe, "save_lora_weights") and hasattr(pipe, "load_lora_weights")):
+        raise UnsupportedPipelineError(
+            f"{type(pipe).__name__} takes no LoRA (it has no `load_lora_weights`); train all weights with --full"
+        )
 
 
 def add_adapter(module: Any, rank: int, layers: str) -> None:

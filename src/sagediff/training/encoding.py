@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sagediff.progress import stderr_track
 from sagediff.training.captioned_images import CaptionedImages
-from sagediff.training.trainable import TrainableDenoiser, pack
+from sagediff.training.latents import LatentLayout
+from sagediff.training.trainable import TrainableDenoiser
 
 Encoded = TypeVar("Encoded")
 _BATCH = 32  # examples encoded at once
@@ -20,8 +21,7 @@ class EncodedExamples:
     """Clean latents by image number and conditions by caption number.
 
     Args:
-        pipe: its autoencoder and text encoders are used and stay frozen.
-        denoiser: says what layout and conditions it takes.
+        denoiser: says what conditions it takes; its pipeline's autoencoder and text encoders are used and stay frozen.
         data: images and captions.
         captions: the distinct captions, which `conditions` counts.
         size: (height, width) in pixels.
@@ -30,14 +30,14 @@ class EncodedExamples:
 
     def __init__(
         self,
-        pipe: Any,
         denoiser: TrainableDenoiser,
         data: CaptionedImages,
         captions: Sequence[str],
         size: tuple[int, int],
         cache_limit: float,
     ) -> None:
-        self._pipe, self._denoiser, self._data = pipe, denoiser, data
+        self._denoiser, self._data = denoiser, data
+        self._layout = LatentLayout.of(denoiser)
         self._captions, self._size = list(captions), size
         self._dtype = torch.float16 if denoiser.module.device.type != "cpu" else torch.float32
         of_images = self._encode_images([0]).nbytes * len(data)
@@ -46,20 +46,15 @@ class EncodedExamples:
         self._conditions: dict[str, Tensor] | None = None
         if of_prompts <= cache_limit:
             cache_limit -= of_prompts
-            rows = _in_parts(len(captions), "encoding prompts", self._encode_prompts)
+            rows = denoiser.padded(_in_parts(len(captions), "encoding prompts", self._encode_prompts))
             self._conditions = {k: torch.cat([row[k] for row in rows]) for k in rows[0]}
         if of_images <= cache_limit:
             self._latents = torch.cat(_in_parts(len(data), "encoding images", self._encode_images))
 
     @torch.no_grad()
     def _encode_images(self, indices: Sequence[int]) -> Tensor:
-        vae = self._pipe.vae
-        images = self._data.images(indices, self._size).to(vae.device, vae.dtype)
-        latents = vae.encode(images).latent_dist.mode()
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        return pack((latents - shift) * vae.config.scaling_factor, self._denoiser.sample_shape).to(
-            self._dtype
-        )
+        images = self._data.images(indices, self._size)
+        return self._layout.encode(self._denoiser.pipe.vae, images).to(self._dtype)
 
     def _encode_prompts(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return self._denoiser.conditions([self._captions[i] for i in indices])

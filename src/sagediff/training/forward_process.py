@@ -21,7 +21,7 @@ Conditions: TypeAlias = Mapping[str, Tensor]
 Predict: TypeAlias = Callable[[Tensor, Tensor, Conditions], Tensor]
 """(states (N, ...), timesteps (N,), conditions, each (N, ...)) -> prediction (N, ...)."""
 
-_GRID = 250  # steps of the grid that u is read off; between them it is interpolated
+GRID = 250  # steps of the grid that u is read off; between them it is interpolated
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class ForwardProcess:
         num_train_timesteps: T.
         told_whole: whether the scheduler tells the denoiser a flow's timesteps cut to whole numbers, as solvers for
             diffusion that know flow do.
+        exactly: whether the timesteps of the grid are all there are.
+        sigmas: (G,) of a flow, the noise levels at the grid where they are not t / T: some pipelines shift them alone
+            (CogView4).
     """
 
     kind: str
@@ -43,6 +46,8 @@ class ForwardProcess:
     alphas_cumprod: Tensor | None
     num_train_timesteps: int
     told_whole: bool = False
+    exactly: bool = False
+    sigmas: Tensor | None = None
 
     @classmethod
     def of(cls, scheduler: Any, image_tokens: int | None = None) -> ForwardProcess:
@@ -62,33 +67,60 @@ class ForwardProcess:
             least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
             options["mu"] = low + (high - low) / (most - least) * (image_tokens - least)
-        scheduler.set_timesteps(_GRID, **options)
-        grid = torch.as_tensor(scheduler.timesteps).float()
+        scheduler.set_timesteps(GRID, **options)
+        return cls.as_set(scheduler)
+
+    @classmethod
+    def as_set(cls, scheduler: Any, exactly: bool = False) -> ForwardProcess:
+        """The process at the timesteps that are set, which a pipeline sets in a way of its own.
+
+        Args:
+            exactly: only these timesteps exist, as for models that were distilled to few steps; otherwise what lies
+                between them is interpolated.
+
+        Raises:
+            UnsupportedPipelineError: a prediction that the objective does not know.
+        """
+        config = scheduler.config
+        grid = torch.as_tensor(scheduler.timesteps).float().cpu()
         cumulative = getattr(scheduler, "alphas_cumprod", None)
         kind, count = prediction_type(scheduler), config.num_train_timesteps
         told_whole = kind == "flow" and bool(config.get("use_flow_sigmas", False))
-        if (
-            told_whole
-        ):  # a solver for diffusion that is configured for flow: its alphas_cumprod are not looked at
-            grid, cumulative = torch.as_tensor(scheduler.sigmas[: len(grid)]).float() * count, None
+        if told_whole:
+            # a solver for diffusion that is configured for flow: its alphas_cumprod are not looked at
+            grid, cumulative = torch.as_tensor(scheduler.sigmas[: len(grid)]).float().cpu() * count, None
         known = kind in ("epsilon", "v_prediction", "sample", "flow")
         fits = (kind == "flow") == (cumulative is None) and told_whole == bool(
             config.get("use_flow_sigmas", False)
         )
-        if not known or not fits or (kind == "flow" and not bool((grid <= count).all())):
+        learned = str(config.get("variance_type", "")).startswith("learned")
+        inverted = bool(config.get("invert_sigmas", False))
+        if not known or not fits or inverted or (kind == "flow" and not bool((grid <= count).all())):
             raise UnsupportedPipelineError(
                 f"training knows no prediction type {kind!r} with {type(scheduler).__name__} as it is configured"
             )
-        grid = grid[torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])]  # Heun's method tells each twice
+        if learned:
+            raise UnsupportedPipelineError(
+                f"{type(scheduler).__name__} takes the variance of its steps from the denoiser (variance_type "
+                f"{config.variance_type!r}), which is not trained and would drift; take a solver that does not, such "
+                "as DDIM or DPM-Solver++"
+            )
+        falls = torch.cat([torch.tensor([True]), grid[1:] < grid[:-1]])  # Heun's method tells each twice
         cumulative = None if cumulative is None else torch.as_tensor(cumulative).float()
-        return cls(kind, grid, cumulative, count, told_whole)
+        sigmas = None
+        if kind == "flow":
+            levels = torch.as_tensor(scheduler.sigmas[: len(grid)]).float().cpu()
+            if not torch.allclose(levels, grid / count, rtol=0, atol=1e-3):
+                sigmas = levels[falls]
+        return cls(kind, grid[falls], cumulative, count, told_whole, exactly, sigmas)
 
     def timesteps(self, u: Tensor) -> Tensor:
         """(N,) parts of the steps in [0, 1) -> (N,) timesteps, whole numbers unless the process is a flow."""
         place = u.clamp(0, 1).float() * len(self.grid)
         left = place.long().clamp(max=len(self.grid) - 1)
         following = torch.cat([self.grid, self.grid.new_zeros(1)]).to(u.device)
-        t = torch.lerp(following[left], following[left + 1], (place - left).clamp(0, 1))
+        between = torch.zeros_like(place) if self.exactly else (place - left).clamp(0, 1)
+        t = torch.lerp(following[left], following[left + 1], between)
         return t if self.alphas_cumprod is None else t.round().long().clamp(max=self.num_train_timesteps - 1)
 
     def told(self, timesteps: Tensor) -> Tensor:
@@ -97,11 +129,26 @@ class ForwardProcess:
 
     def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at timesteps (N,), each (N,)."""
+        if self.sigmas is not None:
+            sigma = self._sigmas_at(timesteps)
+            return 1 - sigma, sigma
         if self.alphas_cumprod is None:
             sigma = timesteps.float() / self.num_train_timesteps
             return 1 - sigma, sigma
         product = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return product.sqrt(), (1 - product).sqrt()
+
+    def _sigmas_at(self, timesteps: Tensor) -> Tensor:
+        """(N,), between the grid's."""
+        assert self.sigmas is not None
+        zero = self.grid.new_zeros(1)
+        times, sigmas = (
+            torch.cat([rows, zero]).flip(0).to(timesteps.device) for rows in (self.grid, self.sigmas)
+        )
+        right = torch.searchsorted(times, timesteps.float().contiguous()).clamp(1, len(times) - 1)
+        low, high = times[right - 1], times[right]
+        part = ((timesteps.float() - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(sigmas[right - 1], sigmas[right], part)
 
     def state(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha z + sigma e, shape of `clean` (N, ...)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import sys
@@ -25,7 +26,7 @@ from sagediff.pipelines.run_settings import own_sharing
 from sagediff.progress import stderr_progress
 from sagediff.prompts.embeddings import embed_prompts
 from sagediff.training import checkpoint
-from sagediff.training.adapter import adapter_off, add_adapter, save_adapter
+from sagediff.training.adapter import adapter_off, add_adapter, check_adapter, save_adapter
 from sagediff.training.batches import GroupCounts, GroupSchedule, schedule_warnings
 from sagediff.training.captioned_images import CaptionedImages
 from sagediff.training.card import model_card
@@ -33,6 +34,7 @@ from sagediff.training.encoding import EncodedExamples
 from sagediff.training.forward_process import ForwardProcess
 from sagediff.training.identity import data_identity, model_identity
 from sagediff.training.objective import GroupBatch, sage_terms, standard_terms
+from sagediff.training.oracle import prove
 from sagediff.training.run_folder import CHECKPOINTS, LOG, check_output
 from sagediff.training.train_config import WARMUP, TrainConfig
 from sagediff.training.trainable import TrainableDenoiser, check_trainable
@@ -89,20 +91,18 @@ class _Run:
         device = self.accelerator.device
         pipe.to(device)
         size = _size(pipe, config.resolution)
-        self.denoiser = TrainableDenoiser(pipe, *size)
+        self.denoiser = TrainableDenoiser(pipe, *size, schedule_steps=config.schedule_steps)
+        check_adapter(pipe, config.rank)
+        self.process = self.denoiser.process
+        if config.snr_gamma is not None:
+            self.process.min_snr_weights(self.process.timesteps(torch.tensor([0.5])), config.snr_gamma)
+        prove(self.denoiser)
         module = self.denoiser.module
         self.captions = list(dict.fromkeys(data.captions))
         numbers = {caption: i for i, caption in enumerate(self.captions)}
         self.caption_of = [numbers[caption] for caption in data.captions]
-        self.examples = EncodedExamples(
-            pipe, self.denoiser, data, self.captions, size, config.cache_limit * 1e9
-        )
+        self.examples = EncodedExamples(self.denoiser, data, self.captions, size, config.cache_limit * 1e9)
         self.empty = self.denoiser.empty_condition() if config.caption_dropout else None
-        self.process = ForwardProcess.of(
-            pipe.scheduler, self.denoiser.sample_shape[0] if len(self.denoiser.sample_shape) == 2 else None
-        )
-        if config.snr_gamma is not None:
-            self.process.min_snr_weights(self.process.timesteps(torch.tensor([0.5])), config.snr_gamma)
         images: list[list[int]] = [[] for _ in self.captions]
         for image, caption in enumerate(self.caption_of):
             images[caption].append(image)
@@ -160,21 +160,23 @@ class _Run:
         groups = self.schedule.batch(number)
         members = [i for group in groups for i in group]
         device = self.accelerator.device
+        conditions, empty = self.denoiser.padded(
+            [self.examples.conditions([self.caption_of[i] for i in members]), self.empty or {}]
+        )
         conditions = {
             k: v.to(device, torch.float32 if v.is_floating_point() else v.dtype)
-            for k, v in self.examples.conditions([self.caption_of[i] for i in members]).items()
+            for k, v in conditions.items()
         }
         merged, first = [], 0
         for group in groups:
             merged.append(self.denoiser.merge(conditions, range(first, first + len(group)), mean_condition))
             first += len(group)
         dropped = rng.random(len(members)) < (self.config.caption_dropout if self.empty is not None else 0.0)
-        empty = {k: v.to(device, conditions[k].dtype) for k, v in (self.empty or {}).items()}
         return GroupBatch(
             latents=self.examples.latents(members),
             conditions=conditions,
             group_conditions={k: torch.cat([m[k] for m in merged]) for k in conditions},
-            empty=empty,
+            empty={k: v.to(device, conditions[k].dtype) for k, v in empty.items()},
             dropped=torch.from_numpy(dropped).to(device),
             node=torch.tensor([n for n, group in enumerate(groups) for _ in group], device=device),
         )
@@ -304,7 +306,7 @@ class _Run:
         try:
             draw_validation(
                 self.pipe, prompts[:8], config.shared_as(), config.out / "validation" / f"step-{step:07d}.png",
-                config.validation_guidance, config.seed,
+                config.validation_guidance, config.seed, config.schedule_steps, self.denoiser.size,
             )  # fmt: skip
         finally:
             module.train()
@@ -377,6 +379,7 @@ def check_model(name: str | ModelSource, config: TrainConfig) -> None:
     """
     check_trainable(supported_parts(name)[1])
     pipe, _ = load_for_planning(name, text_encoders=False)
+    check_adapter(pipe, config.rank)
     process = ForwardProcess.of(pipe.scheduler, image_tokens=4096)
     if config.snr_gamma is not None:
         process.min_snr_weights(process.timesteps(torch.tensor([0.5])), config.snr_gamma)
@@ -386,12 +389,25 @@ def _size(pipe: Any, resolution: int | None) -> tuple[int, int]:
     """(height, width) in pixels.
 
     Raises:
-        InputError: a resolution that the autoencoder cannot divide.
+        InputError: a resolution that the autoencoder cannot divide, or none for a pipeline that has no size of its own.
     """
-    factor = int(pipe.vae_scale_factor)
+    factor = next(
+        (int(getattr(pipe, name)) for name in _FACTORS if isinstance(getattr(pipe, name, None), int)), 1
+    )
     if resolution is None:
-        side = int(getattr(pipe, "default_sample_size", None) or pipe.unet.config.sample_size) * factor
-        return side, side
+        unet = getattr(getattr(pipe, "unet", None), "config", None)
+        side = getattr(pipe, "default_sample_size", None) or getattr(unet, "sample_size", None)
+        if isinstance(side, int):
+            return side * factor, side * factor
+        call = inspect.signature(type(pipe).__call__).parameters
+        own = [getattr(call.get(name), "default", None) for name in ("height", "width")]
+        if isinstance(own[0], int) and isinstance(own[1], int):
+            return own[0], own[1]
+        raise InputError(f"{type(pipe).__name__} has no size of its own; give --resolution")
     if resolution < 1 or resolution % factor:
         raise InputError(f"resolution must be a multiple of {factor} for this model, got {resolution}")
     return resolution, resolution
+
+
+# pixels per latent, as pipelines name it
+_FACTORS = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio")

@@ -112,6 +112,11 @@ class TrainConfig:
     pool_size: int = option(512, "Captions grouped at once; best as many as your jobs have.", low=1)
     weights: SageWeights = option(SageWeights(), "Weights of the terms of the SAGE objective.", flag=False)
     resolution: int | None = option(None, "Side of the images in pixels. [default: the model's own]", low=1)
+    schedule_steps: int | None = option(
+        None,
+        "Train only on the timesteps of a run of so many steps: for few-step models. [default: all timesteps]",
+        low=1,
+    )
     seed: int = option(0, "Seed of everything drawn.", low=0, high=2**63 - 1)
     mixed_precision: str = option("no", "no, fp16 or bf16.", choices=("no", "fp16", "bf16"))
     checkpointing_steps: int = option(250, "Steps between checkpoints.", low=1)

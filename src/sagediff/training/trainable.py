@@ -2,7 +2,8 @@
 
 Conditions are not made anew for each family: the pipeline is run up to its first denoiser call and what it
 passes there is kept, sorted by the family's table (`denoiser/table.py`). So training knows no encoder and no
-argument name, and gives the denoiser what sampling will give it.
+argument name, and gives the denoiser what sampling will give it. How time and predictions are turned is the family's
+declared convention; `oracle.py` proves it by the pipeline's own loop.
 """
 
 from __future__ import annotations
@@ -13,33 +14,19 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from sagediff.denoiser.condition import GroupCondition
-from sagediff.denoiser.lookup import Family, denoiser_of, family_of
-from sagediff.errors import UnsupportedPipelineError
+from sagediff.denoiser.convention import Convention
+from sagediff.denoiser.lookup import FAMILIES, Family, denoiser_of, denoisers_of, family_of
+from sagediff.denoiser.predictions import prediction_of
+from sagediff.errors import UnsupportedPipelineError, first_line
+from sagediff.sampling.gathering import Gathering
+from sagediff.training.answered import Answer, Left, answering, in_form
+from sagediff.training.forward_process import GRID, ForwardProcess
 
-_HOOK = "sagediff_recorder"
-
-# What the tests train. Others scale time or turn the prediction around in their pipelines (Lumina 2), or predict
-# a variance too (PixArt), which would be learnt wrongly without a word.
-TRAINABLE = frozenset({"UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"})
-
-
-class _Recorded(Exception):
-    """Leaves the pipeline at its first denoiser call."""
-
-
-class _Recorder(ModelHook):
-    def __init__(self, parameters: Sequence[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = parameters
-        self.arguments: dict[str, Any] = {}
-
-    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
-        raise _Recorded
+_FEW = 2  # steps of a run that is left at its first: with one, some schedulers begin at timestep 0, which tells no time
+_PROMPT = "an image"
 
 
 class TrainableDenoiser:
@@ -50,9 +37,14 @@ class TrainableDenoiser:
         height, width: pixels of the images trained on; None takes the pipeline's own size.
         inputs: what the pipeline is called with for some prompts, guided or not; None gives it the prompts
             themselves. For pipelines that hold no text encoder.
+        schedule_steps: train on the timesteps of a run of so many steps alone; None takes all of them.
+
+    Attributes:
+        sample_shape: of the noisy latents of one image, as the denoiser takes them.
+        process: the forward process, at the timesteps that this pipeline sets for images of this size.
 
     Raises:
-        UnsupportedPipelineError: a denoiser that the table does not know.
+        UnsupportedPipelineError: a denoiser that the table does not know, or that it does not say how to train.
     """
 
     def __init__(
@@ -61,51 +53,162 @@ class TrainableDenoiser:
         height: int | None = None,
         width: int | None = None,
         inputs: Callable[[list[str], bool], dict[str, Any]] | None = None,
+        schedule_steps: int | None = None,
     ) -> None:
-        self._inputs = inputs or (lambda prompts, guided: {"prompt": prompts})
-        self._pipe = pipe
+        self._inputs = inputs
+        self.pipe = pipe
         self.module: Any = denoiser_of(pipe)  # a diffusers model: a torch module with more on it
         self.family: Family = family_of(self.module, pipe)
-        check_trainable(*(cls.__name__ for cls in type(self.module).__mro__))
-        self._parameters = list(inspect.signature(type(self.module).forward).parameters)[1:]
-        self._size = {k: v for k, v in (("height", height), ("width", width)) if v is not None}
-        self._first = self._record(["an image"], guided=False)
-        tensors = self.family.tensors(self._first, type(self.module).__name__)
-        self.sample_shape = tuple(tensors[self.family.sample].shape[1:])
-        passed = torch.as_tensor(self._first["timestep"]).flatten()[0].float()
-        # FLUX's pipeline divides by 1000 what its scheduler says; others pass it on
-        self._time_scale = float(passed / torch.as_tensor(pipe.scheduler.timesteps[0]).float())
-        self._constant = {k: v for k, v in tensors.items() if self.family.arguments[k] == "neither"}
-
-    def _record(self, prompts: Sequence[str], guided: bool) -> dict[str, Any]:
-        recorder = _Recorder(self._parameters)
-        registry = HookRegistry.check_if_exists_or_initialize(self.module)
-        registry.register_hook(recorder, _HOOK)
-        # two steps: with one, some schedulers begin at timestep 0, which tells no scale
-        options: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", **self._size}
-        if self.family.guidance == "batched":
-            options["guidance_scale"] = 2.0 if guided else 1.0
-        try:
-            with torch.no_grad(), suppress(_Recorded):
-                self._pipe(**self._inputs(list(prompts), guided), **options)
-        finally:
-            registry.remove_hook(_HOOK, recurse=False)
-        if not recorder.arguments:
+        self._class_name = type(self.module).__name__
+        if self.family.convention is None:
+            raise _undeclared(f"{type(pipe).__name__} with its {self._class_name}")
+        self.convention: Convention = self.family.convention
+        if len(denoisers_of(pipe)) > 1:
             raise UnsupportedPipelineError(
-                f"{type(self._pipe).__name__} ended without calling its denoiser; training cannot learn its "
-                "conditions"
+                f"training trains one denoiser, and {type(pipe).__name__} changes to a second one, `transformer_2`, on "
+                "the way; it can be sampled only"
             )
-        return recorder.arguments
+        self._call = inspect.signature(type(pipe).__call__).parameters
+        if "strength" in self._call:
+            raise UnsupportedPipelineError(
+                f"{type(pipe).__name__} begins from an image, and training goes from noise to captioned images; train "
+                "the text-to-image pipeline of the same model, whose LoRA it takes too"
+            )
+        size: dict[str, Any] = {"height": height, "width": width, "use_resolution_binning": False}
+        size |= {"use_kv_cache": False, "pag_scale": 0.0}
+        if self.family.makes == "videos":
+            size["num_frames"] = 1  # an image is a video of one frame
+        self.size = {name: value for name, value in size.items() if value is not None and name in self._call}
+        self._first = self._record([_PROMPT], guided=False, steps=schedule_steps or GRID, runs=True)
+        tensors = self._tensors(self._first)
+        self.sample_shape = tuple(tensors[self.family.sample].shape[1:])
+        self._constant = self._constants(tensors)
+        scheduler = pipe.scheduler
+        self.train_timesteps: int = scheduler.config.num_train_timesteps
+        self.process = ForwardProcess.as_set(scheduler, exactly=schedule_steps is not None)
+        self._check(tensors[self.convention.time_argument], torch.as_tensor(scheduler.timesteps[0]))
+
+    def _tensors(self, arguments: dict[str, Any]) -> dict[str, Tensor]:
+        return self.family.tensors(arguments, self._class_name)
+
+    def _check(self, told: Tensor, timestep: Tensor) -> None:
+        """The declared convention against the first call.
+
+        Raises:
+            UnsupportedPipelineError: this pipeline tells another time, or its denoiser predicts something else.
+        """
+        self._told_shape = tuple(told.shape[1:])
+        expected = self.told(timestep.float().reshape(1))
+        if not torch.allclose(told.float().flatten().cpu(), expected.flatten().cpu(), rtol=1e-2, atol=1e-2):
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} tells its {self._class_name} the time {float(told.flatten()[0]):g} at the "
+                f"timestep {float(timestep):g}, which is not `{self.convention.time}`, as declared for that class: it "
+                "can be sampled, but not trained"
+            )
+        own, answered = self.sample_shape, self._answered
+        if answered[1:] != own[1:] or not self.convention.reads(answered[0], own[0]):
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} gives its {self._class_name} latents of {own} and gets {answered} back: "
+                "how the one belongs to the other is not declared, so that it can be sampled, but not trained"
+            )
+
+    def told(self, timesteps: Tensor) -> Tensor:
+        """What the denoiser is told at timesteps (N,) of the scheduler: one for each row, or for each of its tokens."""
+        times = self.convention.told(timesteps, self.train_timesteps, self.module.config)
+        return times.view(-1, *[1] * len(self._told_shape)).expand(-1, *self._told_shape)
+
+    # -- the pipeline's runs
+
+    def run(self, prompts: Sequence[str], answer: Answer, guided: bool, steps: int, **options: Any) -> None:
+        """Run the pipeline with `answer` in the denoiser's place, until its end or until `Left` is raised."""
+        if self._inputs is not None:
+            given = self._inputs(list(prompts), guided)
+        elif "prompt" in self._call:
+            given = {"prompt": list(prompts)}
+            if guided and self.family.guidance == "two calls" and "negative_prompt" in self._call:
+                given["negative_prompt"] = [""] * len(prompts)
+        else:
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} takes no prompts, so that captions cannot be trained with it"
+            )
+        given |= {"num_inference_steps": steps, "output_type": "latent", **self.size, **options}
+        # In one batch, whether there are negative rows decides where the conditional ones are. The first of two calls
+        # is the same with and without, and its scale may be an input of the model, which keeps its default.
+        if self.family.scale in self._call and (guided or self.family.guidance == "batched"):
+            given[self.family.scale] = self.family.unguided_scale + (2.0 if guided else 0.0)
+        with torch.no_grad(), suppress(Left), answering(self.module, self.family, answer):
+            self._pipeline_run(given)
+
+    def _pipeline_run(self, given: dict[str, Any]) -> None:
+        try:
+            self.pipe(**given)
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:  # what pipelines raise where an input is missing
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} cannot be called as training does, with prompts alone and for "
+                f"{given['num_inference_steps']} steps ({first_line(error)}); train the text-to-image pipeline of the "
+                "same model, and a few-step model with --schedule-steps"
+            ) from error
+
+    def _record(
+        self, prompts: Sequence[str], guided: bool, steps: int = _FEW, runs: bool = False
+    ) -> dict[str, Any]:
+        """The arguments of the first denoiser call; `runs`: it is run too, to see what it answers."""
+        found: dict[str, Any] = {}
+
+        def answer(named: dict[str, Any], forward: Callable[[], Any]) -> Any:
+            found.update(named)
+            if runs:
+                self._answered = tuple(prediction_of(forward(), self._class_name).shape[1:])
+            raise Left
+
+        self.run(prompts, answer, guided, steps)
+        if not found:
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} ended without calling its denoiser; training cannot learn its conditions"
+            )
+        rows = len(self._tensors(found)[self.family.sample])
+        if rows != len(prompts) and not (guided and self.family.guidance == "batched"):
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} calls its {self._class_name} with {rows} rows for {len(prompts)} prompts, "
+                "of which training cannot tell the prompts' own; it can be sampled, but not trained"
+            )
+        return found
+
+    def answer(self, prediction: Tensor, arguments: dict[str, Any]) -> Any:
+        """What the denoiser returns if that is what the scheduler shall be given, (N, ...)."""
+        return in_form(self.convention.said(prediction, self._answered[0]), arguments, self.family)
+
+    # -- conditions
+
+    def _constants(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is the same for all prompts."""
+        kept = (self.family.sample, self.convention.time_argument)
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name not in kept and (self.family.role(name) == "neither" or tensor.ndim == 0)
+        }
 
     def _per_prompt(self, arguments: dict[str, Any], rows: slice) -> dict[str, Tensor]:
         """The arguments that go with a prompt: conditions, masks, and rows that are not states or times."""
-        tensors = self.family.tensors(arguments, type(self.module).__name__)
+        tensors = self._tensors(arguments)
+        left_out = {self.family.sample, self.convention.time_argument, *self._constant}
+        for name, tensor in self._constants(tensors).items():
+            if name not in self._constant or tensor.shape != self._constant[name].shape:
+                raise UnsupportedPipelineError(
+                    f"{type(self.pipe).__name__} gives its {self._class_name} another `{name}` for other prompts, "
+                    f"{tuple(tensor.shape)} in place of {tuple(self._constant[name].shape)}; training needs it to be "
+                    "the same for all: pad prompts to one length"
+                )
+        count = len(tensors[self.family.sample])
         return {
-            name: tensor[rows].clone()
+            name: (tensor if len(tensor) == count else tensor.expand(count, *tensor.shape[1:]))[rows].clone()
             for name, tensor in tensors.items()
-            if self.family.arguments[name] != "neither"
-            and name not in (self.family.sample, "timestep")
-            and tensor.ndim > 0
+            if name not in left_out
         }
 
     def conditions(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -113,24 +216,91 @@ class TrainableDenoiser:
         return self._per_prompt(self._record(prompts, guided=False), slice(None))
 
     def empty_condition(self) -> dict[str, Tensor] | None:
-        """What the negative rows of guidance are conditioned on, each (1, ...); None for families whose guidance
-        is an input of the model."""
-        if self.family.guidance != "batched":
+        """What the negative rows of guidance are conditioned on, each (1, ...); None for models whose guidance is one
+        of their inputs, or which are never guided."""
+        if self._first.get("guidance") is not None:
             return None
-        return self._per_prompt(self._record(["an image"], guided=True), slice(0, 1))
+        if self.family.guidance == "batched":
+            named = self._record([_PROMPT], guided=True)
+            rows = len(self._tensors(named)[self.family.sample])
+            if rows == 1:
+                return None
+            return self._per_prompt(named, slice(0, 1) if self.family.first == "negative" else slice(1, 2))
+        calls: list[dict[str, Any]] = []
+
+        def answer(named: dict[str, Any], forward: Callable[[], Any]) -> Any:
+            calls.append(named)
+            if len(calls) == 2:
+                raise Left
+            return self.answer(torch.zeros_like(self._tensors(named)[self.family.sample]), named)
+
+        self.run([_PROMPT], answer, True, _FEW)
+        time = self.convention.time_argument
+        if len(calls) < 2 or not torch.equal(calls[0][time], calls[1][time]):  # the second is the next step's
+            return None
+        return self._per_prompt(calls[1], slice(0, 1))
+
+    def padded(self, rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The same conditions, all with as many tokens as the longest has, and with the same masks: pipelines leave one
+        out where there are words only.
+
+        Raises:
+            UnsupportedPipelineError: they differ in length, and nothing tells the words from the padding.
+        """
+        rows = self._with_masks(rows)
+        most: dict[str, int] = {}
+        for part in rows:
+            for name, tensor in part.items():
+                most[name] = max(most.get(name, 0), tensor.shape[1] if tensor.ndim > 1 else 0)
+        differ = {
+            name
+            for part in rows
+            for name, tensor in part.items()
+            if tensor.ndim > 1 and tensor.shape[1] < most[name]
+        }
+        told = {*self.family.words(rows[0])}
+        unknown = [
+            name for name in sorted(differ) if self.family.role(name) == "condition" and name not in told
+        ]
+        if unknown:
+            raise UnsupportedPipelineError(
+                f"{type(self.pipe).__name__} gives its {self._class_name} a `{unknown[0]}` of another length for other "
+                "prompts, with no mask of its words: a batch cannot hold both; take captions of one length"
+            )
+        return [
+            {name: _longer(tensor, most[name]) if name in differ else tensor for name, tensor in part.items()}
+            for part in rows
+        ]
+
+    def _with_masks(self, rows: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """With masks that show every token, where others have one that does not."""
+        masks = {
+            name: tensor
+            for part in rows
+            for name, tensor in part.items()
+            if name in self.family.masks and tensor.ndim == 2
+        }
+        return [
+            {
+                name: part[self.family.masks[name]].new_ones(
+                    part[self.family.masks[name]].shape[:2], dtype=like.dtype
+                )
+                for name, like in masks.items()
+                if name not in part and self.family.masks[name] in part
+            }
+            | part
+            for part in rows
+        ]
 
     def merge(
         self, conditions: dict[str, Tensor], members: Sequence[int], strategy: GroupCondition
     ) -> dict[str, Tensor]:
-        """The group condition of some rows, each (1, ...)."""
-        rows = {k: v[list(members)] for k, v in conditions.items()}
-        roles = {k: self.family.role(k) for k in rows}
-        merged = strategy(
-            {k: v for k, v in rows.items() if roles[k] in ("condition", "discrete")},
-            {k: v for k, v in rows.items() if roles[k] in ("mask", "length")},
-            self.family.words(rows),
+        """The group condition of some rows, each (1, ...), as sampling makes it."""
+        latents = next(iter(conditions.values())).new_zeros((len(next(iter(conditions.values()))), 1))
+        gathered = Gathering(self.family, strategy).rows(
+            {**conditions, self.family.sample: latents}, [tuple(members)]
         )
-        return merged | {k: v[:1] for k, v in rows.items() if roles[k] == "row"}
+        return {name: gathered[name] for name in conditions}
 
     def __call__(
         self,
@@ -139,47 +309,43 @@ class TrainableDenoiser:
         conditions: dict[str, Tensor],
         module: torch.nn.Module | None = None,
     ) -> Tensor:
-        """(N, ...) states, (N,) timesteps as the scheduler tells them, conditions each (N, ...) -> (N, ...).
+        """(N, ...) states, (N,) timesteps as the scheduler tells them, conditions each (N, ...) -> (N, ...), what the
+        scheduler is given.
 
         Args:
             module: called in place of the pipeline's own: the same wrapped for several GPUs, or a frozen copy.
         """
-        times = timesteps * self._time_scale if self._time_scale != 1.0 else timesteps
-        tensors = {**conditions, **self._constant, self.family.sample: states, "timestep": times}
+        tensors = {
+            **conditions,
+            **self._constant,
+            self.family.sample: states,
+            self.convention.time_argument: self.told(timesteps),
+        }
         named = self.family.put(self._first, tensors) | {"return_dict": False}
-        output: Tensor = (self.module if module is None else module)(**named)[0]
-        return output
+        output = (self.module if module is None else module)(**named)
+        return self.convention.read(prediction_of(output, self._class_name), states.shape[1])
 
 
-def check_trainable(*denoiser: str) -> None:
-    """Refuse a denoiser that training does not know, by the names of its class and bases.
-
-    Raises:
-        UnsupportedPipelineError: it is none of `TRAINABLE`.
-    """
-    if TRAINABLE.isdisjoint(denoiser):
-        raise UnsupportedPipelineError(
-            f"training is known to work with {', '.join(sorted(TRAINABLE))} and not with {denoiser[0]}, which can be "
-            "sampled only"
-        )
-
-
-def pack(latents: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(N, C, H, W) latents in the layout that the denoiser takes.
-
-    Denoisers that take tokens get patches of 2 x 2, rows first, each with its channels outermost: (N, H/2 W/2,
-    4 C), as FLUX does.
+def check_trainable(*denoiser: str) -> Convention:
+    """The declared convention of a denoiser, by the names of its class and bases.
 
     Raises:
-        UnsupportedPipelineError: the latents fit neither layout.
+        UnsupportedPipelineError: none is declared.
     """
-    if tuple(latents.shape[1:]) == shape:
-        return latents
-    count, channels, height, width = latents.shape
-    if len(shape) == 2 and shape == (height * width // 4, channels * 4):
-        patches = latents.view(count, channels, height // 2, 2, width // 2, 2)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(count, *shape)
-    raise UnsupportedPipelineError(
-        f"the autoencoder's latents have shape {tuple(latents.shape[1:])}, the denoiser takes {shape}; "
-        f"known are equal shapes and FLUX's packing; supported denoisers: {', '.join(sorted(TRAINABLE))}"
+    for name in denoiser:
+        if name in FAMILIES and (found := FAMILIES[name].convention) is not None:
+            return found
+    raise _undeclared(denoiser[0])
+
+
+def _undeclared(name: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(
+        f"{name} can be sampled only: how its pipeline tells time and reads predictions is not declared in the table "
+        "of families, and training by another convention would spoil the model without a word"
     )
+
+
+def _longer(tensor: Tensor, tokens: int) -> Tensor:
+    """(N, L, ...) to (N, tokens, ...), with zeros at the end."""
+    more = tensor.new_zeros((len(tensor), tokens - tensor.shape[1], *tensor.shape[2:]))
+    return torch.cat([tensor, more], 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,28 @@ def draw_validation(
     path: Path,
     guidance_scale: float | None,
     seed: int = 0,
+    steps: int | None = None,
+    size: Mapping[str, Any] | None = None,
 ) -> Path:
     """Sample the prompts both ways from the same seeds and save the two rows as one PNG.
 
     Args:
         prompts: of some groups, in order; eight or so.
         sharing: how the shared row shares; without guidance early on, both rows are.
+        steps: of the sampling; None takes `STEPS`.
+        size: further options of the pipeline's call, such as the size; of a video its first frame is shown.
     """
     rows = []
     for words, used in (("independent", replace(sharing, share_ratio=0.0, rungs=())), ("shared", sharing)):
         result = SharedSampler(pipe, used)(
-            list(prompts), num_inference_steps=STEPS, guidance_scale=guidance_scale, seed=seed
+            list(prompts),
+            num_inference_steps=steps or STEPS,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            **(size or {}),
         )
-        rows.append((f"{words}\n{result.plan.cost_saving:.0%} saved", result.images))
+        images = result.images or [frames[0] for frames in result.videos]
+        rows.append((f"{words}\n{result.plan.cost_saving:.0%} saved", images))
     width = _LABEL + len(prompts) * (_CELL + _GAP)
     sheet = Image.new("RGB", (width, len(rows) * (_CELL + _GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
