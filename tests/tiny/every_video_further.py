@@ -11,11 +11,7 @@ from diffusers import (
     Cosmos2VideoToWorldPipeline,
     CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
-    HeliosPipeline,
-    HeliosTransformer3DModel,
     HunyuanVideo15ImageToVideoPipeline,
-    HunyuanVideoFramepackPipeline,
-    HunyuanVideoFramepackTransformer3DModel,
 )
 from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.models import ConsisIDTransformer3DModel
@@ -27,12 +23,10 @@ from tiny.every_video import (
     hunyuan_15_inputs,
     hunyuan_15_transformer,
     hunyuan_15_vae,
-    hunyuan_inputs,
     video_inputs,
     wan_vae,
-    zero_padded_inputs,
 )
-from tiny.every_video_from import cogvideox_vae, each, first, hunyuan_vae, image
+from tiny.every_video_from import cogvideox_vae, each, first, image
 from tiny.parts import NO_TEXT, TOKENS, WIDTH, Recipe, embeddings, louder
 
 # -- HunyuanVideo ----------------------------------------------------------------------------------
@@ -58,34 +52,6 @@ def _hunyuan_15_image_inputs(prompts: Sequence[int], guided: bool) -> dict[str, 
     return {name: value for name, value in inputs.items() if name not in ("height", "width")}
 
 
-def _framepack(scheduler: Any) -> Any:
-    transformer = HunyuanVideoFramepackTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        text_embed_dim=WIDTH,
-        pooled_projection_dim=WIDTH,
-        rope_axes_dim=(2, 2, 4),
-        has_image_proj=True,
-        image_proj_dim=WIDTH,
-        has_clean_x_embedder=True,
-    )
-    pipe: Any = HunyuanVideoFramepackPipeline(
-        scheduler=scheduler,
-        vae=hunyuan_vae(),
-        transformer=filled(louder(transformer.eval(), 2.0)),
-        image_encoder=None,
-        feature_extractor=None,
-        **NO_TEXTS,
-    )
-    pipe.encode_image = lambda image, device=None: embeddings([9] * len(image), TOKENS)
-    return pipe
-
-
 # -- ConsisID --------------------------------------------------------------------------------------
 
 
@@ -109,30 +75,7 @@ def _consisid(scheduler: Any) -> Any:
     )
 
 
-# -- Helios, Cosmos --------------------------------------------------------------------------------
-
-
-def _helios(scheduler: Any) -> Any:
-    transformer = HeliosTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=WIDTH,
-        freq_dim=8,
-        ffn_dim=16,
-        num_layers=1,
-        rope_dim=(4, 4, 4),
-    )
-    return HeliosPipeline(
-        scheduler=scheduler, vae=wan_vae(), transformer=filled(transformer.eval()), **NO_TEXT
-    )
-
-
-def _helios_inputs(prompts: Sequence[int], guided: bool) -> dict[str, Any]:
-    """One chunk: those after it see what each prompt's own has made."""
-    inputs = zero_padded_inputs(prompts, guided)
-    return inputs | {"num_latent_frames_per_chunk": 2, "history_sizes": [4, 2, 1], "height": 32, "width": 32}
+# -- Cosmos ----------------------------------------------------------------------------------------
 
 
 class Safe(torch.nn.Module):
@@ -180,11 +123,7 @@ VIDEOS_FURTHER: dict[str, Recipe] = {
     "HunyuanVideo15ImageToVideoPipeline": Recipe(
         _hunyuan_15_image, _hunyuan_15_image_inputs, first("x_embedder"), rows=(None, 2)
     ),
-    "HunyuanVideoFramepackPipeline": Recipe(
-        _framepack, each(hunyuan_inputs, latent_window_size=2), first("x_embedder")
-    ),
     "ConsisIDPipeline": Recipe(_consisid, each(video_inputs), first("time_proj"), ("ddim",)),
-    "HeliosPipeline": Recipe(_helios, _helios_inputs, first("patch_embedding"), ("flow",)),
     "Cosmos2VideoToWorldPipeline": Recipe(
         _cosmos(Cosmos2VideoToWorldPipeline), each(video_inputs), first("patch_embed")
     ),

@@ -127,31 +127,12 @@ VIDEO_FAMILIES: dict[str, Family] = {
         zero_padded=_PADDED_WITH_ZEROS,
         **_ONE_CALL,
     ),
-    "HunyuanVideoFramepackTransformer3DModel": declared(
-        "hidden_states timestep guidance image_embeds latents_clean latents_history_2x latents_history_4x",
-        "encoder_hidden_states pooled_projections",
-        masks={"encoder_attention_mask": "encoder_hidden_states"},
-        neither="indices_latents indices_latents_clean indices_latents_history_2x indices_latents_history_4x",
-        scale="true_cfg_scale",
-        fps=30.0,
-        **_TWO_CALLS,
-    ),
     "ConsisIDTransformer3DModel": declared(
         "hidden_states timestep",
         "encoder_hidden_states",
         neither="image_rotary_emb",
         fps=8.0,
         **_ONE_CALL,
-    ),
-    "HeliosTransformer3DModel": declared(
-        "hidden_states timestep latents_history_short latents_history_mid latents_history_long",
-        "encoder_hidden_states",
-        neither="indices_hidden_states indices_latents_history_short indices_latents_history_mid "
-        "indices_latents_history_long",
-        zero_padded=_PADDED_WITH_ZEROS,
-        fps=24.0,
-        vae_dtype="float32",
-        **_TWO_CALLS,
     ),
     "CosmosTransformer3DModel": declared(
         "hidden_states timestep condition_mask",
