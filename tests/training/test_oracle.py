@@ -66,7 +66,11 @@ def refusal(pipe: Any) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *EVERY])
+# runs that are told to end before the image do not reach it
+_REACHING = [name for name in [*RECIPES, *EVERY] if "ends early" not in name]
+
+
+@pytest.mark.parametrize("name", _REACHING)
 def test_the_loop_ends_where_a_perfect_denoiser_leads_it_and_no_other_convention_does(name: str) -> None:
     pipe, recipe = recipe_of(name)
     why = refusal(pipe)

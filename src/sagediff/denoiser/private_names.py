@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
+if TYPE_CHECKING:  # what a folder's index tells is read before torch is imported
+    import torch
+    from diffusers.hooks.hooks import HookRegistry, ModelHook
 
 REGISTRY = "_diffusers_hook"  # attribute of a module: its registry of hooks
 
@@ -35,6 +36,8 @@ def registry_of(module: torch.nn.Module) -> HookRegistry:
     Not diffusers' `check_if_exists_or_initialize`: a compiled wrapper answers that with the registry of the module
     inside, whose hooks would be compiled with it.
     """
+    from diffusers.hooks.hooks import HookRegistry
+
     if REGISTRY not in vars(module):
         vars(module)[REGISTRY] = HookRegistry(module)
     return cast("HookRegistry", vars(module)[REGISTRY])
@@ -53,6 +56,8 @@ def stateful_hooks(module: torch.nn.Module) -> Iterator[ModelHook]:
 
 def class_of_states(value: Any) -> str:
     """Name of the class of the states that a hook's attribute manages, or of the attribute itself."""
+    from diffusers.hooks.hooks import StateManager
+
     kind: Any = value._state_cls if isinstance(value, StateManager) else type(value)
     return str(kind.__name__)
 
@@ -60,6 +65,8 @@ def class_of_states(value: Any) -> str:
 def current_state(value: Any) -> Any:
     """The state that the call under way will use, of those that a hook's attribute manages; None before its first
     call, when nothing is remembered.  Any other attribute as it is."""
+    from diffusers.hooks.hooks import StateManager
+
     if not isinstance(value, StateManager):
         return value
     return None if value._context is None else cast("Any", value).get_state()
@@ -67,6 +74,8 @@ def current_state(value: Any) -> Any:
 
 def forget_managed_states(value: Any) -> None:
     """Clear all states that a hook's attribute manages, if it does; which of them the call under way will use stays."""
+    from diffusers.hooks.hooks import StateManager
+
     if isinstance(value, StateManager):
         value._state_cache.clear()
 
