@@ -15,6 +15,7 @@ _ONE_PROMPT = "it takes one prompt per call"
 _FRAMES = "its motion U-Net reads a prompt once for every frame, and has no row in the table of denoisers"
 _SOUND = "it denoises video and sound together, and its denoiser has no row in the table"
 
+_UNTRIED = "no test runs it yet, so that it is not known to be exact"
 _CHUNKS = (
     "it makes a video chunk by chunk, each of which goes on from the one before, which the members of a group no "
     "longer have in common"
@@ -36,12 +37,31 @@ REFUSED: Mapping[str, str] = {
     "LTX2ImageToVideoPipeline": _SOUND,
     "LTX2InContextPipeline": _SOUND,
     "LTX2Pipeline": _SOUND,
+    "DreamLiteMobilePipeline": _ONE_PROMPT,
+    "DreamLitePipeline": _ONE_PROMPT,
+    "LongCatImageEditPipeline": "diffusers reads the first prompt of a list only",
+    **dict.fromkeys(
+        (
+            "EasyAnimateControlPipeline",
+            "EasyAnimateInpaintPipeline",
+            "KandinskyV22PriorEmb2EmbPipeline",
+            "QwenImageControlNetInpaintPipeline",
+            "SanaSprintImg2ImgPipeline",
+            "SanaWMLTX2Refiner",
+            "ShapEPipeline",
+            "StableAudio3AudioToAudioPipeline",
+            "StableAudio3InpaintPipeline",
+            "VisualClozeGenerationPipeline",
+            "VisualClozePipeline",
+            "ZImageControlNetInpaintPipeline",
+            "ZImageControlNetPipeline",
+        ),
+        _UNTRIED,
+    ),
     "ZImageOmniPipeline": "its images are lists within lists, without a row for each prompt",
-    "AnyFlowFARPipeline": "it makes a video in chunks and keeps the keys of each prompt's earlier ones",
     "Cosmos3OmniPipeline": "it makes a video of the first prompt of a list only",
     "CosmosTextToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
     "CosmosVideoToWorldPipeline": "it calls its solver twice per step, first for the prediction alone",
-    "LTXI2VLongMultiPromptPipeline": "its prompts are of the parts of one video",
     "MotifVideoImage2VideoPipeline": _ONE_PROMPT,
     "SanaWMPipeline": _ONE_PROMPT,
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": "each frame has a solver of its own",
@@ -81,6 +101,27 @@ MODULAR_REFUSED: Mapping[str, str] = {
             "WanAnimate2ModularPipeline",
         ),
         "it takes one prompt per call, and its latents have no row for each of several",
+    ),
+    **dict.fromkeys(
+        (
+            "HeliosModularPipeline",
+            "HeliosPyramidDistilledModularPipeline",
+            "HeliosPyramidModularPipeline",
+        ),
+        _CHUNKS,
+    ),
+    "LTX25ModularPipeline": _SOUND,
+    "LTX2ModularPipeline": _SOUND,
+    "Wan22VaceModularPipeline": _ONE_PROMPT,
+    **dict.fromkeys(
+        (
+            "AnimaModularPipeline",
+            "EchoModularPipeline",
+            "ErnieImageModularPipeline",
+            "Ideogram4ModularPipeline",
+            "QwenImageLayeredModularPipeline",
+        ),
+        _UNTRIED,
     ),
 }
 """Modular pipelines that cannot share steps, and why, as in `REFUSED`."""
