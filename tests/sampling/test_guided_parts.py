@@ -9,7 +9,7 @@ import torch
 from tiny.every_pipeline import EVERY, pipe_of
 
 from sagediff.denoiser.guidance import UNGUIDED, Guiding
-from sagediff.denoiser.lookup import denoiser_of
+from sagediff.denoiser.lookup import denoiser_of, family_of
 from sagediff.denoiser.loops import check_loop
 from sagediff.errors import PlanError, UnsupportedPipelineError
 from sagediff.plan.share_plan import SharePlan
@@ -185,3 +185,27 @@ def test_plans_count_all_parts(name: str, scale: float, keywords: dict[str, Any]
     pipe = pipe_of(name)
     denoiser = type(denoiser_of(pipe)).__name__
     assert cost_basis(pipe, denoiser, STEPS, scale, keywords=keywords).rows_per_prompt == rows
+
+
+@pytest.mark.parametrize("name", ["Kandinsky3Pipeline", "MochiPipeline", "ErnieImagePipeline"])
+def test_another_shared_guidance_is_that_guidance_of_newer_pipelines(name: str) -> None:
+    pipe, recipe = pipe_of(name), EVERY[name]
+    scale = 2.0 + family_of(denoiser_of(pipe), pipe).unguided_scale  # what the pipeline calls a guidance of 3
+    equal = recipe.inputs([7, 7], True)
+    plan = SharePlan.from_groups([[0, 1]], num_steps=4, share_ratio=1.0, shared_guidance=3.0)
+    options = {"num_inference_steps": 4, "output_type": "latent", "height": 16, "width": 16}
+    with shared_sampling(pipe, plan):
+        shared = next(iter(pipe(generator=plan.generators(0), **(options | equal)).values()))
+    own = pipe(generator=plan.generators(0), **(options | equal | {"guidance_scale": scale}))
+    torch.testing.assert_close(shared, next(iter(own.values())), rtol=0, atol=1e-4)
+
+
+def test_no_shared_guidance_where_the_pipelines_own_may_change_from_step_to_step() -> None:
+    pipe, recipe = pipe_of("CogVideoXPipeline"), EVERY["CogVideoXPipeline"]
+    plan = SharePlan.from_groups([[0, 1]], num_steps=4, share_ratio=0.5, shared_guidance=2.0)
+    options = {"num_inference_steps": 4, "output_type": "latent", "height": 16, "width": 16}
+    with (
+        pytest.raises(UnsupportedPipelineError, match=r"shared_guidance 2 .* CogVideoXPipeline"),
+        shared_sampling(pipe, plan),
+    ):
+        pipe(generator=plan.generators(0), **(options | recipe.inputs([7, 7], True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ def guidance_factor(pipe: Any, family: Family, plan: SharePlan, call: DenoiserCa
         raise UnsupportedPipelineError(
             f"shared_guidance {guidance:g} cannot be had where guidance has the parts {', '.join(call.parts)}; use "
             f"None (as the pipeline's) or 1.0"
+        )
+    if "use_dynamic_cfg" in inspect.signature(type(pipe).__call__).parameters:
+        # CogVideoX: what it tells at a call of its denoiser is the scale of the step before
+        raise UnsupportedPipelineError(
+            f"shared_guidance {guidance:g} cannot be had with {type(pipe).__name__}, which may change its own guidance "
+            f"scale from step to step; use None (as the pipeline's) or 1.0"
         )
     scale, unguided = getattr(pipe, "guidance_scale", None), family.unguided_scale
     if not isinstance(scale, int | float) or scale == unguided:
