@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from sagediff.denoiser.family import Family
@@ -24,13 +22,6 @@ Answer: TypeAlias = Callable[[dict[str, Any], Callable[[], Any]], Any]
 
 class Left(Exception):
     """Leaves a pipeline on the way: what was wanted of it is known."""
-
-
-@dataclass
-class Prediction(BaseOutput):
-    """A denoiser's output where the module itself is not run: (rows, ...), or a list of rows."""
-
-    sample: Any
 
 
 class _AnswerHook(ModelHook):
@@ -54,12 +45,6 @@ def answering(module: torch.nn.Module, family: Family, answer: Answer) -> Iterat
         yield
     finally:
         registry.remove_hook(_HOOK, recurse=False)
-
-
-def in_form(output: Tensor, arguments: Mapping[str, Any], family: Family) -> Any:
-    """(N, ...) as the denoiser returns it when it is called with those arguments."""
-    rows = list(output.unbind(0)) if family.sample in family.lists else output
-    return Prediction(sample=rows) if arguments.get("return_dict", True) else (rows,)
 
 
 @contextmanager

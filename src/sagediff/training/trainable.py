@@ -19,10 +19,10 @@ from torch import Tensor
 from sagediff.denoiser.condition import GroupCondition
 from sagediff.denoiser.convention import Convention
 from sagediff.denoiser.lookup import FAMILIES, Family, denoiser_of, denoisers_of, family_of
-from sagediff.denoiser.predictions import prediction_of
+from sagediff.denoiser.predictions import form_like, prediction_of
 from sagediff.errors import UnsupportedPipelineError, first_line
 from sagediff.sampling.gathering import Gathering
-from sagediff.training.answered import Answer, Left, answering, in_form
+from sagediff.training.answered import Answer, Left, answering
 from sagediff.training.forward_process import GRID, ForwardProcess
 
 _FEW = 2  # steps of a run that is left at its first: with one, some schedulers begin at timestep 0, which tells no time
@@ -180,7 +180,9 @@ class TrainableDenoiser:
 
     def answer(self, prediction: Tensor, arguments: dict[str, Any]) -> Any:
         """What the denoiser returns if that is what the scheduler shall be given, (N, ...)."""
-        return in_form(self.convention.said(prediction, self._answered[0]), arguments, self.family)
+        said = self.convention.said(prediction, self._answered[0])
+        rows = list(said.unbind(0)) if self.family.sample in self.family.lists else said
+        return form_like({"sample": rows}, as_tuple=not arguments.get("return_dict", True))
 
     # -- conditions
 
